@@ -1,0 +1,6 @@
+//! Layer 0: what every other part stands on. Imports nothing of ours.
+
+pub mod disk;
+pub mod ids;
+pub mod limits;
+pub mod step;

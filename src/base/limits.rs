@@ -1,0 +1,38 @@
+//! Every bound of the program, in one place. A limit is checked before anything is allocated (T8, T9).
+
+/// Longest `.dx` file that is written or read, in bytes.
+pub const DX_FILE_BYTES_MAX: u64 = 4 << 30;
+/// Longest frame of a `.dx` file, uncompressed, in bytes. A larger row or unit spans frames.
+pub const DX_FRAME_RAW_BYTES_MAX: usize = 64 << 20;
+/// A writer closes a frame at this many uncompressed bytes.
+pub const DX_FRAME_RAW_BYTES_GOAL: usize = 1 << 20;
+/// Longest single record of a frame, in bytes (one row with its values).
+pub const DX_RECORD_BYTES_MAX: usize = 48 << 20;
+/// Most columns that one row may have (SQLite's own limit is 2,000; the log holds two images and four fields).
+pub const COLUMNS_MAX: usize = 990;
+/// Most bytes of one value.
+pub const VALUE_BYTES_MAX: usize = 32 << 20;
+
+/// Router: a round is closed after the unit with which some node reaches this many operations.
+pub const ROUTER_FILE_OPERATIONS_GOAL: u64 = 5_000;
+/// Router: a round is closed after the unit with which its frames reach this many bytes.
+pub const ROUTER_ROUND_BYTES_GOAL: usize = 16 << 20;
+/// Router: frames for a group of nodes are shared from this many bytes on; smaller ones are copied to each node.
+pub const ROUTER_SHARED_FRAME_BYTES_MIN: usize = 2 << 10;
+
+/// Longest control message of a session, in bytes.
+pub const SESSION_MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// Bytes of file content in one session message.
+pub const SESSION_CHUNK_BYTES: usize = 256 << 10;
+/// Most files named in one offer.
+pub const SESSION_OFFER_FILES_MAX: usize = 1_000;
+/// Most sessions at once in one process.
+pub const SESSIONS_MAX: usize = 512;
+
+/// Client: rows after which an apply slice commits, at the next unit end.
+pub const APPLY_SLICE_ROWS: u64 = 1_000;
+
+/// Most key spaces (rule paths) that a definition may compile to.
+pub const RULE_PATHS_MAX: usize = 4_096;
+/// Most hops of one rule path.
+pub const RULE_HOPS_MAX: usize = 8;

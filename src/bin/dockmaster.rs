@@ -1,0 +1,3 @@
+//! The server-side router service and its administration.
+
+fn main() {}

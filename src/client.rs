@@ -1,0 +1,8 @@
+//! Layer 4: the client side, one file per step.
+
+pub mod apply;
+pub mod daemon;
+pub mod exchange;
+pub mod folder;
+pub mod init;
+pub mod status;

@@ -1,0 +1,8 @@
+//! Layer 1: plain data that the stages hand to each other. No SQL, no file, no clock.
+
+pub mod dock;
+pub mod event;
+pub mod node;
+pub mod operation;
+pub mod schema;
+pub mod value;

@@ -1,0 +1,10 @@
+//! Layer 4: the server side, one file per Siebel component.
+
+pub mod deploy;
+pub mod extract;
+pub mod nodes;
+pub mod router;
+pub mod status;
+pub mod supervisor;
+pub mod syncmgr;
+pub mod txnproc;

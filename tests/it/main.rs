@@ -1,0 +1,15 @@
+//! The one integration-test binary: one link, not one per file.
+
+mod apply;
+mod capture;
+mod cli;
+mod definition;
+mod docking;
+mod dx;
+mod end_to_end;
+mod extract;
+mod northwind;
+mod router;
+mod scope;
+mod session;
+mod tidy;
