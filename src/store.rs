@@ -4,6 +4,7 @@ pub mod capture;
 pub mod control;
 pub mod coverage;
 pub mod ddl;
+mod ddl_tokens;
 pub mod local;
 pub mod log;
 pub mod predicate;
