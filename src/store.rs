@@ -6,6 +6,7 @@ pub mod coverage;
 pub mod ddl;
 pub mod indexsql;
 pub mod install;
+mod ddl_tokens;
 pub mod local;
 pub mod log;
 pub mod predicate;
