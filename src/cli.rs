@@ -1,1 +1,13 @@
-//! Layer module (being written).
+//! Layer 5: arguments, configuration, output and exit codes of the two programs. Nothing below reads the environment,
+//! prints, or knows what an exit code is.
+//!
+//! `dockmaster.rs` and `remote_sync.rs` are the two command trees; each command is one small function in a
+//! `*_commands.rs` file that calls the layer below and hands the answer to `output`.
+
+pub mod config;
+pub mod dockmaster;
+pub mod exit;
+pub mod hint;
+pub mod logging;
+pub mod output;
+pub mod remote_sync;

@@ -1,0 +1,194 @@
+//! The definition as written: what the TOML says, each name and string with its place, before anything is resolved.
+//!
+//! `reader` fills these from text; `check` gives them meaning against a schema. Settings of the server are read here too,
+//! since one file holds both.
+
+use crate::rules::problem::{At, Text};
+
+/// `[server]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerSettings {
+    /// Name of the server, as `status` prints it. Default `HQ`.
+    pub name: String,
+    /// Path of the server database; `None` if the file names none and the command line must.
+    pub database: Option<String>,
+    /// Address that the Synchronization Manager listens on. Default `127.0.0.1:40400`.
+    pub listen: String,
+    /// Docking root, relative to the file. Default `docking`.
+    pub root: String,
+    /// When a day begins for windows, minutes after midnight. Default 03:00.
+    pub day_starts_minutes: u16,
+}
+
+impl Default for ServerSettings {
+    fn default() -> ServerSettings {
+        ServerSettings {
+            name: "HQ".into(),
+            database: None,
+            listen: "127.0.0.1:40400".into(),
+            root: "docking".into(),
+            day_starts_minutes: 180,
+        }
+    }
+}
+
+/// Everything in the file that is not about rows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Settings {
+    /// `[server]`.
+    pub server: ServerSettings,
+}
+
+/// The whole definition as written.
+#[derive(Debug, Clone, Default)]
+pub struct Definition {
+    /// Settings.
+    pub settings: Settings,
+    /// `reference = [..]`.
+    pub reference: Vec<Text>,
+    /// `[node]`, in order.
+    pub attributes: Vec<RawAttribute>,
+    /// `[object.X]`, in order.
+    pub objects: Vec<RawObject>,
+    /// `[model.X]`, in order.
+    pub models: Vec<RawModel>,
+    /// `[table.T]`, in order.
+    pub tables: Vec<RawTable>,
+}
+
+/// One name under `[node]`.
+#[derive(Debug, Clone)]
+pub struct RawAttribute {
+    /// Its name.
+    pub name: Text,
+    /// Its source.
+    pub source: RawSource,
+}
+
+/// Where an attribute comes from.
+#[derive(Debug, Clone)]
+pub enum RawSource {
+    /// `{ type = .., must_exist = .., many = .. }`
+    Given {
+        /// `integer` or `text`.
+        kind: Option<Text>,
+        /// `Table.column`.
+        must_exist: Option<Text>,
+        /// Several values.
+        many: bool,
+    },
+    /// A path string.
+    Path(Text),
+}
+
+/// `[object.X]`.
+#[derive(Debug, Clone)]
+pub struct RawObject {
+    /// X.
+    pub name: Text,
+    /// Place of the heading.
+    pub at: At,
+    /// `table = ..`, if the primary table has another name.
+    pub table: Option<Text>,
+    /// Member tables.
+    pub members: Vec<RawMember>,
+    /// `direction`.
+    pub direction: Option<Text>,
+    /// `visible..`.
+    pub rules: Vec<RawRule>,
+    /// `window` of the whole object.
+    pub window: Option<Text>,
+    /// `writable`.
+    pub writable: bool,
+    /// `give_away`.
+    pub give_away: bool,
+    /// `dangling`.
+    pub dangling: Vec<Text>,
+    /// `conflict`.
+    pub conflict: Option<Text>,
+}
+
+/// A member table.
+#[derive(Debug, Clone)]
+pub struct RawMember {
+    /// The table.
+    pub table: Text,
+    /// Columns of the foreign key by which it travels, where it has several.
+    pub on: Vec<Text>,
+}
+
+/// One visibility rule.
+#[derive(Debug, Clone)]
+pub struct RawRule {
+    /// Its name, `visible` for the single unnamed one.
+    pub name: Text,
+    /// The rule string.
+    pub rule: Text,
+    /// `where`.
+    pub predicate: Option<Text>,
+    /// `window`.
+    pub window: Option<Text>,
+}
+
+/// `[model.X]`.
+#[derive(Debug, Clone)]
+pub struct RawModel {
+    /// X.
+    pub name: Text,
+    /// `only`.
+    pub only: Option<Vec<Text>>,
+    /// `without`.
+    pub without: Vec<Text>,
+}
+
+/// `[table.T]`.
+#[derive(Debug, Clone)]
+pub struct RawTable {
+    /// T.
+    pub name: Text,
+    /// `omit`.
+    pub omit: Vec<Text>,
+    /// `dangling`.
+    pub dangling: Vec<Text>,
+    /// `keys`.
+    pub keys: Option<Text>,
+    /// `conflict`.
+    pub conflict: Option<Text>,
+    /// `[table.T.column.C] conflict`: (C, policy).
+    pub columns: Vec<(Text, Option<Text>)>,
+}
+
+/// How two changes of one field are brought together. Kept for the Transaction Merger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConflictPolicy {
+    /// The server's value stays (the default).
+    ServerWins,
+    /// The node's value is taken: last synchronisation wins.
+    ClientWins,
+    /// The row with the later value in that column wins.
+    Newest(String),
+    /// Differences are added.
+    Sum,
+    /// A person decides.
+    Manual,
+}
+
+/// Where a conflict policy holds; the innermost wins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConflictRule {
+    /// The table.
+    pub table: String,
+    /// The column; `None` for the whole table.
+    pub column: Option<String>,
+    /// What to do.
+    pub policy: ConflictPolicy,
+}
+
+/// Where integer keys of rows that nodes insert come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeySource {
+    /// Each node has a block of numbers (the default).
+    Block,
+    /// The application makes its own unique keys.
+    Own,
+}
