@@ -15,5 +15,6 @@ mod oracle_router;
 mod oracle_schemas;
 mod router;
 mod scope;
+mod scope_cost;
 mod session;
 mod tidy;
