@@ -4,6 +4,8 @@
 //! product and none of its code: equality, dates, models and joins are written here a second time, so that an error
 //! in one is not an error in both.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests: a test fails by panicking")]
+
 use dockmaster::base::ids::NodeName;
 use dockmaster::model::dock::{AttributeSource, Direction, Dock, Hop, Reference, RuleKind, Window};
 use dockmaster::model::node::Node;

@@ -1,5 +1,7 @@
 //! Random worlds and units, from a seed.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests: a test fails by panicking")]
+
 use super::oracle::{World, equal};
 use super::oracle_schemas::{Domain, Subject};
 use dockmaster::base::ids::{Incarnation, NodeName};

@@ -2,6 +2,8 @@
 //!
 //! Value domains are small on purpose: rows must meet, collide, dangle and move between the same few keys.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests: a test fails by panicking")]
+
 use super::oracle::Closure;
 use dockmaster::model::dock::*;
 use dockmaster::model::value::{Collation, Value};
