@@ -6,8 +6,8 @@ use super::guard::day_of;
 use super::layout::data_table;
 use super::nodes::NodeScope;
 use crate::model::dock::{ColumnIndex, Dock, Hop, RuleKind, RulePath, TableIndex, Window};
-use crate::model::value::Value;
-use crate::rules::graph::{ScopeGraph, column_collation, join_collations};
+use crate::model::value::{Collation, Value};
+use crate::rules::graph::{ScopeGraph, column_collation, join_collations, reference_collations};
 use crate::store::predicate::select_rowids;
 use crate::store::sqlite::{SqlValue, value_of};
 use rusqlite::functions::FunctionFlags;
@@ -53,7 +53,8 @@ fn selects(dock: &Dock, node: &NodeScope, table: TableIndex, day: i64) -> Vec<St
     let here = data_table(table);
     let Some(object) = declared.object else { return Vec::new() };
     if let Some(reference) = &declared.member_of {
-        let on = join_terms(dock, ("t", table, &reference.columns), ("p", reference.to_table, &reference.to_columns));
+        let collations = reference_collations(dock, reference);
+        let on = join_terms(dock, ("t", table, &reference.columns), ("p", reference.to_table, &reference.to_columns), &collations);
         return vec![format!("{} CROSS JOIN {here} t ON {on}", from_visible(reference.to_table, "p"))];
     }
     let mut selects = Vec::new();
@@ -76,7 +77,8 @@ fn selects(dock: &Dock, node: &NodeScope, table: TableIndex, day: i64) -> Vec<St
             RuleKind::Path(path) => selects.push(format!("{}{guard}", path_select(dock, table, path))),
             RuleKind::Referenced(references) => {
                 for reference in references.iter().filter(|reference| dock.tables[reference.table].object.is_some()) {
-                    let on = join_terms(dock, ("t", table, &reference.to_columns), ("s", reference.table, &reference.columns));
+                    let collations = reference_collations(dock, reference);
+                    let on = join_terms(dock, ("t", table, &reference.to_columns), ("s", reference.table, &reference.columns), &collations);
                     selects.push(format!("{} CROSS JOIN {here} t ON {on} WHERE true{guard}", from_visible(reference.table, "s")));
                 }
             }
@@ -101,7 +103,10 @@ fn path_select(dock: &Dock, table: TableIndex, path: &RulePath) -> String {
     let mut right: Option<(&str, &Hop)> = None;
     for (name, here, out, hop) in steps.iter().rev() {
         let mut on = match right {
-            Some((right, joined)) => join_terms(dock, (name, *here, out), (right, joined.table, &joined.join)),
+            Some((right, joined)) => {
+                let collations = join_collations(dock, *here, out, joined.table, &joined.join);
+                join_terms(dock, (name, *here, out), (right, joined.table, &joined.join), &collations)
+            }
             None => {
                 let column = out.first().copied().unwrap_or_default();
                 let collation = column_collation(dock, *here, column).name();
@@ -122,8 +127,7 @@ fn path_select(dock: &Dock, table: TableIndex, path: &RulePath) -> String {
 type Side<'a> = (&'a str, TableIndex, &'a [ColumnIndex]);
 
 /// Returns the terms of a join by which rows of `left` are searched for a row of `right`.
-fn join_terms(dock: &Dock, left: Side<'_>, right: Side<'_>) -> String {
-    let collations = join_collations(dock, left.1, left.2, right.1, right.2);
+fn join_terms(dock: &Dock, left: Side<'_>, right: Side<'_>, collations: &[Collation]) -> String {
     let terms = left.2.iter().zip(right.2).zip(collations).map(|((a, b), collation)| {
         // `+` takes the rowid column's affinity away: with it no index on the left column would serve.
         let bare = if is_rowid(dock, right.1, *b) { "+" } else { "" };

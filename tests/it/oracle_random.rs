@@ -165,7 +165,7 @@ impl<'a> Random<'a> {
     }
 
     fn model(&mut self) -> Option<String> {
-        self.rng.choice(&self.subject.models).copied().flatten().map(str::to_owned)
+        self.rng.choice(&self.subject.models).cloned().flatten()
     }
 
     fn attributes(&mut self) -> BTreeMap<String, Vec<Value>> {
