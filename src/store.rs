@@ -9,6 +9,8 @@ pub mod indexsql;
 pub mod install;
 pub mod local;
 pub mod log;
+pub mod nodes;
 pub mod predicate;
 pub mod schema;
+pub mod snapshot;
 pub mod sqlite;
