@@ -5,6 +5,8 @@ pub mod control;
 pub mod coverage;
 pub mod ddl;
 mod ddl_tokens;
+pub mod indexsql;
+pub mod install;
 pub mod local;
 pub mod local_apply;
 pub mod local_build;
