@@ -1,1 +1,3 @@
 //! Layer module (being written).
+
+pub mod sessions;

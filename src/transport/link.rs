@@ -340,11 +340,11 @@ async fn write_all<W: AsyncWrite + Unpin>(
         if let Some(bytes) = next {
             sink.feed(bytes).await?;
             if urgent.is_empty() && content.is_empty() {
-                sink.flush().await?;
+                SinkExt::<Bytes>::flush(&mut sink).await?;
             }
         }
     }
-    sink.flush().await?;
-    sink.close().await?;
+    SinkExt::<Bytes>::flush(&mut sink).await?;
+    SinkExt::<Bytes>::close(&mut sink).await?;
     Ok(())
 }
