@@ -1,4 +1,4 @@
-//! Layer 3: the docking root. Folders, numbered queues, the lock, the ledger of the Transaction Router.
+//! Layer 3: the docking root. Folders, numbered queues, the lock, the ledger of the Transaction Router, the sessions.
 //!
 //! `docs/docking-format.md` shows the tree, the order of writes and every state that a crash can leave.
 
@@ -6,4 +6,5 @@ pub mod error;
 pub mod ledger;
 pub mod queue;
 pub mod root;
+pub mod sessions;
 pub mod txnproc;
