@@ -12,7 +12,8 @@ use crate::docking::root::DockingRoot;
 use crate::model::dock::Dock;
 use crate::model::node::{Node, NodeState};
 use crate::model::schema::Schema;
-use crate::store::sqlite::{InstallPlan, ServerDatabase, StoreError};
+use crate::store::install::InstallPlan;
+use crate::store::sqlite::{ServerDatabase, StoreError};
 use std::path::{Path, PathBuf};
 
 /// What is to be deployed.
@@ -45,7 +46,8 @@ pub enum DeployError {
     #[error(transparent)]
     TxnProc(#[from] TxnProcError),
     /// Another server's docking root.
-    #[error("docking root {root} belongs to server {found}, but {database} is server {expected}")]
+    #[error("docking root {} belongs to server {found}, but {} is {}", root.display(), database.display(),
+        expected.map_or("not installed".to_owned(), |expected| format!("server {expected}")))]
     OtherServer {
         /// The docking root.
         root: PathBuf,
@@ -53,8 +55,8 @@ pub enum DeployError {
         found: ServerId,
         /// The server database.
         database: PathBuf,
-        /// Its identity.
-        expected: ServerId,
+        /// Its identity; `None` if nothing of ours is in it.
+        expected: Option<ServerId>,
     },
     /// Nodes hold data by the definition in force.
     #[error("the definition changed, and {count} active node(s) hold data by the one in force, {first} first; changing it under them is not built yet")]
@@ -104,20 +106,39 @@ pub struct Deployed {
 /// Returns what `deploy` will do. Changes nothing.
 pub fn plan(options: &DeployOptions, root: &Path) -> Result<DeployPlan, DeployError> {
     let server = ServerDatabase::open(&options.database)?;
-    let state = server.install_state(&options.dock, &options.schema)?;
+    let installed = server.is_installed()?;
+    let identity = if installed { Some(server.identity()?) } else { None };
+    let deployed = match &identity {
+        Some(identity) => server.definition(identity.revision)?,
+        None => None,
+    };
+    let definition_changed = deployed.as_deref() != Some(options.text.as_str());
+    let stopped = if installed { server.stopped_tables()? } else { Vec::new() };
+    let capture: Vec<String> = if definition_changed {
+        options.dock.tables.iter().map(|table| table.name.clone()).collect()
+    } else {
+        stopped.into_iter().map(|(table, _)| table).collect()
+    };
     let cds = root.join("cds.db");
     let store = if cds.exists() { data_store_state(&cds)? } else { None };
-    let definition_changed = state.text.as_deref() != Some(options.text.as_str());
-    let builds_data_store = store.is_none() || definition_changed || !state.capture.is_empty();
-    let active = active_nodes(&server)?;
+    let builds_data_store = store.is_none() || definition_changed || !capture.is_empty();
+    let rows = if builds_data_store {
+        let mut rows = 0;
+        for table in &options.dock.tables {
+            rows += server.count_rows(&table.name)?;
+        }
+        rows
+    } else {
+        0
+    };
     Ok(DeployPlan {
-        capture: state.capture,
-        becomes_wal: !state.is_wal,
-        rows: if builds_data_store { server.count_rows(&options.dock)? } else { 0 },
+        capture,
+        becomes_wal: !server.is_wal()?,
+        rows,
         builds_data_store,
-        revision: state.revision,
+        revision: identity.map(|identity| identity.revision),
         definition_changed,
-        active_nodes: active.len(),
+        active_nodes: active_nodes(&server)?.len(),
     })
 }
 
@@ -129,34 +150,30 @@ pub fn deploy(options: &DeployOptions, root: &DockingRoot) -> Result<Deployed, D
     if let (Some(first), true) = (active.first(), plan.builds_data_store) {
         return Err(DeployError::ActiveNodes { count: active.len(), first: first.name.to_string() });
     }
-    let old = if root.cds_db().exists() { data_store_state(&root.cds_db())? } else { None };
-    let install = InstallPlan {
+    if root.cds_db().exists()
+        && let Some(old) = data_store_state(&root.cds_db())?
+    {
+        let expected = if server.is_installed()? { Some(server.identity()?.server_id) } else { None };
+        if expected != Some(old.server_id) {
+            return Err(DeployError::OtherServer {
+                root: root.path().to_owned(),
+                found: old.server_id,
+                database: options.database.clone(),
+                expected,
+            });
+        }
+    }
+    let installed = server.install(&InstallPlan {
         dock: &options.dock,
         schema: &options.schema,
         revision_text: &options.text,
         server_name: &options.server_name,
-    };
-    if let Some(old) = &old
-        && let Some(expected) = server.server_id()?
-        && old.server_id != expected
-    {
-        return Err(other_server(root, old.server_id, options, expected));
-    }
-    let installed = server.install(&install)?;
-    if let Some(old) = &old
-        && old.server_id != installed.server_id
-    {
-        return Err(other_server(root, old.server_id, options, installed.server_id));
-    }
+    })?;
     if !plan.builds_data_store {
         return Ok(Deployed { revision: installed.revision, rows: None });
     }
     let rows = build_data_store(options, root, &server, (installed.server_id, installed.epoch, installed.revision))?;
     Ok(Deployed { revision: installed.revision, rows: Some(rows) })
-}
-
-fn other_server(root: &DockingRoot, found: ServerId, options: &DeployOptions, expected: ServerId) -> DeployError {
-    DeployError::OtherServer { root: root.path().to_owned(), found, database: options.database.clone(), expected }
 }
 
 fn data_store_state(path: &Path) -> Result<Option<CdsState>, CdsError> {
@@ -166,7 +183,7 @@ fn data_store_state(path: &Path) -> Result<Option<CdsState>, CdsError> {
 }
 
 fn active_nodes(server: &ServerDatabase) -> Result<Vec<Node>, StoreError> {
-    if server.server_id()?.is_none() {
+    if !server.is_installed()? {
         return Ok(Vec::new());
     }
     Ok(server.nodes()?.into_iter().filter(|node| node.state == NodeState::Active).collect())
@@ -201,24 +218,14 @@ fn build_data_store(
         };
         let mut filling = Filling::create(&building, options.dock.clone(), options.schema.clone(), state)?;
         for (number, table) in options.dock.tables.iter().enumerate() {
-            let columns: Vec<&str> = table.columns.iter().map(|column| column.name.as_str()).collect();
-            let mut failed = None;
-            snapshot.scan(&table.name, &columns, |row| match filling.add(number, &row) {
-                Ok(()) => Ok(true),
-                Err(error) => {
-                    failed = Some(error);
-                    Ok(false)
-                }
-            })?;
-            if let Some(error) = failed {
-                return Err(error.into());
-            }
+            let columns: Vec<String> = table.columns.iter().map(|column| column.name.clone()).collect();
+            snapshot.scan::<DeployError>(&table.name, &columns, |row| Ok(filling.add(number, &row)?))?;
         }
         if root.cds_db().exists() {
             filling.keep_files_of(&root.cds_db())?;
         }
         Ok(filling.finish(&[])?)
-    })??;
+    })?;
     // From here on the server database knows this data store as the one that read it last.
     server.write_tail(position, nonce, previous)?;
     root.disk().replace(&building, &root.cds_db()).map_err(TxnProcError::from)?;

@@ -45,6 +45,17 @@ impl Default for RouterOptions {
     }
 }
 
+impl RouterError {
+    /// Returns whether trying again may help: a lock that somebody holds, a full disk.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            RouterError::Docking(error) => error.is_transient(),
+            RouterError::Disk(error) => error.is_no_space(),
+            _ => false,
+        }
+    }
+}
+
 /// Why a step failed. The next step starts with recovery.
 #[derive(Debug, thiserror::Error)]
 pub enum RouterError {

@@ -4,23 +4,26 @@
 //! a committed round wakes the sessions. A slow poll is the safety net, never the mechanism.
 
 use super::extract::{self, ExtractError, ExtractJob};
-use super::router::{Router, RouterError};
+use super::router::{Router, RouterError, RouterOptions};
 use super::syncmgr::{self, SyncError, SyncOptions};
 use super::txnproc::{PendingExtract, TxnProc, TxnProcError};
 use crate::base::ids::NodeName;
 use crate::base::step::{Progress, Wake};
 use crate::docking::root::DockingRoot;
-use crate::store::sqlite::{ServerDatabase, StoreError};
+use crate::store::control::Control;
+use crate::store::sqlite::StoreError;
 use notify::Watcher;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 /// Safety net for a lost event.
 const POLL: Duration = Duration::from_secs(5);
 /// Pause after a fault that may pass by itself: a lock, a full disk.
 const RETRY: Duration = Duration::from_secs(1);
+/// Extracts built at once.
+const EXTRACT_WORKERS: usize = 2;
 
 /// Why the service stopped.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +37,17 @@ pub enum ServeError {
     /// An extract.
     #[error("extract: {0}")]
     Extract(#[from] ExtractError),
+    /// The rows of an extract could not be selected.
+    #[error("extract of node {node}: selecting its rows")]
+    Select {
+        /// The node.
+        node: NodeName,
+        /// Why.
+        source: rusqlite::Error,
+    },
+    /// A node could not be started anew.
+    #[error(transparent)]
+    Node(#[from] super::nodes::NodeError),
     /// The Synchronization Manager.
     #[error("Synchronization Manager: {0}")]
     Sync(#[from] SyncError),
@@ -59,7 +73,7 @@ impl ServeError {
         match self {
             ServeError::TxnProc(error) => error.is_transient(),
             ServeError::Router(error) => error.is_transient(),
-            ServeError::Extract(error) => error.is_transient(),
+            ServeError::Extract(ExtractError::Disk { source, .. }) => source.is_no_space(),
             ServeError::Store(error) => error.is_busy(),
             _ => false,
         }
@@ -117,7 +131,7 @@ pub fn run(options: &ServeOptions, root: &Arc<DockingRoot>, stages: &[Stage]) ->
         }
     }
     if stages.contains(&Stage::Router) {
-        let mut router = Router::open(Arc::clone(root))?;
+        let mut router = Router::open(Arc::clone(root), RouterOptions::default())?;
         while router.step()? == Progress::Worked {
             pass.rounds += 1;
         }
@@ -128,7 +142,7 @@ pub fn run(options: &ServeOptions, root: &Arc<DockingRoot>, stages: &[Stage]) ->
 /// Runs the service until `stop` is called or a stage fails for good.
 pub fn serve(options: &ServeOptions, root: &Arc<DockingRoot>, stop: &Stop, ready: impl FnOnce(std::net::SocketAddr)) -> Result<(), ServeError> {
     let mut txnproc = TxnProc::open(&options.database, Arc::clone(root))?;
-    let mut router = Router::open(Arc::clone(root))?;
+    let mut router = Router::open(Arc::clone(root), RouterOptions::default())?;
     restart_lost_extracts(&txnproc, root)?;
     let (routed_sender, routed) = tokio::sync::watch::channel(0u64);
     let routed_sender = Arc::new(routed_sender);
@@ -147,16 +161,35 @@ pub fn serve(options: &ServeOptions, root: &Arc<DockingRoot>, stop: &Stop, ready
 
     std::thread::scope(|threads| {
         let (fail, extracts_routed, route_wake) = (&fail, &routed_sender, &route);
+        let (queue, waiting) = mpsc::channel::<PendingExtract>();
+        let waiting = Arc::new(Mutex::new(waiting));
+        for _ in 0..EXTRACT_WORKERS {
+            let waiting = Arc::clone(&waiting);
+            threads.spawn(move || {
+                loop {
+                    let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    let Ok(pending) = next else { return };
+                    if stop.is_stopped() {
+                        // Not begun: the node starts anew with the next start of the service.
+                        continue;
+                    }
+                    match build_extract(pending, root) {
+                        Ok(()) => extracts_routed.send_modify(|round| *round += 1),
+                        Err(error) => fail(error),
+                    }
+                }
+            });
+        }
         threads.spawn(move || {
             while !stop.is_stopped() {
                 let worked = tick(&txnproc, options).and_then(|()| Ok(txnproc.step()?));
                 match worked {
                     Ok(step) => {
                         for pending in step.extracts {
-                            threads.spawn(move || match build_extract(pending, root) {
-                                Ok(()) => extracts_routed.send_modify(|round| *round += 1),
-                                Err(error) => fail(error),
-                            });
+                            // The workers live as long as this thread, so the queue takes it.
+                            if queue.send(pending).is_err() {
+                                fail(ServeError::Thread("extract"));
+                            }
                         }
                         match step.progress {
                             Progress::Worked => route_wake.set(),
@@ -201,7 +234,7 @@ fn tick(txnproc: &TxnProc, options: &ServeOptions) -> Result<(), ServeError> {
     }
     let day = window_day(options.day_starts_minutes);
     if day > txnproc.cds().state().day {
-        txnproc.server().write_tick(day)?;
+        txnproc.server().append_control(&Control::Tick { day })?;
     }
     Ok(())
 }
@@ -224,7 +257,7 @@ fn restart_lost_extracts(txnproc: &TxnProc, root: &DockingRoot) -> Result<(), Se
 }
 
 fn build_extract(pending: PendingExtract, root: &DockingRoot) -> Result<(), ServeError> {
-    pending.select_rows().map_err(ExtractError::from)?;
+    pending.select_rows().map_err(|source| ServeError::Select { node: pending.node.node.name.clone(), source })?;
     let toc = extract::build(&ExtractJob {
         cds: &pending.snapshot,
         dock: &pending.dock,

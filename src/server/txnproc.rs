@@ -28,6 +28,7 @@ use crate::store::log::{ReadOptions, UnitReading};
 use crate::store::sqlite::{ServerDatabase, StoreError};
 use rusqlite::Connection;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Level at which txnproc files are compressed.
@@ -59,6 +60,27 @@ pub enum TxnProcError {
     /// No random numbers from the system.
     #[error("the system gives no random numbers: {0}")]
     Random(String),
+}
+
+impl TxnProcError {
+    /// Returns whether trying again may help: a lock that somebody holds, a full disk.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            TxnProcError::Store(error) => error.is_busy(),
+            TxnProcError::Cds(CdsError::Sql { source, .. }) => is_transient(source),
+            TxnProcError::Disk(error) => error.is_no_space(),
+            TxnProcError::Docking(error) => error.is_transient(),
+            _ => false,
+        }
+    }
+}
+
+/// Returns whether SQLite's refusal may pass by itself.
+pub(crate) fn is_transient(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked | rusqlite::ErrorCode::DiskFull)
+    )
 }
 
 /// An extract to be built: a node that started with the unit just committed, and the snapshot of exactly that unit (R15).
@@ -99,19 +121,21 @@ pub struct Step {
 pub struct TxnProc {
     server: ServerDatabase,
     cds: Cds,
-    root: DockingRoot,
+    root: Arc<DockingRoot>,
     last_file: FileNo,
     last_hash: ContentHash,
-    schema_version_seen: Option<i64>,
+    last_unit: TxnId,
 }
 
 impl TxnProc {
     /// Opens the stage and recovers: what a crash left in `txnproc/` without a ledger row is deleted.
-    pub fn open(database: &Path, root: DockingRoot) -> Result<TxnProc, TxnProcError> {
+    pub fn open(database: &Path, root: Arc<DockingRoot>) -> Result<TxnProc, TxnProcError> {
         let server = ServerDatabase::open(database)?;
         let cds = Cds::open(&root.cds_db())?;
         let last = cds.last_file()?;
-        let (last_file, last_hash) = last.map_or((FileNo(0), ContentHash::default()), |file| (file.file_no, file.content_hash));
+        // After a new filling of the data store the files go on where they were: each range begins where the last one ended.
+        let (last_file, last_hash, last_unit) = last
+            .map_or((FileNo(0), ContentHash::default(), cds.state().position), |file| (file.file_no, file.content_hash, file.last));
         root.disk().clean_tmp(&root.txnproc_tmp())?;
         for file in queue::list(&root.txnproc())?.files {
             if file.file_no > last_file {
@@ -119,7 +143,7 @@ impl TxnProc {
                 root.disk().remove(&file.path)?;
             }
         }
-        Ok(TxnProc { server, cds, root, last_file, last_hash, schema_version_seen: None })
+        Ok(TxnProc { server, cds, root, last_file, last_hash, last_unit })
     }
 
     /// Returns the data store.
@@ -136,13 +160,11 @@ impl TxnProc {
     pub fn step(&mut self) -> Result<Step, TxnProcError> {
         let idle = Step { progress: Progress::Idle, extracts: Vec::new() };
         let state = self.cds.state().clone();
-        let options =
-            ReadOptions { after: state.position, known: Some(state.nonce), schema_version_seen: self.schema_version_seen };
+        let options = ReadOptions { after: state.position, known: Some(state.nonce) };
         let Some(reading) = self.server.read_unit(&options)? else { return Ok(idle) };
-        self.schema_version_seen = Some(reading.schema_version);
 
         let nonce = new_nonce()?;
-        self.server.write_tail(reading.upto, nonce, state.nonce)?;
+        self.server.write_tail(reading.upto, nonce, Some(state.nonce))?;
 
         let unit = reading.upto;
         let input = self.input(reading)?;
@@ -158,6 +180,7 @@ impl TxnProc {
         self.cds.commit(&file, nonce)?;
         self.last_file = file.file_no;
         self.last_hash = file.content_hash;
+        self.last_unit = file.last;
 
         let mut extracts = Vec::new();
         for event in &events.nodes {
@@ -201,7 +224,7 @@ impl TxnProc {
             node: None,
             incarnation: Default::default(),
             file_no: self.last_file.next(),
-            first: TxnId(state.position.0 + 1),
+            first: TxnId(self.last_unit.0 + 1),
             last: unit,
             revision: events.revision,
             previous: self.last_hash,
