@@ -3,10 +3,10 @@
 pub mod deploy;
 pub mod extract;
 pub mod nodes;
+pub mod pass;
 pub mod round;
 pub mod router;
 pub mod status;
-pub mod supervisor;
 pub mod syncmgr;
 pub mod txnproc;
 

@@ -67,14 +67,15 @@ impl Filling {
     pub fn keep_files_of(&mut self, old: &Path) -> Result<(), CdsError> {
         let sql = self.cds.sql("take over the ledger of txnproc files");
         let source = layout::connect_read_only(old).map_err(&sql)?;
-        let mut statement =
-            source.prepare("SELECT file_no, first, last, content_hash, bytes, created FROM txnproc_file").map_err(&sql)?;
+        let mut statement = source.prepare("SELECT file_no, first, last, content_hash, bytes, created FROM txnproc_file").map_err(&sql)?;
         let mut rows = statement.query([]).map_err(&sql)?;
         while let Some(row) = rows.next().map_err(&sql)? {
             let values = super::rows::read_row(row, 6).map_err(&sql)?;
             self.cds
                 .conn
-                .prepare_cached("INSERT INTO txnproc_file(file_no, first, last, content_hash, bytes, created) VALUES(?1, ?2, ?3, ?4, ?5, ?6)")
+                .prepare_cached(
+                    "INSERT INTO txnproc_file(file_no, first, last, content_hash, bytes, created) VALUES(?1, ?2, ?3, ?4, ?5, ?6)",
+                )
                 .and_then(|mut statement| statement.execute(rusqlite::params_from_iter(values.iter().map(SqlValue))))
                 .map_err(&sql)?;
         }

@@ -59,7 +59,9 @@ pub enum DeployError {
         expected: Option<ServerId>,
     },
     /// Nodes hold data by the definition in force.
-    #[error("the definition changed, and {count} active node(s) hold data by the one in force, {first} first; changing it under them is not built yet")]
+    #[error(
+        "the definition changed, and {count} active node(s) hold data by the one in force, {first} first; changing it under them is not built yet"
+    )]
     ActiveNodes {
         /// How many.
         count: usize,
@@ -177,9 +179,11 @@ pub fn deploy(options: &DeployOptions, root: &DockingRoot) -> Result<Deployed, D
 }
 
 fn data_store_state(path: &Path) -> Result<Option<CdsState>, CdsError> {
-    connect_read_only(path)
-        .and_then(|conn| read_state(&conn))
-        .map_err(|source| CdsError::Sql { path: path.to_owned(), what: "read the commit point", source })
+    connect_read_only(path).and_then(|conn| read_state(&conn)).map_err(|source| CdsError::Sql {
+        path: path.to_owned(),
+        what: "read the commit point",
+        source,
+    })
 }
 
 fn active_nodes(server: &ServerDatabase) -> Result<Vec<Node>, StoreError> {
@@ -207,15 +211,7 @@ fn build_data_store(
     let mut position = TxnId::default();
     let rows = server.snapshot(|snapshot| -> Result<u64, DeployError> {
         position = snapshot.log_end()?;
-        let state = CdsState {
-            server_id,
-            server_name: options.server_name.clone(),
-            epoch,
-            revision,
-            position,
-            nonce,
-            day: options.day,
-        };
+        let state = CdsState { server_id, server_name: options.server_name.clone(), epoch, revision, position, nonce, day: options.day };
         let mut filling = Filling::create(&building, options.dock.clone(), options.schema.clone(), state)?;
         for (number, table) in options.dock.tables.iter().enumerate() {
             let columns: Vec<String> = table.columns.iter().map(|column| column.name.clone()).collect();

@@ -6,7 +6,7 @@
 //! file without a row, which is deleted and made anew, perhaps longer (R25).
 
 use crate::base::disk::DiskError;
-use crate::base::ids::{ContentHash, FileNo, Nonce, NodeName, TxnId};
+use crate::base::ids::{ContentHash, FileNo, NodeName, Nonce, TxnId};
 use crate::base::step::Progress;
 use crate::cds::layout::{TxnprocFile, connect_read_only};
 use crate::cds::nodes::NodeScope;
@@ -19,8 +19,8 @@ use crate::docking::root::DockingRoot;
 use crate::dx::error::DxError;
 use crate::dx::header::{DxDirection, Header};
 use crate::dx::writer::TxnprocWriter;
-use crate::model::event::NodeEvent;
 use crate::model::dock::Dock;
+use crate::model::event::NodeEvent;
 use crate::model::schema::Schema;
 use crate::rules::graph::ScopeGraph;
 use crate::store::control::Control;
@@ -134,8 +134,8 @@ impl TxnProc {
         let cds = Cds::open(&root.cds_db())?;
         let last = cds.last_file()?;
         // After a new filling of the data store the files go on where they were: each range begins where the last one ended.
-        let (last_file, last_hash, last_unit) = last
-            .map_or((FileNo(0), ContentHash::default(), cds.state().position), |file| (file.file_no, file.content_hash, file.last));
+        let (last_file, last_hash, last_unit) =
+            last.map_or((FileNo(0), ContentHash::default(), cds.state().position), |file| (file.file_no, file.content_hash, file.last));
         root.disk().clean_tmp(&root.txnproc_tmp())?;
         for file in queue::list(&root.txnproc())?.files {
             if file.file_no > last_file {
