@@ -3,8 +3,10 @@
 pub mod deploy;
 pub mod extract;
 pub mod nodes;
+pub mod outbox;
 pub mod router;
 pub mod status;
 pub mod supervisor;
 pub mod syncmgr;
+pub mod syncsession;
 pub mod txnproc;
