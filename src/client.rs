@@ -5,5 +5,7 @@ mod apply_inbox;
 pub mod daemon;
 pub mod exchange;
 pub mod folder;
+pub mod inbox;
 pub mod init;
+pub mod put;
 pub mod status;

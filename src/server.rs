@@ -5,9 +5,11 @@ pub mod extract;
 pub mod nodes;
 pub mod pass;
 pub mod round;
+pub mod outbox;
 pub mod router;
 pub mod status;
 pub mod syncmgr;
+pub mod syncsession;
 pub mod txnproc;
 
 #[cfg(test)]
