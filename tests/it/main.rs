@@ -9,6 +9,7 @@ mod dx;
 mod end_to_end;
 mod extract;
 mod harness;
+mod node_kit;
 mod northwind;
 mod router;
 mod scope;
