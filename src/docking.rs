@@ -7,3 +7,6 @@ pub mod ledger;
 pub mod queue;
 pub mod root;
 pub mod txnproc;
+//! Layer module (being written).
+
+pub mod sessions;
