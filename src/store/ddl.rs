@@ -497,7 +497,7 @@ mod tests {
         // A kept reference must not inherit the tail of a dropped one.
         let deferred =
             rewritten("child", "CREATE TABLE child(e INT REFERENCES kept REFERENCES gone DEFERRABLE INITIALLY DEFERRED)", &shape);
-        assert_eq!(deferred.sql, "CREATE TABLE child(e INT REFERENCES kept )");
+        assert_eq!(deferred.sql, "CREATE TABLE child(e INT REFERENCES kept  )");
     }
 
     #[test]
