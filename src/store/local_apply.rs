@@ -14,6 +14,7 @@ use crate::model::event::TableHeading;
 use crate::model::operation::Operation;
 use crate::model::value::{Row, Value, display_key};
 use rusqlite::{CachedStatement, Connection, ErrorCode};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -59,7 +60,7 @@ pub type TableOperation<'a> = (&'a TableHeading, &'a Operation);
 
 /// What the statements for each heading look like; belongs to one version of the local schema.
 #[derive(Debug, Default)]
-pub struct Catalogue {
+pub(super) struct Catalogue {
     schema_version: Option<i64>,
     tables: HashMap<TableHeading, LocalTable>,
 }
@@ -69,14 +70,14 @@ pub struct Catalogue {
 pub struct ApplyTransaction<'d> {
     connection: &'d Connection,
     path: &'d Path,
-    catalogue: &'d mut Catalogue,
+    catalogue: &'d RefCell<Catalogue>,
     state: LocalState,
     finished: bool,
 }
 
 impl LocalDatabase {
     /// Takes the write lock. Waits for other programs, but not for ever: [`LocalError::Busy`].
-    pub fn begin<'d>(&'d self, catalogue: &'d mut Catalogue) -> Result<ApplyTransaction<'d>, LocalError> {
+    pub fn begin(&self) -> Result<ApplyTransaction<'_>, LocalError> {
         let (connection, path) = (self.connection(), self.path());
         connection.execute_batch("BEGIN IMMEDIATE").map_err(|source| LocalError::of_sql(path, "take the write lock", source))?;
         let state = match local::read_state(connection, path) {
@@ -87,15 +88,16 @@ impl LocalDatabase {
             }
         };
         // From here on a drop rolls back.
-        let transaction = ApplyTransaction { connection, path, catalogue, state, finished: false };
+        let transaction = ApplyTransaction { connection, path, catalogue: self.catalogue(), state, finished: false };
         let version: i64 = transaction
             .connection
             .query_row("PRAGMA schema_version", [], |row| row.get(0))
             .map_err(|source| LocalError::of_sql(path, "read the schema version", source))?;
-        if transaction.catalogue.schema_version != Some(version) {
-            transaction.catalogue.tables.clear();
-            transaction.catalogue.schema_version = Some(version);
+        let mut catalogue = transaction.catalogue.borrow_mut();
+        if catalogue.schema_version != Some(version) {
+            *catalogue = Catalogue { schema_version: Some(version), tables: HashMap::new() };
         }
+        drop(catalogue);
         Ok(transaction)
     }
 }
@@ -137,13 +139,14 @@ impl ApplyTransaction<'_> {
     /// Applies all operations of one unit, or nothing of it. A unit names a row once at most, so its operations have no order:
     /// deletes go first, then updates, then puts. Where that hits a unique key halfway, the unit is redone as: delete
     /// every row that it touches, insert every final image (R37).
-    pub fn apply_unit(&mut self, unit: TxnId, operations: &[TableOperation<'_>]) -> Result<(), UnitError> {
+    pub fn apply_unit(&self, unit: TxnId, operations: &[TableOperation<'_>]) -> Result<(), UnitError> {
+        let mut catalogue = self.catalogue.borrow_mut();
         // A unit mostly stays with one table, so the last answer mostly serves again: comparing addresses is cheaper than hashing names.
         let mut last: Option<&TableHeading> = None;
         for (heading, _) in operations {
-            if !last.is_some_and(|known| std::ptr::eq(known, *heading)) && !self.catalogue.tables.contains_key(*heading) {
+            if !last.is_some_and(|known| std::ptr::eq(known, *heading)) && !catalogue.tables.contains_key(*heading) {
                 let table = LocalTable::look_up(self.connection, self.path, heading)?;
-                self.catalogue.tables.insert((*heading).clone(), table);
+                catalogue.tables.insert((*heading).clone(), table);
             }
             last = Some(heading);
         }
@@ -152,7 +155,7 @@ impl ApplyTransaction<'_> {
         for (heading, operation) in operations {
             let table = match last {
                 Some((known, table)) if std::ptr::eq(known, *heading) => table,
-                _ => match self.catalogue.tables.get(*heading) {
+                _ => match catalogue.tables.get(*heading) {
                     Some(table) => table,
                     None => continue, // Cannot be: it was put there above.
                 },
