@@ -6,7 +6,5 @@ pub mod error;
 pub mod ledger;
 pub mod queue;
 pub mod root;
-pub mod txnproc;
-//! Layer module (being written).
-
 pub mod sessions;
+pub mod txnproc;
