@@ -13,6 +13,8 @@ pub mod local_apply;
 pub mod local_build;
 pub mod local_table;
 pub mod log;
+pub mod nodes;
 pub mod predicate;
 pub mod schema;
+pub mod snapshot;
 pub mod sqlite;

@@ -6,11 +6,12 @@
 use crate::base::ids::{NodeName, Nonce, TxnId};
 use crate::model::schema::Schema;
 use crate::model::value::Value;
-use crate::store::capture::Stopped;
+use crate::store::log::Catalogue;
 use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a statement of ours waits for another program's lock.
@@ -110,15 +111,17 @@ pub enum StoreError {
         /// Where the log ends now.
         end: TxnId,
     },
-    /// Rows between the reader's position and the log's first row are gone.
-    #[error("{}: log rows {} to {} are gone before they were read", path.display(), known.0 + 1, first.0 - 1)]
+    /// Log rows above the reader's position are gone.
+    #[error("{}: log rows are missing between {after} and {upto}: {found} are there", path.display())]
     LogGap {
         /// The database.
         path: PathBuf,
         /// Position read already.
-        known: TxnId,
-        /// First row that is still there.
-        first: TxnId,
+        after: TxnId,
+        /// End of the log.
+        upto: TxnId,
+        /// How many rows are there.
+        found: i64,
     },
     /// A table cannot be captured.
     #[error("table {table}: {reason}")]
@@ -174,8 +177,8 @@ impl StoreError {
 pub struct ServerDatabase {
     pub(crate) connection: Connection,
     pub(crate) path: PathBuf,
-    /// What the last look at the catalogue and the schema said, by schema version: see `log`.
-    pub(crate) catalogue: RefCell<Option<Stopped>>,
+    /// What the last look at the catalogue and the schema said.
+    pub(crate) catalogue: RefCell<Option<Arc<Catalogue>>>,
 }
 
 impl ServerDatabase {
