@@ -3,8 +3,12 @@
 pub mod deploy;
 pub mod extract;
 pub mod nodes;
+pub mod round;
 pub mod router;
 pub mod status;
 pub mod supervisor;
 pub mod syncmgr;
 pub mod txnproc;
+
+#[cfg(test)]
+mod router_crash;
