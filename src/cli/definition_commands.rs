@@ -1,13 +1,12 @@
 //! `init`, `check`, `deploy`, `uninstall`: the commands around the definition and the server database.
 
 use crate::base::disk::Disk;
-use crate::cli::config::{self, ConfigError, Loaded};
 use crate::cli::exit::{Exit, Outcome};
 use crate::cli::output::{Output, count};
-use crate::rules::check::{Checked, check as check_files};
+use crate::cli::project::Project;
+use crate::rules::check::Checked;
 use crate::rules::problem::Problem;
 use crate::rules::starter;
-use crate::store::predicate::PredicateChecker;
 use crate::store::sqlite::ServerDatabase;
 use serde_json::{Value as Json, json};
 use std::path::{Path, PathBuf};
@@ -48,32 +47,6 @@ fn path_from(config: &Path, database: &Path) -> PathBuf {
     if same_folder || database.is_absolute() { database.to_owned() } else { std::path::absolute(database).unwrap_or_else(|_| database.to_owned()) }
 }
 
-/// A definition that was read and checked against its server database.
-#[derive(Debug)]
-pub(crate) struct Project {
-    /// The main file of the definition.
-    pub(crate) config: PathBuf,
-    /// What `check` found; may have problems.
-    pub(crate) checked: Checked,
-    /// Where the server database is.
-    pub(crate) database: PathBuf,
-    /// Where the docking root is.
-    pub(crate) root: PathBuf,
-}
-
-impl Project {
-    /// Reads the definition and checks it against the database that it names.
-    pub(crate) fn load(named: Option<&Path>) -> anyhow::Result<Project> {
-        let Loaded { path, files } = config::load(named)?;
-        let settings = crate::rules::check::settings(&files).map_err(|problems| ConfigError::Wrong { problems })?;
-        let Some(database) = &settings.server.database else { return Err(ConfigError::NoDatabase { path }.into()) };
-        let (database, root) = (config::beside(&path, database), config::beside(&path, &settings.server.root));
-        let schema = ServerDatabase::open(&database)?.schema()?;
-        let checked = check_files(&files, &schema, &PredicateChecker);
-        Ok(Project { config: path, checked, database, root })
-    }
-}
-
 /// Says everything that is wrong with the definition.
 pub(crate) fn check(named: Option<&Path>, output: Output) -> Outcome {
     let project = Project::load(named)?;
@@ -96,7 +69,7 @@ fn report(project: &Project, output: Output) -> anyhow::Result<()> {
     match (problems.len(), dock) {
         (0, Some(dock)) => output.say(format!(
             "{}: no problems{}; {} objects, {} rules, {} tables",
-            project.config.display(),
+            project.settings.config.display(),
             match warnings.len() {
                 0 => String::new(),
                 1 => ", 1 warning".to_owned(),
