@@ -4,5 +4,7 @@ pub mod apply;
 pub mod daemon;
 pub mod exchange;
 pub mod folder;
+pub mod inbox;
 pub mod init;
+pub mod put;
 pub mod status;

@@ -4,10 +4,12 @@ pub mod deploy;
 pub mod extract;
 pub mod nodes;
 pub mod round;
+pub mod outbox;
 pub mod router;
 pub mod status;
 pub mod supervisor;
 pub mod syncmgr;
+pub mod syncsession;
 pub mod txnproc;
 
 #[cfg(test)]
