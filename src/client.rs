@@ -1,6 +1,7 @@
 //! Layer 4: the client side, one file per step.
 
 pub mod apply;
+mod apply_inbox;
 pub mod daemon;
 pub mod exchange;
 pub mod folder;

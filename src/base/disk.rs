@@ -426,8 +426,7 @@ fn in_parallel<T: Sync>(items: &[T], work: impl Fn(&T) -> Result<(), DiskError> 
     let work = &work;
     let share = items.len().div_ceil(FLUSH_THREADS);
     std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            items.chunks(share).map(|part| scope.spawn(move || part.iter().try_for_each(work))).collect();
+        let threads: Vec<_> = items.chunks(share).map(|part| scope.spawn(move || part.iter().try_for_each(work))).collect();
         let mut result = Ok(());
         for thread in threads {
             match thread.join() {

@@ -25,9 +25,7 @@ pub fn encode_into<T: Serialize>(what: &'static str, value: &T, out: &mut Vec<u8
     let length = out.len() - start;
     let result = match written {
         Err(error) => Err(DxError::Decode { what, reason: error.to_string() }),
-        Ok(_) if length > DX_RECORD_BYTES_MAX => {
-            Err(DxError::TooLarge { what, value: length as u64, limit: DX_RECORD_BYTES_MAX as u64 })
-        }
+        Ok(_) if length > DX_RECORD_BYTES_MAX => Err(DxError::TooLarge { what, value: length as u64, limit: DX_RECORD_BYTES_MAX as u64 }),
         Ok(_) => Ok(()),
     };
     if result.is_err() {
@@ -54,8 +52,8 @@ pub fn decode<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T
     if bytes.len() > DX_RECORD_BYTES_MAX {
         return Err(DxError::TooLarge { what, value: bytes.len() as u64, limit: DX_RECORD_BYTES_MAX as u64 });
     }
-    let (value, consumed) = bincode::serde::decode_from_slice(bytes, configuration())
-        .map_err(|error| DxError::Decode { what, reason: error.to_string() })?;
+    let (value, consumed) =
+        bincode::serde::decode_from_slice(bytes, configuration()).map_err(|error| DxError::Decode { what, reason: error.to_string() })?;
     if consumed != bytes.len() {
         return Err(DxError::Decode { what, reason: format!("{} bytes follow its end", bytes.len() - consumed) });
     }

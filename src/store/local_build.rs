@@ -214,31 +214,44 @@ fn create_indexes(target: &Connection, source: &Source<'_>, shape: &ExtractShape
     Ok(left_out)
 }
 
-/// Creates all views, then drops those that cannot be prepared, until all that are left can: a view may use another one.
+/// Creates the views that can be had. Which ones is found out in an empty copy in memory: a view that was dropped again would leave its
+/// text, with names of tables that the node must not know, in the pages of the file.
 fn create_views(target: &Connection, schema: &Schema, shape: &ExtractShape) -> rusqlite::Result<Vec<String>> {
+    let scratch = Connection::open_in_memory()?;
+    {
+        let mut statement =
+            target.prepare("SELECT sql FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'")?;
+        let mut tables = statement.query([])?;
+        while let Some(table) = tables.next()? {
+            scratch.execute_batch(table.get_ref(0)?.as_str()?)?;
+        }
+    }
     let mut left_out = Vec::new();
     let mut views = Vec::new();
     for view in &schema.views {
-        match target.execute_batch(&view.sql) {
+        match scratch.execute_batch(&view.sql) {
             Ok(()) => views.push(view),
             Err(error) => left_out.push(format!("view {}: {error}", view.name)),
         }
     }
+    // A view may use another one, so each one that goes can take others along.
     loop {
-        let mut dropped = None;
+        let mut obstacle = None;
         for (position, view) in views.iter().enumerate() {
             // SQLite takes a quoted name that is no column for a string; a view must not turn an omitted column into one.
-            target.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DML, !shape.any_omitted_in(&view.sql))?;
-            if let Err(error) = target.prepare(&format!("SELECT * FROM {}", quote_name(&view.name))) {
-                left_out.push(format!("view {}: {error}", view.name));
-                target.execute_batch(&format!("DROP VIEW {}", quote_name(&view.name)))?;
-                dropped = Some(position);
+            scratch.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DML, !shape.any_omitted_in(&view.sql))?;
+            if let Err(error) = scratch.prepare(&format!("SELECT * FROM {}", quote_name(&view.name))) {
+                obstacle = Some((position, error));
                 break;
             }
         }
-        match dropped {
-            Some(position) => views.remove(position),
-            None => return Ok(left_out),
-        };
+        let Some((position, error)) = obstacle else { break };
+        let view = views.remove(position);
+        left_out.push(format!("view {}: {error}", view.name));
+        scratch.execute_batch(&format!("DROP VIEW {}", quote_name(&view.name)))?;
     }
+    for view in views {
+        target.execute_batch(&view.sql)?;
+    }
+    Ok(left_out)
 }

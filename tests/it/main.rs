@@ -8,6 +8,7 @@ mod docking;
 mod dx;
 mod end_to_end;
 mod extract;
+mod node_kit;
 mod northwind;
 mod router;
 mod scope;
