@@ -8,8 +8,14 @@
 //!   aborted by the second. Only functions that every SQLite has are used.
 //! - What is compared, is compared under the collation of the index concerned, never under one that happens to be the column's.
 //!
-//! Known limit: SQLite leaves undefined what happens when a BEFORE UPDATE trigger changes the very row that is being updated. If
-//! that makes the row collide under `OR REPLACE` on a key of several columns, the removed row is found by no hint.
+//! - Ours are created last, so that they fire first among the AFTER triggers of the database: one that ends the statement but keeps
+//!   its changes (`RAISE(FAIL)`, `RAISE(IGNORE)`) would keep ours from firing. A newer one that does so stops the table.
+//!
+//! Known limits, which only a comparison with the tables can find:
+//! - SQLite leaves undefined what happens when a BEFORE UPDATE trigger changes the very row that is being updated. If that makes the
+//!   row collide under `OR REPLACE` on a key of several columns, the removed row is found by no hint.
+//! - A TEMP trigger fires before every other. If one of them ends the statement as above, or if a TEMP or newer trigger runs into a
+//!   constraint under an outer `OR FAIL`, the row whose trigger it was stays changed and is not logged.
 
 use crate::model::schema::{IndexTerm, TableShape, TermKind, UniqueIndex};
 use crate::store::sqlite::quote_name;
@@ -251,6 +257,26 @@ fn term_equal(table: &TableShape, term: &IndexTerm, row: &str) -> String {
             format!("({text}) COLLATE {collation} = {new}")
         }
     }
+}
+
+/// Returns the user's triggers on a table that were created after ours, so fire before them: (name, text).
+///
+/// # Errors
+/// A statement failed.
+pub(crate) fn newer_triggers(connection: &Connection, table: &str) -> rusqlite::Result<Vec<(String, String)>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT name, sql FROM main.sqlite_schema WHERE type = 'trigger' AND lower(tbl_name) = lower(?1) AND substr(name, 1, 5) <> 'dock_'
+         AND rowid > (SELECT min(rowid) FROM main.sqlite_schema
+                      WHERE type = 'trigger' AND lower(tbl_name) = lower(?1) AND substr(name, 1, 5) = 'dock_')",
+    )?;
+    let rows = statement.query_map([table], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    rows.collect()
+}
+
+/// Returns whether a trigger's text can end a statement and keep what it changed so far.
+pub(crate) fn may_end_statement(sql: &str) -> bool {
+    let upper = sql.to_ascii_uppercase();
+    upper.contains("RAISE") && (upper.contains("IGNORE") || upper.contains("FAIL"))
 }
 
 /// Reads the catalogue. A row that cannot be read gives its id and the reason.

@@ -9,7 +9,7 @@ use crate::base::limits::COLUMNS_MAX;
 use crate::model::dock::{Dock, DockTable};
 use crate::model::schema::{Schema, TableShape, TermKind};
 use crate::model::value::Collation;
-use crate::store::capture::{Capture, capture_shape, difference, read_captures, trigger_texts};
+use crate::store::capture::{Capture, capture_shape, difference, may_end_statement, newer_triggers, read_captures, trigger_texts};
 use crate::store::control::Control;
 use crate::store::log::stored_triggers;
 use crate::store::schema::{read_schema, read_shape};
@@ -324,8 +324,15 @@ impl ServerDatabase {
             let same = capture.shape == shape && capture.columns == columns;
             let stored = stored_triggers(&self.connection, target.table).map_err(fault())?;
             let whole = capture.triggers.iter().all(|(name, sql)| stored.get(name) == Some(sql)) && stored.len() == capture.triggers.len();
+            let newer = newer_triggers(&self.connection, &target.table.name).map_err(fault())?;
             if same && whole && capture.stopped.is_none() {
-                return Ok(Outcome::Kept);
+                if newer.is_empty() {
+                    return Ok(Outcome::Kept);
+                }
+                // Only the order is wrong: the same triggers again, last.
+                self.create_triggers(&target.dock.name, capture.triggers.iter().map(|(name, sql)| (name.as_str(), sql.as_str())))?;
+                let missed = newer.iter().any(|(_, sql)| may_end_statement(sql));
+                return Ok(if missed { Outcome::Interrupted } else { Outcome::Kept });
             }
             if same {
                 outcome = Outcome::Interrupted;
@@ -345,9 +352,8 @@ impl ServerDatabase {
             )
             .map_err(fault())?;
         let id = self.connection.last_insert_rowid();
-        for (_, sql) in trigger_texts(id, target.table, &target.columns) {
-            self.connection.execute_batch(&sql).map_err(fault())?;
-        }
+        let texts = trigger_texts(id, target.table, &target.columns);
+        self.create_triggers(&target.dock.name, texts.iter().map(|(name, sql)| (name.as_str(), sql.as_str())))?;
         if compiled_before && let Err(error) = self.compile(target.table) {
             return Err(StoreError::Table { table: target.dock.name.clone(), reason: format!("its capture triggers do not compile: {error}") });
         }
@@ -355,6 +361,16 @@ impl ServerDatabase {
         let stored = stored_triggers(&self.connection, fresh.as_ref().unwrap_or(target.table)).map_err(fault())?;
         self.connection.execute("UPDATE main.dock_capture SET triggers = ?2 WHERE id = ?1", (id, json(serde_json::to_string(&stored))?)).map_err(fault())?;
         Ok(outcome)
+    }
+
+    /// Creates triggers, in place of those of the same names if there are any.
+    fn create_triggers<'a>(&self, table: &str, triggers: impl Iterator<Item = (&'a str, &'a str)>) -> Result<(), StoreError> {
+        for (name, sql) in triggers {
+            self.connection
+                .execute_batch(&format!("DROP TRIGGER IF EXISTS main.{}; {sql}", quote_name(name)))
+                .map_err(self.fault(&format!("installing triggers on {table}")))?;
+        }
+        Ok(())
     }
 
     /// Compiles one statement of each kind, triggers included, and runs none: an error here would be the user's later.

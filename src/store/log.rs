@@ -11,7 +11,7 @@
 use crate::base::ids::{Nonce, TxnId};
 use crate::model::schema::TableShape;
 use crate::model::value::{Row, RowKey, Value};
-use crate::store::capture::{Capture, capture_shape, difference, key_condition, read_captures};
+use crate::store::capture::{Capture, capture_shape, difference, key_condition, may_end_statement, newer_triggers, read_captures};
 use crate::store::control::Control;
 use crate::store::schema::read_shape;
 use crate::store::sqlite::{ServerDatabase, SqlValue, StoreError, quote_name, value_of};
@@ -403,7 +403,11 @@ fn doubt(connection: &Connection, capture: &Capture) -> rusqlite::Result<Option<
     if let Some(what) = difference(&capture.shape, &capture_shape(&table)) {
         return Ok(Some(what));
     }
-    Ok(trigger_doubt(&stored_triggers(connection, &table)?, capture))
+    if let Some(reason) = trigger_doubt(&stored_triggers(connection, &table)?, capture) {
+        return Ok(Some(reason));
+    }
+    let ending = newer_triggers(connection, &capture.table)?.into_iter().find(|(_, sql)| may_end_statement(sql));
+    Ok(ending.map(|(name, _)| format!("the newer trigger `{name}` can end a statement before its change is captured")))
 }
 
 fn trigger_doubt(stored: &BTreeMap<String, String>, capture: &Capture) -> Option<String> {
