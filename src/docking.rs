@@ -2,6 +2,7 @@
 //!
 //! `docs/docking-format.md` shows the tree, the order of writes and every state that a crash can leave.
 
+pub mod backlog;
 pub mod error;
 pub mod ledger;
 pub mod queue;

@@ -3,9 +3,9 @@
 pub mod deploy;
 pub mod extract;
 pub mod nodes;
+pub mod outbox;
 pub mod pass;
 pub mod round;
-pub mod outbox;
 pub mod router;
 pub mod status;
 pub mod syncmgr;

@@ -2,6 +2,7 @@
 
 pub mod capture;
 pub mod control;
+pub mod counts;
 pub mod coverage;
 pub mod ddl;
 mod ddl_tokens;

@@ -125,11 +125,8 @@ pub fn plan(options: &DeployOptions, root: &Path) -> Result<DeployPlan, DeployEr
     let store = if cds.exists() { data_store_state(&cds)? } else { None };
     let builds_data_store = store.is_none() || definition_changed || !capture.is_empty();
     let rows = if builds_data_store {
-        let mut rows = 0;
-        for table in &options.dock.tables {
-            rows += server.count_rows(&table.name)?;
-        }
-        rows
+        let counts = server.count_rows(&options.schema)?;
+        options.dock.tables.iter().filter_map(|table| counts.get(&table.name)).sum()
     } else {
         0
     };

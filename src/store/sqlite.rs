@@ -205,17 +205,6 @@ impl ServerDatabase {
         crate::store::schema::read_schema(&self.connection).map_err(self.fault("reading the schema"))
     }
 
-    /// Returns the number of rows of a table.
-    ///
-    /// # Errors
-    /// A statement failed.
-    pub fn count_rows(&self, table: &str) -> Result<u64, StoreError> {
-        self.connection
-            .query_row(&format!("SELECT count(*) FROM main.{}", quote_name(table)), [], |row| row.get::<_, i64>(0))
-            .map(i64::unsigned_abs)
-            .map_err(self.fault(&format!("counting {table}")))
-    }
-
     /// Returns whether the journal mode is WAL.
     ///
     /// # Errors

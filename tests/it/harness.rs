@@ -26,7 +26,12 @@ impl Site {
 
     /// Runs the server program to its end.
     pub fn dockmaster(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_dockmaster")).args(arguments).current_dir(self.folder.path()).stdin(Stdio::null()).output().unwrap()
+        Command::new(env!("CARGO_BIN_EXE_dockmaster"))
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
     }
 
     /// Runs the server program and demands success. Returns what it printed on stdout.
@@ -36,7 +41,12 @@ impl Site {
 
     /// Runs the client program to its end.
     pub fn remote_sync(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_remote-sync")).args(arguments).current_dir(self.folder.path()).stdin(Stdio::null()).output().unwrap()
+        Command::new(env!("CARGO_BIN_EXE_remote-sync"))
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
     }
 
     /// Runs the client program and demands success. Returns what it printed on stdout.

@@ -22,7 +22,11 @@ const ORACLE: &[(&str, &str, &str)] = &[
     ("Orders", "*", "EmployeeID = ?"),
     ("Order Details", "*", "OrderID IN (SELECT OrderID FROM Orders WHERE EmployeeID = ?)"),
     ("Customers", "*", "CustomerID IN (SELECT CustomerID FROM Orders WHERE EmployeeID = ?)"),
-    ("CustomerCustomerDemo", "*", "CustomerID IN (SELECT o.CustomerID FROM Orders o JOIN Customers USING (CustomerID) WHERE o.EmployeeID = ?)"),
+    (
+        "CustomerCustomerDemo",
+        "*",
+        "CustomerID IN (SELECT o.CustomerID FROM Orders o JOIN Customers USING (CustomerID) WHERE o.EmployeeID = ?)",
+    ),
     (
         "CustomerDemographics",
         "*",
@@ -30,11 +34,7 @@ const ORACLE: &[(&str, &str, &str)] = &[
     ),
     ("EmployeeTerritories", "*", "EmployeeID = ?"),
     ("Territories", "*", "TerritoryID IN (SELECT TerritoryID FROM EmployeeTerritories WHERE EmployeeID = ?)"),
-    (
-        "Regions",
-        "*",
-        "RegionID IN (SELECT RegionID FROM Territories JOIN EmployeeTerritories USING (TerritoryID) WHERE EmployeeID = ?)",
-    ),
+    ("Regions", "*", "RegionID IN (SELECT RegionID FROM Territories JOIN EmployeeTerritories USING (TerritoryID) WHERE EmployeeID = ?)"),
 ];
 
 /// Returns the shared Northwind database; `None`, loudly, where the project stands alone. Never in CI.
@@ -149,10 +149,13 @@ fn northwind_nine_employees_after_500_edits() {
 
     // Rows that no rule shows are on no node, nor in any file of one.
     for employee in 1..=EMPLOYEES {
-        let shown = literals(&site.path(&format!("e{employee}.db")), "SELECT CustomerID FROM Customers WHERE CompanyName = 'Nobody''s customer'");
+        let shown =
+            literals(&site.path(&format!("e{employee}.db")), "SELECT CustomerID FROM Customers WHERE CompanyName = 'Nobody''s customer'");
         let owned = literals(
             &site.path("hq.db"),
-            &format!("SELECT CustomerID FROM Customers WHERE CompanyName = 'Nobody''s customer' AND CustomerID IN (SELECT CustomerID FROM Orders WHERE EmployeeID = {employee})"),
+            &format!(
+                "SELECT CustomerID FROM Customers WHERE CompanyName = 'Nobody''s customer' AND CustomerID IN (SELECT CustomerID FROM Orders WHERE EmployeeID = {employee})"
+            ),
         );
         assert_eq!(shown, owned);
     }

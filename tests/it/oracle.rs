@@ -242,7 +242,9 @@ impl World {
         let named = |patterns: &[String]| {
             [format!("{object}.{own}"), format!("*.{own}"), format!("{object}.*")].iter().any(|name| patterns.contains(name))
         };
-        let Some(model) = node.model.as_ref().and_then(|name| self.dock.models.iter().find(|model| model.name == *name)) else { return true };
+        let Some(model) = node.model.as_ref().and_then(|name| self.dock.models.iter().find(|model| model.name == *name)) else {
+            return true;
+        };
         if named(&model.without) {
             return false;
         }

@@ -61,9 +61,8 @@ impl Router {
                 return Err(format!("two events of {:?}", row.key));
             }
         }
-        let names = |numbers: &[KeyIndex]| -> BTreeSet<ScopeKey> {
-            numbers.iter().map(|number| events.keys[*number as usize].clone()).collect()
-        };
+        let names =
+            |numbers: &[KeyIndex]| -> BTreeSet<ScopeKey> { numbers.iter().map(|number| events.keys[*number as usize].clone()).collect() };
         let mut starting = Vec::new();
         let mut new_keys: BTreeMap<NodeName, BTreeSet<ScopeKey>> =
             self.replicas.iter().map(|(name, replica)| (name.clone(), replica.keys.clone())).collect();

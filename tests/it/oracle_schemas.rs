@@ -111,8 +111,7 @@ impl Building {
     fn rule(&mut self, name: &str, kind: RuleKind, predicate: Option<(&str, &[&str])>, window: Option<Window>) {
         let object = self.dock.objects.iter().position(|object| name.starts_with(&format!("{}.", object.name))).unwrap();
         let table = self.dock.objects[object].table;
-        let predicate =
-            predicate.map(|(sql, columns)| Predicate { sql: sql.to_owned(), columns: self.columns(table, columns) });
+        let predicate = predicate.map(|(sql, columns)| Predicate { sql: sql.to_owned(), columns: self.columns(table, columns) });
         self.dock.rules.push(VisibilityRule { name: name.to_owned(), object, kind, predicate, window });
     }
 
@@ -191,7 +190,8 @@ pub(crate) fn crm() -> Subject {
     b.table("region_team", &["region_id", "employee_id"], &[("region_id", Untyped(3)), ("employee_id", Id(5)), ("since", Date)]);
     b.table("visit", &["id"], &[("id", Id(5)), ("employee_id", Maybe(5)), ("place_id", MaybeUntyped(4))]);
 
-    let node_hop = |b: &Building, table: &str, join: &str, out: &str, recursive| NodeHop { hop: b.hop(table, &[join], &[], &[out]), recursive };
+    let node_hop =
+        |b: &Building, table: &str, join: &str, out: &str, recursive| NodeHop { hop: b.hop(table, &[join], &[], &[out]), recursive };
     b.given("employee", AttributeType::Integer, true);
     b.derived("position", "employee", vec![node_hop(&b, "employee", "id", "position_id", false)]);
     b.derived("team", "position", vec![node_hop(&b, "position", "parent_id", "id", true)]);
@@ -243,10 +243,8 @@ pub(crate) fn crm() -> Subject {
     b.rule("account.team", b.path("account", &["id"], to_team(&b), "position"), None, None);
     b.rule("account.manager", b.path("account", &["id"], to_team(&b), "team"), None, None);
     b.rule("account.org", b.path("account", &["org_id"], vec![], "org"), Some(("kind = 'house'", &["kind"])), None);
-    let needed = vec![
-        b.reference("opportunity", &["account_id"], "account", &["id"]),
-        b.reference("contact", &["account_id"], "account", &["id"]),
-    ];
+    let needed =
+        vec![b.reference("opportunity", &["account_id"], "account", &["id"]), b.reference("contact", &["account_id"], "account", &["id"])];
     b.rule("account.needed", RuleKind::Referenced(needed), None, None);
     b.rule("contact.account", b.path("contact", &["account_id"], to_team(&b), "position"), None, None);
     b.rule("contact.mine", b.path("contact", &["owner_id"], vec![], "employee"), None, None);
@@ -262,12 +260,7 @@ pub(crate) fn crm() -> Subject {
     let shared = vec![b.hop("opportunity_team", &["opportunity_id"], &[("active", Value::Integer(1))], &["position_id"])];
     b.rule("opportunity.shared", b.path("opportunity", &["id"], shared, "position"), None, None);
     b.rule("opportunity.manager", b.path("opportunity", &["position_id"], vec![], "team"), None, b.window("opportunity", "closed_at", 10));
-    b.rule(
-        "product.used",
-        RuleKind::Referenced(vec![b.reference("opportunity_line", &["product_id"], "product", &["id"])]),
-        None,
-        None,
-    );
+    b.rule("product.used", RuleKind::Referenced(vec![b.reference("opportunity_line", &["product_id"], "product", &["id"])]), None, None);
     b.rule("category.used", RuleKind::Referenced(vec![b.reference("product", &["category"], "category", &["code"])]), None, None);
     b.rule(
         "grp.used",
@@ -323,18 +316,10 @@ pub(crate) fn ships() -> Subject {
         &[("~imo", Text(SHIPS)), ("number", Untyped(4)), ("done_at", Seconds), ("critical", Maybe(2))],
     );
     b.table("manual_issue", &["manual_id", "edition"], &[("manual_id", Id(3)), ("edition", Untyped(3)), ("class_id", Maybe(3))]);
-    b.table(
-        "manual_page",
-        &["id"],
-        &[("id", Id(8)), ("manual_id", Maybe(3)), ("edition", MaybeUntyped(3)), ("text", Any)],
-    );
+    b.table("manual_page", &["id"], &[("id", Id(8)), ("manual_id", Maybe(3)), ("edition", MaybeUntyped(3)), ("text", Any)]);
     b.table("noon_report", &["id"], &[("id", Id(4)), ("~imo", MaybeText(SHIPS)), ("_port", MaybeText(PORTS))]);
     b.table("port", &["code"], &[("_code", Text(PORTS)), ("name", Any)]);
-    b.table(
-        "vessel",
-        &["imo"],
-        &[("~imo", Text(SHIPS)), ("fleet_id", Maybe(4)), ("class_id", Maybe(3)), ("name", Any)],
-    );
+    b.table("vessel", &["imo"], &[("~imo", Text(SHIPS)), ("fleet_id", Maybe(4)), ("class_id", Maybe(3)), ("name", Any)]);
 
     b.given("vessel", AttributeType::Text, true);
     let hop = |b: &Building, table: &str, join: &str, filters: &[(&str, Value)], out: &str, recursive| NodeHop {
@@ -357,10 +342,7 @@ pub(crate) fn ships() -> Subject {
         "maintenance_job",
         Direction::TwoWay,
         None,
-        &[
-            ("job_part", &["imo", "number"], "maintenance_job", &["imo", "number"]),
-            ("job_reading", &["part_id"], "job_part", &["id"]),
-        ],
+        &[("job_part", &["imo", "number"], "maintenance_job", &["imo", "number"]), ("job_reading", &["part_id"], "job_part", &["id"])],
     );
     b.object("manual_page", Direction::Download, None, &[]);
     b.object("noon_report", Direction::Upload, None, &[]);

@@ -270,9 +270,8 @@ impl World {
     fn visible(&self, name: &str) -> Replica {
         let keys = &self.nodes[name];
         let rows = self.rows.iter().filter(|(_, (_, row_keys))| !row_keys.is_disjoint(keys));
-        let held = rows.map(|(id, (text, _))| {
-            (("Orders".to_owned(), vec![Value::Integer(*id)]), vec![Value::Integer(*id), Value::text(text)])
-        });
+        let held =
+            rows.map(|(id, (text, _))| (("Orders".to_owned(), vec![Value::Integer(*id)]), vec![Value::Integer(*id), Value::text(text)]));
         Replica(held.collect())
     }
 
@@ -312,7 +311,8 @@ impl World {
         let ids: BTreeSet<i64> = self.rows.keys().chain(before.rows.keys()).copied().collect();
         for id in ids {
             let (old, new) = (before.rows.get(&id), self.rows.get(&id));
-            let keys = |row: Option<&(String, BTreeSet<ScopeKey>)>| row.map(|row| row.1.iter().cloned().collect::<Vec<_>>()).unwrap_or_default();
+            let keys =
+                |row: Option<&(String, BTreeSet<ScopeKey>)>| row.map(|row| row.1.iter().cloned().collect::<Vec<_>>()).unwrap_or_default();
             let (was, is) = (keys(old), keys(new));
             if old != new || was.iter().chain(&is).any(|key| moved.contains(key)) {
                 let changed = matches!((old, new), (Some(old), Some(new)) if old.0 != new.0);
@@ -464,10 +464,7 @@ fn c13_a_stopped_node_gets_nothing_and_the_others_go_on() {
     docking.write(&[UnitBuilder::new(1).start("A", 1, &[everyone()]).start("B", 1, &[everyone()])]);
     docking.write(&[UnitBuilder::new(2).insert(1, &[everyone()])]);
     drain(&mut router);
-    docking.write(&[
-        UnitBuilder::new(3).stop("B").insert(2, &[everyone()]),
-        UnitBuilder::new(4).insert(3, &[everyone()]),
-    ]);
+    docking.write(&[UnitBuilder::new(3).stop("B").insert(2, &[everyone()]), UnitBuilder::new(4).insert(3, &[everyone()])]);
     drain(&mut router);
     assert_eq!(docking.replica("A").0.len(), 3);
     assert_eq!(docking.replica("B").0.len(), 1);
@@ -482,9 +479,8 @@ fn c13_a_stopped_node_gets_nothing_and_the_others_go_on() {
 #[test]
 fn c17_rounds_are_closed_at_their_limits_and_no_unit_is_torn() {
     let mut docking = Docking::new();
-    let units: Vec<UnitBuilder> = (0..40)
-        .map(|unit| (0..7).fold(UnitBuilder::new(10 + unit), |built, row| built.insert(unit * 100 + row, &[own(5)])))
-        .collect();
+    let units: Vec<UnitBuilder> =
+        (0..40).map(|unit| (0..7).fold(UnitBuilder::new(10 + unit), |built, row| built.insert(unit * 100 + row, &[own(5)]))).collect();
     docking.write(&[UnitBuilder::new(1).start("N", 1, &[own(5)]).start("M", 1, &[own(9)])]);
     docking.write(&units);
     let mut router = docking.router_with(RoundLimits { file_operations_goal: 20, ..RoundLimits::default() });
