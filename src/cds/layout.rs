@@ -198,6 +198,11 @@ impl Cds {
     }
 }
 
+/// Returns the last unit for which a txnproc file stands; `None` if there is no file.
+pub fn last_routable(conn: &Connection) -> rusqlite::Result<Option<TxnId>> {
+    conn.query_row("SELECT max(last) FROM txnproc_file", [], |row| Ok(row.get::<_, Option<i64>>(0)?.map(TxnId)))
+}
+
 /// Reads the tables that are stopped, with the reason.
 pub fn read_stopped(conn: &Connection) -> rusqlite::Result<Vec<(String, String)>> {
     conn.prepare("SELECT table_name, reason FROM stopped ORDER BY table_name")?

@@ -31,6 +31,9 @@ pub enum ServeError {
         /// Why.
         source: rusqlite::Error,
     },
+    /// The Synchronization Manager.
+    #[error("Synchronization Manager: {0}")]
+    Sync(#[from] super::syncmgr::SyncError),
     /// A node could not be started anew.
     #[error(transparent)]
     Node(#[from] super::nodes::NodeError),

@@ -3,17 +3,20 @@
 //! A change of the server database's write-ahead log wakes the Transaction Processor, a committed unit wakes the Router,
 //! a committed round wakes the sessions. A slow poll is the safety net, never the mechanism.
 
+use super::directory::{Directory, Routed};
 use super::pass::{ServeError, ServeOptions, build_extract, restart_lost_extracts, tick};
-use super::router::{Router, RouterOptions};
+use super::router::{Router, RouterError, RouterOptions};
 use super::syncmgr::{self, SyncOptions};
 use super::txnproc::{PendingExtract, TxnProc};
 use crate::base::step::{Progress, Wake};
 use crate::docking::root::DockingRoot;
 use notify::Watcher;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
 /// Safety net for a lost event.
 const POLL: Duration = Duration::from_secs(5);
@@ -23,7 +26,12 @@ const RETRY: Duration = Duration::from_secs(1);
 const EXTRACT_WORKERS: usize = 2;
 
 /// Runs the service until `stop` is called or a stage fails for good.
-pub fn serve(options: &ServeOptions, root: &Arc<DockingRoot>, stop: &Stop, ready: impl FnOnce(std::net::SocketAddr)) -> Result<(), ServeError> {
+pub fn serve(
+    options: &ServeOptions,
+    root: &Arc<DockingRoot>,
+    stop: &Stop,
+    ready: impl FnOnce(SocketAddr) + Send,
+) -> Result<(), ServeError> {
     let mut txnproc = TxnProc::open(&options.database, Arc::clone(root))?;
     let mut router = Router::open(Arc::clone(root), RouterOptions::default())?;
     restart_lost_extracts(&txnproc, root)?;
@@ -38,12 +46,19 @@ pub fn serve(options: &ServeOptions, root: &Arc<DockingRoot>, stop: &Stop, ready
         failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         stop.stop();
     };
-    let sync_options = SyncOptions::new(&options.listen, Arc::clone(root), &options.database, routed);
-    let manager = syncmgr::start(sync_options)?;
-    ready(manager.address());
+    let directory = Arc::new(Directory::open(&options.database)?);
+    let index = Arc::new(Routed::open(root).map_err(RouterError::from)?);
+    let end_sessions = CancellationToken::new();
 
     std::thread::scope(|threads| {
         let (fail, extracts_routed, route_wake) = (&fail, &routed_sender, &route);
+        let sessions = end_sessions.clone();
+        threads.spawn(move || {
+            let sync_options = SyncOptions::new(&options.listen, root.path());
+            if let Err(error) = syncmgr::serve(sync_options, directory, index, routed, sessions, ready) {
+                fail(ServeError::from(error));
+            }
+        });
         let (queue, waiting) = mpsc::channel::<PendingExtract>();
         let waiting = Arc::new(Mutex::new(waiting));
         for _ in 0..EXTRACT_WORKERS {
@@ -93,8 +108,8 @@ pub fn serve(options: &ServeOptions, root: &Arc<DockingRoot>, stop: &Stop, ready
             }
         });
         stop.wait();
+        end_sessions.cancel();
     });
-    manager.stop()?;
     match failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
         Some(error) => Err(error),
         None => Ok(()),

@@ -42,6 +42,12 @@ pub trait NodeDirectory: Send + Sync + 'static {
     /// The server database cannot be read.
     fn node(&self, name: &NodeName) -> Result<Option<Node>, BoxError>;
 
+    /// Returns the end of the server's log.
+    ///
+    /// # Errors
+    /// The server database cannot be read.
+    fn log_end(&self) -> Result<TxnId, BoxError>;
+
     /// Starts a node anew and returns its new incarnation; its extract will appear in its outbox.
     ///
     /// # Errors
@@ -79,6 +85,12 @@ pub trait OutboxIndex: Send + Sync + 'static {
     /// # Errors
     /// The ledger cannot be read.
     fn last_file(&self, node: &NodeName, incarnation: Incarnation) -> Result<FileNo, BoxError>;
+
+    /// Returns the log position up to which everything is routed.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    fn position(&self) -> Result<TxnId, BoxError>;
 }
 
 /// What the manager needs to know.

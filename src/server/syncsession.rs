@@ -451,6 +451,10 @@ impl Door {
     async fn judge(self) -> Answer {
         let began = tokio::time::Instant::now();
         let pause = self.shared.timing.refusal_pause;
+        if self.hello.mode == Mode::Sync && self.node.is_some() {
+            // One that knows no node waits too: how long a refusal takes tells nothing (T18).
+            self.catch_up().await;
+        }
         match blocking(move || self.decide()).await {
             Ok((verdict, seat)) => {
                 if verdict.as_ref().is_err_and(|turned| turned.refusal.code == RefusalCode::Node) {
@@ -460,6 +464,28 @@ impl Door {
                 Answer::Judged(Box::new(verdict), seat)
             }
             Err(error) => Answer::Event(Event::Failed(format!("judge the hello: {error}"))),
+        }
+    }
+
+    /// Waits until everything that the server's log holds now is routed: after a sync the node holds what the server held
+    /// when it called (DOE-3). A backlog that takes longer does not keep the node; it gets what is there.
+    async fn catch_up(&self) {
+        let mut routed = self.shared.routed.clone();
+        let waited = tokio::time::timeout(self.shared.timing.catch_up, async {
+            let directory = self.shared.directory.clone();
+            let target = blocking(move || directory.log_end()).await?;
+            loop {
+                routed.borrow_and_update();
+                let index = self.shared.index.clone();
+                if blocking(move || index.position()).await? >= target || routed.changed().await.is_err() {
+                    return Ok::<(), BoxError>(());
+                }
+            }
+        });
+        match waited.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!("how far routing is cannot be read: {error}"),
+            Err(_) => tracing::info!("routing has a backlog, the session begins with what is there"),
         }
     }
 

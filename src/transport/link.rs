@@ -39,6 +39,8 @@ pub struct Timing {
     pub refusal_pause: Duration,
     /// How long the last messages may take to leave when a session ends.
     pub farewell: Duration,
+    /// How long a sync waits for the server to route what its log holds. Less than `handshake`.
+    pub catch_up: Duration,
 }
 
 impl Default for Timing {
@@ -52,6 +54,7 @@ impl Default for Timing {
             recheck: Duration::from_secs(4),
             refusal_pause: Duration::from_millis(250),
             farewell: Duration::from_secs(3),
+            catch_up: Duration::from_secs(6),
         }
     }
 }
