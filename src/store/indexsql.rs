@@ -151,7 +151,11 @@ mod tests {
         for (sql, terms, condition) in [
             ("CREATE INDEX i ON t(a)", vec!["a"], None),
             ("CREATE UNIQUE INDEX [on (] ON \"t(\"(a desc,lower( b ) ASC) where x in (1,2)", vec!["a", "lower( b )"], Some("x in (1,2)")),
-            ("create unique index i on t (coalesce(a,'it''s, )'), `b``(`) -- where\n WHERE a = 'desc' -- end", vec!["coalesce(a,'it''s, )')", "`b``(`"], Some("a = 'desc'")),
+            (
+                "create unique index i on t (coalesce(a,'it''s, )'), `b``(`) -- where\n WHERE a = 'desc' -- end",
+                vec!["coalesce(a,'it''s, )')", "`b``(`"],
+                Some("a = 'desc'"),
+            ),
             ("CREATE INDEX i ON t(é, \"desc\" , a/b-c)", vec!["é", "\"desc\"", "a/b-c"], None),
         ] {
             let parsed = IndexText::parse(sql);

@@ -21,8 +21,8 @@ pub fn is_internal(name: &str) -> bool {
 pub fn read_schema(connection: &Connection) -> rusqlite::Result<Schema> {
     let mut schema = Schema::default();
     let mut names = Vec::new();
-    let mut statement =
-        connection.prepare_cached("SELECT name, wr, strict FROM pragma_table_list WHERE schema = 'main' AND type = 'table' ORDER BY name")?;
+    let mut statement = connection
+        .prepare_cached("SELECT name, wr, strict FROM pragma_table_list WHERE schema = 'main' AND type = 'table' ORDER BY name")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let name: String = row.get(0)?;
@@ -52,7 +52,9 @@ pub fn read_schema(connection: &Connection) -> rusqlite::Result<Schema> {
 /// A statement failed.
 pub fn read_shape(connection: &Connection, name: &str) -> rusqlite::Result<Option<TableShape>> {
     let found = connection
-        .prepare_cached("SELECT name, wr, strict FROM pragma_table_list WHERE schema = 'main' AND type = 'table' AND lower(name) = lower(?1)")?
+        .prepare_cached(
+            "SELECT name, wr, strict FROM pragma_table_list WHERE schema = 'main' AND type = 'table' AND lower(name) = lower(?1)",
+        )?
         .query_row([name], |row| Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?, row.get::<_, bool>(2)?)))
         .optional()?;
     found.map(|(name, without_rowid, strict)| read_table(connection, &name, without_rowid, strict)).transpose()
@@ -75,11 +77,19 @@ fn read_table(connection: &Connection, name: &str, without_rowid: bool, strict: 
         foreign_keys: Vec::new(),
         unique_indexes: Vec::new(),
         sql: sql.unwrap_or_default(),
-        indexes: pairs(connection, "SELECT name, sql FROM main.sqlite_schema WHERE type = 'index' AND tbl_name = ?1 AND sql IS NOT NULL ORDER BY rowid", name)?,
-        triggers: pairs(connection, "SELECT name, sql FROM main.sqlite_schema WHERE type = 'trigger' AND lower(tbl_name) = lower(?1) ORDER BY rowid", name)?
-            .into_iter()
-            .filter(|(trigger, _)| !is_internal(trigger))
-            .collect(),
+        indexes: pairs(
+            connection,
+            "SELECT name, sql FROM main.sqlite_schema WHERE type = 'index' AND tbl_name = ?1 AND sql IS NOT NULL ORDER BY rowid",
+            name,
+        )?,
+        triggers: pairs(
+            connection,
+            "SELECT name, sql FROM main.sqlite_schema WHERE type = 'trigger' AND lower(tbl_name) = lower(?1) ORDER BY rowid",
+            name,
+        )?
+        .into_iter()
+        .filter(|(trigger, _)| !is_internal(trigger))
+        .collect(),
     };
     table.unique_indexes = read_unique_indexes(connection, &table)?;
     // `INTEGER PRIMARY KEY` alone has no index of its own; `INT PRIMARY KEY` and `INTEGER PRIMARY KEY DESC` have one.
@@ -104,8 +114,9 @@ fn pairs(connection: &Connection, sql: &str, name: &str) -> rusqlite::Result<Vec
 fn read_columns(connection: &Connection, table: &str) -> rusqlite::Result<(Vec<ColumnShape>, Vec<usize>)> {
     let mut columns = Vec::new();
     let mut key = BTreeMap::new();
-    let mut statement =
-        connection.prepare_cached("SELECT name, type, \"notnull\", dflt_value IS NOT NULL, pk, hidden FROM pragma_table_xinfo(?1, 'main') ORDER BY cid")?;
+    let mut statement = connection.prepare_cached(
+        "SELECT name, type, \"notnull\", dflt_value IS NOT NULL, pk, hidden FROM pragma_table_xinfo(?1, 'main') ORDER BY cid",
+    )?;
     let mut rows = statement.query([table])?;
     while let Some(row) = rows.next()? {
         let hidden: i64 = row.get(5)?;
@@ -135,7 +146,8 @@ fn read_columns(connection: &Connection, table: &str) -> rusqlite::Result<(Vec<C
 
 fn read_unique_indexes(connection: &Connection, table: &TableShape) -> rusqlite::Result<Vec<UniqueIndex>> {
     let mut found = Vec::new();
-    let mut statement = connection.prepare_cached("SELECT name, origin, partial FROM pragma_index_list(?1, 'main') WHERE \"unique\" ORDER BY name")?;
+    let mut statement =
+        connection.prepare_cached("SELECT name, origin, partial FROM pragma_index_list(?1, 'main') WHERE \"unique\" ORDER BY name")?;
     let mut rows = statement.query([&table.name])?;
     while let Some(row) = rows.next()? {
         found.push((row.get::<_, String>(0)?, row.get::<_, String>(1)? == "pk", row.get::<_, bool>(2)?));
@@ -144,7 +156,8 @@ fn read_unique_indexes(connection: &Connection, table: &TableShape) -> rusqlite:
     for (name, primary, partial) in found {
         let text = table.indexes.iter().find(|(index, _)| *index == name).map(|(_, sql)| IndexText::parse(sql));
         let mut terms = Vec::new();
-        let mut statement = connection.prepare_cached("SELECT cid, name, coll FROM pragma_index_xinfo(?1, 'main') WHERE key ORDER BY seqno")?;
+        let mut statement =
+            connection.prepare_cached("SELECT cid, name, coll FROM pragma_index_xinfo(?1, 'main') WHERE key ORDER BY seqno")?;
         let mut rows = statement.query([&name])?;
         while let Some(row) = rows.next()? {
             let column = row.get::<_, Option<String>>(1)?.and_then(|column| table.column(&column));
@@ -152,7 +165,10 @@ fn read_unique_indexes(connection: &Connection, table: &TableShape) -> rusqlite:
                 Some(column) => TermKind::Column(column),
                 None => TermKind::Expression(text.as_ref().and_then(|text| text.terms.get(terms.len()).cloned()).unwrap_or_default()),
             };
-            terms.push(IndexTerm { what, collation: row.get::<_, Option<String>>(2)?.unwrap_or_else(|| "BINARY".to_owned()).to_ascii_uppercase() });
+            terms.push(IndexTerm {
+                what,
+                collation: row.get::<_, Option<String>>(2)?.unwrap_or_else(|| "BINARY".to_owned()).to_ascii_uppercase(),
+            });
         }
         let partial = if partial { Some(text.and_then(|text| text.condition).unwrap_or_default()) } else { None };
         indexes.push(UniqueIndex { name, terms, partial, primary });
@@ -162,8 +178,9 @@ fn read_unique_indexes(connection: &Connection, table: &TableShape) -> rusqlite:
 
 fn read_foreign_keys(connection: &Connection, table: &TableShape) -> rusqlite::Result<Vec<ForeignKey>> {
     let mut keys: BTreeMap<i64, ForeignKey> = BTreeMap::new();
-    let mut statement = connection
-        .prepare_cached("SELECT id, \"table\", \"from\", \"to\", on_delete, on_update FROM pragma_foreign_key_list(?1, 'main') ORDER BY id, seq")?;
+    let mut statement = connection.prepare_cached(
+        "SELECT id, \"table\", \"from\", \"to\", on_delete, on_update FROM pragma_foreign_key_list(?1, 'main') ORDER BY id, seq",
+    )?;
     let mut rows = statement.query([&table.name])?;
     while let Some(row) = rows.next()? {
         let id: i64 = row.get(0)?;
@@ -277,7 +294,8 @@ mod tests {
              CREATE TABLE t(a REFERENCES q, b, c, d REFERENCES q(id) ON DELETE CASCADE, FOREIGN KEY(b, c) REFERENCES P ON UPDATE SET NULL);",
             "t",
         );
-        let keys: Vec<_> = table.foreign_keys.iter().map(|key| (key.columns.clone(), key.to_table.as_str(), key.to_columns.clone())).collect();
+        let keys: Vec<_> =
+            table.foreign_keys.iter().map(|key| (key.columns.clone(), key.to_table.as_str(), key.to_columns.clone())).collect();
         assert_eq!(keys[0], (vec![0], "q", vec!["id".to_owned()]));
         assert_eq!(keys[1], (vec![3], "q", vec!["id".to_owned()]));
         assert_eq!(keys[2], (vec![1, 2], "P", vec!["y".to_owned(), "x".to_owned()]));

@@ -3,7 +3,7 @@
 //! Values are byte-exact in both directions: text is bytes, a real keeps its bits, nothing is converted on the way. Everything of
 //! ours on the server database goes through [`ServerDatabase`], whose connection commits with `synchronous=FULL`: I7 rests on it.
 
-use crate::base::ids::{Nonce, NodeName, TxnId};
+use crate::base::ids::{NodeName, Nonce, TxnId};
 use crate::model::schema::Schema;
 use crate::model::value::Value;
 use crate::store::log::Catalogue;
