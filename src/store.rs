@@ -4,6 +4,7 @@ pub mod capture;
 pub mod control;
 pub mod coverage;
 pub mod ddl;
+pub mod install;
 pub mod local;
 pub mod log;
 pub mod predicate;

@@ -7,7 +7,9 @@
 
 use crate::base::ids::{FileNo, Incarnation};
 use crate::base::limits::{SESSION_CHUNK_BYTES, SESSION_MESSAGE_BYTES_MAX, SESSION_OFFER_FILES_MAX};
-use crate::session::message::{AppliedTo, ExtractOffer, Hello, Message, OfferedFile, Refusal, RefusalCode, Unavailable, Versions, Welcome, kind};
+use crate::session::message::{
+    AppliedTo, ExtractOffer, Hello, Message, OfferedFile, Refusal, RefusalCode, Unavailable, Versions, Welcome, kind,
+};
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;

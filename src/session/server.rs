@@ -7,9 +7,7 @@ use crate::base::ids::{FileNo, Incarnation, NodeName};
 use crate::base::limits::SESSION_OFFER_FILES_MAX;
 use crate::model::node::{Node, NodeState};
 use crate::session::admission::{self, Admitted, ServerIdentity, Turned};
-use crate::session::message::{
-    AppliedTo, ExtractOffer, Hello, Message, Mode, OfferedFile, Refusal, RefusalCode, Unavailable, Versions,
-};
+use crate::session::message::{AppliedTo, ExtractOffer, Hello, Message, Mode, OfferedFile, Refusal, RefusalCode, Unavailable, Versions};
 use std::collections::VecDeque;
 
 /// Something that happened.
@@ -521,10 +519,7 @@ impl ServerSession {
             State::Begun { fetch, file, .. } | State::Sending { fetch, file, .. } => {
                 let (request, file) = (fetch.request, file.file);
                 self.state = State::Idle;
-                Ok(vec![
-                    Action::Alert(format!("file {file} {why}")),
-                    Action::Send(Message::FileUnavailable { request, file, why }),
-                ])
+                Ok(vec![Action::Alert(format!("file {file} {why}")), Action::Send(Message::FileUnavailable { request, file, why })])
             }
             State::InitBegun { offer, .. } | State::InitSending { offer, .. } => {
                 let text = format!("extract {} {why}", offer.incarnation);
@@ -549,12 +544,14 @@ impl ServerSession {
             None => self.turn(Turned::node("the node was deleted while connected")),
             Some(node) if node.state == NodeState::Disabled => self.turn(Turned::node("the node was disabled while connected")),
             // While the session itself starts the node, the number is about to change.
-            Some(node) if node.incarnation != self.incarnation && !matches!(self.state, State::InitDeciding | State::InitStarting) => {
-                self.turn(Turned::plain(
+            Some(node) if node.incarnation != self.incarnation && !matches!(self.state, State::InitDeciding | State::InitStarting) => self
+                .turn(Turned::plain(
                     RefusalCode::Incarnation,
-                    format!("{} was extracted again while connected: extract {} replaces {}", node.name, node.incarnation, self.incarnation),
-                ))
-            }
+                    format!(
+                        "{} was extracted again while connected: extract {} replaces {}",
+                        node.name, node.incarnation, self.incarnation
+                    ),
+                )),
             Some(_) => Vec::new(),
         }
     }
