@@ -18,3 +18,4 @@ pub mod predicate;
 pub mod schema;
 pub mod snapshot;
 pub mod sqlite;
+pub mod swap;
