@@ -1,5 +1,7 @@
 //! Files of a node applied to a real local database (E1, E2, E3, E5, E9, R10, R17, R37, faults 12 to 18, T12).
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "a test fails by panicking, and says what it measured")]
+
 use crate::node_kit::{Kit, START, Units, open, rows, text};
 use dockmaster::base::ids::{Epoch, FileNo, Incarnation, ServerId, TxnId};
 use dockmaster::base::step::Progress;
