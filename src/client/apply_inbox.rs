@@ -27,7 +27,7 @@ pub(super) struct Candidate {
 #[derive(Debug)]
 pub(super) enum Verdict {
     /// Apply it.
-    Apply(Candidate),
+    Apply(Box<Candidate>),
     /// It is in quarantine now; its number is missing.
     PutAside,
     /// A person must look.
@@ -155,7 +155,7 @@ impl Inbox {
                     let range = format!("it covers {}..{}, but {} is applied", header.first, header.last, reached.unit);
                     return Ok(Verdict::Stop(self.fork(number, &range)));
                 }
-                return Ok(Verdict::Apply(file));
+                return Ok(Verdict::Apply(Box::new(file)));
             }
             Err(flaw) => flaw,
         };

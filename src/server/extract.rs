@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 
 /// Fast, and already close to what higher levels reach on database pages.
 const ZSTD_LEVEL: i32 = 3;
+/// Lines about what is left out that the table of contents has.
+const LEFT_OUT_LINES_MAX: usize = 100;
 
 /// What an extract is made of.
 #[derive(Debug)]
@@ -58,7 +60,7 @@ pub enum ExtractError {
         node: NodeName,
         /// Why.
         #[source]
-        source: BuildError,
+        source: Box<BuildError>,
     },
     /// A file could not be written or removed.
     #[error("extract of node {node}: {source}")]
@@ -67,7 +69,7 @@ pub enum ExtractError {
         node: NodeName,
         /// Which, and why.
         #[source]
-        source: DiskError,
+        source: Box<DiskError>,
     },
     /// The folders of the node could not be made or read.
     #[error("extract of node {node}: {doing} {}", path.display())]
@@ -97,7 +99,7 @@ pub enum ExtractError {
 pub fn build(job: &ExtractJob<'_>) -> Result<Toc, ExtractError> {
     let disk = job.root.disk();
     let (outbox, tmp) = (job.root.outbox(job.node), job.root.tmp(job.node));
-    let failed = |source| ExtractError::Disk { node: job.node.clone(), source };
+    let failed = |source| ExtractError::Disk { node: job.node.clone(), source: Box::new(source) };
     disk.ensure_folder(&outbox).map_err(failed)?;
     disk.ensure_folder(&tmp).map_err(failed)?;
     let (zst_name, toc_name) = (toc::extract_file_name(job.incarnation), toc::toc_file_name(job.incarnation));
@@ -115,7 +117,7 @@ pub fn build(job: &ExtractJob<'_>) -> Result<Toc, ExtractError> {
     let toc = result?;
     removed?;
 
-    let json = serde_json::to_vec_pretty(&toc).map_err(|error| failed(disk_error("write", &outbox.join(&toc_name), error.into())))?;
+    let json = serde_json::to_vec(&toc).map_err(|error| failed(disk_error("write", &outbox.join(&toc_name), error.into())))?;
     disk.put(&tmp, &outbox, &toc_name, &json).map_err(failed)?;
     // The tables of contents first: an extract whose database is gone must not be offered.
     let older = |name: &str| toc::incarnation_of_file_name(name).is_some_and(|found| found < job.incarnation);
@@ -141,7 +143,7 @@ fn publish(job: &ExtractJob<'_>, disk: &Disk, database: &Path, zst_name: &str) -
         stopped: None,
     };
     let built = local_build::build_local(database, job.cds, job.dock, job.schema, &state)
-        .map_err(|source| ExtractError::Build { node: job.node.clone(), source })?;
+        .map_err(|source| ExtractError::Build { node: job.node.clone(), source: Box::new(source) })?;
     for line in &built.left_out {
         tracing::debug!(stage = "extract", node = %job.node, "left out: {line}");
     }
@@ -152,7 +154,7 @@ fn publish(job: &ExtractJob<'_>, disk: &Disk, database: &Path, zst_name: &str) -
             let mut source = BufReader::with_capacity(1 << 20, std::fs::File::open(database)?);
             compress(&mut source, out)
         })
-        .map_err(|source| ExtractError::Disk { node: job.node.clone(), source })?;
+        .map_err(|source| ExtractError::Disk { node: job.node.clone(), source: Box::new(source) })?;
     Ok(Toc {
         server_id: job.server_id,
         server_name: job.server_name.to_owned(),
@@ -166,8 +168,18 @@ fn publish(job: &ExtractJob<'_>, disk: &Disk, database: &Path, zst_name: &str) -
         sha256,
         rows: built.tables.iter().map(|table| table.rows).sum(),
         tables: built.tables,
-        left_out: built.left_out,
+        left_out: shortened(built.left_out),
     })
+}
+
+/// Keeps the table of contents small: its readers limit its length.
+fn shortened(mut lines: Vec<String>) -> Vec<String> {
+    let more = lines.len().saturating_sub(LEFT_OUT_LINES_MAX);
+    lines.truncate(LEFT_OUT_LINES_MAX);
+    if more > 0 {
+        lines.push(format!("and {more} more"));
+    }
+    lines
 }
 
 /// Compresses a stream. Returns its length, the length of what was written, and the SHA-256 of that.
@@ -205,7 +217,7 @@ fn remove_files(job: &ExtractJob<'_>, disk: &Disk, folder: &Path, fits: impl Fn(
     for entry in std::fs::read_dir(folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         if entry.file_name().to_str().is_some_and(&fits) {
-            disk.remove(&entry.path()).map_err(|source| ExtractError::Disk { node: job.node.clone(), source })?;
+            disk.remove(&entry.path()).map_err(|source| ExtractError::Disk { node: job.node.clone(), source: Box::new(source) })?;
         }
     }
     Ok(())

@@ -24,7 +24,7 @@ const PAGES_BEFORE_CHECKPOINT: i64 = 10_000;
 /// The WAL is cut back to this length when it is next restarted, so that one large file does not leave it large for ever.
 const WAL_BYTES_KEPT: i64 = 64 << 20;
 /// How long we wait for another program's write transaction before the step gives up and is tried again later.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Statements kept prepared: several per table and set of changed columns.
 const STATEMENTS_KEPT: usize = 256;
 /// Hashes of applied files that are remembered.

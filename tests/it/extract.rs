@@ -1,5 +1,7 @@
 //! Extracts made from a real data store and opened as the local databases that they are (A2, A3, B1).
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "a test fails by panicking, and says what it measured")]
+
 use crate::node_kit::{Kit, START, names, open, rows, text};
 use dockmaster::base::ids::Incarnation;
 use dockmaster::model::toc::{Toc, extract_file_name, toc_file_name};

@@ -1,6 +1,8 @@
 //! A source database, a data store laid out as the Transaction Processor does it, an extract of it and the files of one node:
 //! what the tests of extract and apply stand on. All of it is real: SQLite files, zstd, `.dx` files.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "a test fails by panicking, and says what it measured")]
+
 use dockmaster::base::ids::{ContentHash, Epoch, FileNo, Incarnation, NodeName, Revision, ServerId, TxnId};
 use dockmaster::client::apply::{self, ApplyFolders, ApplyReport};
 use dockmaster::docking::root::{Access, DockingRoot};
