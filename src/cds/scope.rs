@@ -12,7 +12,7 @@ use super::rows::{fold_all, key_of, pick};
 use super::{Cds, CdsError, keys::KeyId};
 use crate::model::dock::{ColumnIndex, TableIndex, Window};
 use crate::model::value::{Collation, Row, RowKey, Value};
-use crate::rules::graph::{Guard, Input, JunctionIndex, PathMap, RAW, Source, Vertex, VertexIndex, column_collation};
+use crate::rules::graph::{Guard, Input, JunctionIndex, PathIndex, PathMap, RAW, Source, Vertex, VertexIndex, column_collation};
 use crate::store::predicate::Evaluator;
 use std::collections::HashMap;
 
@@ -271,40 +271,41 @@ impl<'c> UnitScope<'c> {
 
     /// Returns whether a row has a key at a vertex, by point lookups.
     pub(crate) fn has(&self, vertex: &Vertex, row: &Row, key: KeyId, when: When) -> Result<bool, CdsError> {
-        if !fits(self.cds, vertex, row) {
+        match self.cds.key_parts(key)? {
+            Some((path, value)) => self.has_value(vertex, row, path, &value, when),
+            None => Ok(false),
+        }
+    }
+
+    /// The same for a path and a folded value: on the way there may be keys that were never numbered, because nothing counts them.
+    fn has_value(&self, vertex: &Vertex, row: &Row, path: PathIndex, value: &Value, when: When) -> Result<bool, CdsError> {
+        if !vertex.paths.contains(&path) || !fits(self.cds, vertex, row) {
             return Ok(false);
         }
-        let Some((path, value)) = self.cds.key_parts(key)? else { return Ok(false) };
         for input in &vertex.inputs {
-            let sources: Vec<_> = match &input.source {
-                Source::Base { path: base, .. } => Vec::from_iter((*base == path).then_some(path)),
-                Source::Follow { map, .. } | Source::Junction { map, .. } => {
-                    map.iter().filter(|(_, to)| *to == path).map(|(from, _)| *from).collect()
-                }
-            };
-            if sources.is_empty() || !self.guard_holds(vertex, &input.guard, row, when)? {
-                continue;
-            }
-            for from in sources {
-                let held = match &input.source {
-                    Source::Base { column, path } => self.cds.base_key(vertex.table, row, *column, *path)? == Some(key),
-                    Source::Follow { vertex: source, columns, .. } => {
+            let held = match &input.source {
+                Source::Base { path: base, .. } if *base != path => false,
+                Source::Base { column, path } => self.cds.base_value(vertex.table, row, *column, *path).as_ref() == Some(value),
+                Source::Follow { vertex: source, columns, map } => match came_from(map, path) {
+                    None => false,
+                    Some(from) => {
                         let source = &self.cds.graph.vertices[*source];
-                        match (self.row_at(source.table, &pick(row, columns), when)?, self.cds.find_key(from, &value)?) {
-                            (Some(parent), Some(key)) => self.has(source, &parent, key, when)?,
-                            _ => false,
+                        match self.row_at(source.table, &pick(row, columns), when)? {
+                            Some(parent) => self.has_value(source, &parent, from, value, when)?,
+                            None => false,
                         }
                     }
-                    Source::Junction { junction, columns, .. } => {
-                        match (self.here_values(*junction, columns, row), self.cds.find_key(from, &value)?) {
-                            (Some(values), Some(key)) => self.overlay.has(self.cds, *junction, &values, key, when)?,
-                            _ => false,
-                        }
-                    }
-                };
-                if held {
-                    return Ok(true);
-                }
+                },
+                Source::Junction { junction, columns, map } => match (came_from(map, path), self.here_values(*junction, columns, row)) {
+                    (Some(from), Some(values)) => match self.cds.find_key(from, value)? {
+                        Some(key) => self.overlay.has(self.cds, *junction, &values, key, when)?,
+                        None => false,
+                    },
+                    _ => false,
+                },
+            };
+            if held && self.guard_holds(vertex, &input.guard, row, when)? {
+                return Ok(true);
             }
         }
         Ok(false)
@@ -351,6 +352,11 @@ pub(crate) fn junction_values(columns: &[ColumnIndex], collations: &[Collation],
     (!values.iter().any(Value::is_null)).then_some(values)
 }
 
+/// Returns the path at the source that an edge takes to a path here; an edge never joins two into one.
+pub(crate) fn came_from(map: &PathMap, path: PathIndex) -> Option<PathIndex> {
+    map.iter().find(|(_, to)| *to == path).map(|(from, _)| *from)
+}
+
 /// Returns whether a row passes the filters of a chain vertex.
 pub(crate) fn fits(cds: &Cds, vertex: &Vertex, row: &[Value]) -> bool {
     vertex.filters.iter().all(|(column, wanted)| {
@@ -379,14 +385,19 @@ pub(crate) fn day_of(value: &Value) -> Option<i64> {
 }
 
 impl Cds {
-    fn base_key(&self, table: TableIndex, row: &[Value], column: Option<ColumnIndex>, path: usize) -> Result<Option<KeyId>, CdsError> {
-        let Some(column) = column else { return self.intern_key(path, &Value::Null).map(Some) };
-        // The path of values inside a chain is shared by columns of any collation.
-        let collation = if path == RAW { column_collation(&self.dock, table, column) } else { self.graph.paths[path].collation };
-        match row.get(column) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => self.intern_key(path, &value.fold(collation)).map(Some),
-        }
+    fn base_key(&self, table: TableIndex, row: &[Value], column: Option<ColumnIndex>, path: PathIndex) -> Result<Option<KeyId>, CdsError> {
+        self.base_value(table, row, column, path).map(|value| self.intern_key(path, &value)).transpose()
+    }
+
+    /// Returns the folded value that a row has by a column of its own, NULL for the one key of `everyone`.
+    fn base_value(&self, table: TableIndex, row: &[Value], column: Option<ColumnIndex>, path: PathIndex) -> Option<Value> {
+        let Some(column) = column else { return Some(Value::Null) };
+        row.get(column).filter(|value| !value.is_null()).map(|value| value.fold(self.base_collation(table, column, path)))
+    }
+
+    /// The path of values inside a chain is shared by columns of any collation.
+    pub(crate) fn base_collation(&self, table: TableIndex, column: ColumnIndex, path: PathIndex) -> Collation {
+        if path == RAW { column_collation(&self.dock, table, column) } else { self.graph.paths[path].collation }
     }
 
     /// Returns the key under the path to which an edge takes it, if the edge lets it pass.

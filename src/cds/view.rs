@@ -109,8 +109,9 @@ fn path_select(dock: &Dock, table: TableIndex, path: &RulePath) -> String {
     }
     let column = left.2.first().copied().unwrap_or_default();
     let collation = column_collation(dock, left.1, column).name();
+    let as_they_are = if is_rowid(dock, left.1, column) { no_text("n", "value") } else { String::new() };
     format!(
-        "{from} JOIN temp.node_value n ON n.attribute = {} AND {}.c{column} = n.value COLLATE {collation} WHERE true",
+        "{from} JOIN temp.node_value n ON n.attribute = {} AND {}.c{column} = n.value COLLATE {collation}{as_they_are} WHERE true",
         path.attribute, left.0
     )
 }
@@ -124,8 +125,25 @@ fn join_terms(dock: &Dock, left: Side<'_>, right: Side<'_>) -> String {
         .iter()
         .zip(right.2)
         .zip(collations)
-        .map(|((a, b), collation)| format!("{}.c{a} = {}.c{b} COLLATE {}", left.0, right.0, collation.name()));
+        .map(|((a, b), collation)| {
+            let equal = format!("{}.c{a} = {}.c{b} COLLATE {}", left.0, right.0, collation.name());
+            match (is_rowid(dock, left.1, *a), is_rowid(dock, right.1, *b)) {
+                (true, false) => format!("{equal}{}", no_text(right.0, &format!("c{b}"))),
+                (false, true) => format!("{equal}{}", no_text(left.0, &format!("c{a}"))),
+                _ => equal,
+            }
+        });
     terms.collect::<Vec<_>>().join(" AND ")
+}
+
+fn is_rowid(dock: &Dock, table: TableIndex, column: ColumnIndex) -> bool {
+    let table = &dock.tables[table];
+    table.key_is_rowid && table.key == [column]
+}
+
+/// A rowid column has integer affinity, which would make '5' equal 5; what is compared here are the values as they are.
+fn no_text(table: &str, column: &str) -> String {
+    format!(" AND typeof({table}.{column}) <> 'text'")
 }
 
 fn window_term(window: &Window, day: i64) -> String {

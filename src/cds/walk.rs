@@ -3,18 +3,25 @@
 //! The count tables have no index by key; a node that gains or loses a key costs the rows of that key, nothing else.
 
 use super::rows::key_of;
-use super::scope::{UnitScope, When, fits, junction_values};
+use super::scope::{UnitScope, When, came_from, fits, junction_values};
 use super::{CdsError, keys::KeyId};
 use crate::model::value::{Collation, Row, RowKey, Value};
-use crate::rules::graph::{Guard, RAW, Source, Vertex, VertexIndex, column_collation};
+use crate::rules::graph::{Guard, PathIndex, Source, Vertex, VertexIndex};
 use std::collections::{BTreeMap, HashSet};
 
 impl UnitScope<'_> {
     /// Returns the rows that hold a key at a vertex after the unit.
-    pub(crate) fn rows_with_key(&self, index: VertexIndex, key: KeyId) -> Result<BTreeMap<RowKey, Row>, CdsError> {
+    pub(crate) fn rows_with_key(&self, vertex: VertexIndex, key: KeyId) -> Result<BTreeMap<RowKey, Row>, CdsError> {
+        match self.cds.key_parts(key)? {
+            Some((path, value)) => self.rows_with_value(vertex, path, &value),
+            None => Ok(BTreeMap::new()),
+        }
+    }
+
+    /// The same for a path and a folded value: the keys on the way need not be numbered.
+    fn rows_with_value(&self, index: VertexIndex, path: PathIndex, value: &Value) -> Result<BTreeMap<RowKey, Row>, CdsError> {
         let vertex = &self.cds.graph.vertices[index];
         let mut found = BTreeMap::new();
-        let Some((path, value)) = self.cds.key_parts(key)? else { return Ok(found) };
         if !vertex.paths.contains(&path) {
             return Ok(found);
         }
@@ -24,41 +31,33 @@ impl UnitScope<'_> {
                 Source::Base { column: None, .. } => {
                     self.cds.scan(vertex.table, |row| self.add(vertex, &input.guard, row, &mut found))?;
                 }
-                Source::Base { column: Some(column), path: base } => {
-                    let collation = if *base == RAW {
-                        column_collation(&self.cds.dock, vertex.table, *column)
-                    } else {
-                        self.cds.graph.paths[*base].collation
-                    };
-                    for row in self.cds.rows_where(vertex.table, &[(*column, collation)], std::slice::from_ref(&value))? {
+                Source::Base { column: Some(column), path } => {
+                    let collation = self.cds.base_collation(vertex.table, *column, *path);
+                    for row in self.cds.rows_where(vertex.table, &[(*column, collation)], std::slice::from_ref(value))? {
                         self.add(vertex, &input.guard, row, &mut found)?;
                     }
                 }
                 Source::Follow { vertex: source, columns, map } => {
+                    let Some(from) = came_from(map, path) else { continue };
                     let search: Vec<(usize, Collation)> = columns.iter().map(|column| (*column, Collation::Binary)).collect();
-                    for (from, _) in map.iter().filter(|(_, to)| *to == path) {
-                        let Some(source_key) = self.cds.find_key(*from, &value)? else { continue };
-                        for parent in self.rows_with_key(*source, source_key)?.into_keys() {
-                            for row in self.cds.rows_where(vertex.table, &search, &parent)? {
-                                self.add(vertex, &input.guard, row, &mut found)?;
-                            }
+                    for parent in self.rows_with_value(*source, from, value)?.into_keys() {
+                        for row in self.cds.rows_where(vertex.table, &search, &parent)? {
+                            self.add(vertex, &input.guard, row, &mut found)?;
                         }
                     }
                 }
                 Source::Junction { junction, columns, map } => {
+                    let Some(from) = came_from(map, path) else { continue };
                     let declared = &self.cds.graph.junctions[*junction];
                     let search: Vec<(usize, Collation)> = columns.iter().copied().zip(declared.collations.iter().copied()).collect();
-                    for (from, _) in map.iter().filter(|(_, to)| *to == path) {
-                        let Some(source_key) = self.cds.find_key(*from, &value)? else { continue };
-                        let values: HashSet<Vec<Value>> = self
-                            .rows_with_key(declared.source, source_key)?
-                            .values()
-                            .filter_map(|row| junction_values(&declared.columns, &declared.collations, row))
-                            .collect();
-                        for values in values {
-                            for row in self.cds.rows_where(vertex.table, &search, &values)? {
-                                self.add(vertex, &input.guard, row, &mut found)?;
-                            }
+                    let values: HashSet<Vec<Value>> = self
+                        .rows_with_value(declared.source, from, value)?
+                        .values()
+                        .filter_map(|row| junction_values(&declared.columns, &declared.collations, row))
+                        .collect();
+                    for values in values {
+                        for row in self.cds.rows_where(vertex.table, &search, &values)? {
+                            self.add(vertex, &input.guard, row, &mut found)?;
                         }
                     }
                 }

@@ -111,9 +111,9 @@ fn run(subject: &Subject, seed: u64, fault: Fault) -> Result<(), String> {
                 events = again;
             }
             commit(&mut cds, number);
-            router.route(&events, &random.world).map_err(|error| format!("unit {unit}: {error}\n{events:?}"))?;
+            if std::env::var_os("SCOPE_SEED").is_some() { eprintln!("{events:?}"); } router.route(&events, &random.world).map_err(|error| format!("unit {unit}: {error}\n{}{events:?}", steps_text(&steps)))?;
         }
-        router.compare(&random.world).map_err(|error| format!("unit {unit}: {error}"))?;
+        router.compare(&random.world).map_err(|error| format!("unit {unit}: {error}\n{}{:?}", steps_text(&steps), random.world.nodes))?;
         if random.rng.u32(0..25) == 0 {
             drop(cds);
             cds = Cds::open(&path).map_err(|error| error.to_string())?;
@@ -126,6 +126,17 @@ fn run(subject: &Subject, seed: u64, fault: Fault) -> Result<(), String> {
     let fresh = folder.path().join("fresh.db");
     drop(fill(&fresh, &random.world));
     same_counts(&cds, &path, &fresh)
+}
+
+fn steps_text(steps: &[Step]) -> String {
+    steps
+        .iter()
+        .map(|step| match step {
+            Step::Row(change) => format!("table {} {:?} = {:?}\n", change.table, change.key, change.row),
+            Step::Node(change) => format!("{change:?}\n"),
+            Step::Day(day) => format!("day {day}\n"),
+        })
+        .collect()
 }
 
 fn bytes(events: &UnitEvents) -> Vec<u8> {
