@@ -1,4 +1,4 @@
-//! Layer 3: the docking root. Folders, numbered queues, the lock, the ledger of the Transaction Router.
+//! Layer 3: the docking root. Folders, numbered queues, the lock, the ledger of the Transaction Router, the sessions.
 //!
 //! `docs/docking-format.md` shows the tree, the order of writes and every state that a crash can leave.
 

@@ -3,11 +3,11 @@
 pub mod deploy;
 pub mod extract;
 pub mod nodes;
-pub mod round;
 pub mod outbox;
+pub mod pass;
+pub mod round;
 pub mod router;
 pub mod status;
-pub mod supervisor;
 pub mod syncmgr;
 pub mod syncsession;
 pub mod txnproc;

@@ -199,6 +199,16 @@ impl Disk {
         }
     }
 
+    /// Moves a file that is complete and flushed to `to` in the same folder, in place of what stands there, and flushes the folder.
+    ///
+    /// # Errors
+    /// Anything of the disk.
+    pub fn replace(&self, from: &Path, to: &Path) -> Result<(), DiskError> {
+        self.crash_point("replace", to)?;
+        std::fs::rename(from, to).map_err(io_error("replace", to))?;
+        to.parent().map_or(Ok(()), |folder| self.sync_folder(folder))
+    }
+
     /// Flushes an open file.
     ///
     /// # Errors

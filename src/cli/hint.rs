@@ -75,7 +75,9 @@ fn node(error: &NodeError) -> Option<String> {
     let text = match error {
         NodeError::Exists { name } => return Some(format!("to change it: dockmaster node set {name} --set NAME=VALUE")),
         NodeError::Unknown { .. } => "dockmaster node list shows those that there are",
-        NodeError::Import { .. } | NodeError::CsvHeading { .. } | NodeError::Csv { .. } => "no node was added; mend the file and run it again",
+        NodeError::Import { .. } | NodeError::CsvHeading { .. } | NodeError::Csv { .. } => {
+            "no node was added; mend the file and run it again"
+        }
         _ => return None,
     };
     Some(text.to_owned())

@@ -20,7 +20,7 @@ pub struct PutError {
 
 impl PutError {
     /// Returns a function that adds what was tried and where.
-    pub fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PutError + use<'_> {
+    pub fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PutError {
         move |source| PutError { action, path: path.to_owned(), source }
     }
 }

@@ -51,3 +51,17 @@ pub enum DockingError {
     #[error(transparent)]
     Content(#[from] DxError),
 }
+
+impl DockingError {
+    /// Returns whether trying again may help: a lock that somebody holds, a full disk.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            DockingError::Disk(error) => error.is_no_space(),
+            DockingError::Sql { source, .. } => matches!(
+                source.sqlite_error_code(),
+                Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked | rusqlite::ErrorCode::DiskFull)
+            ),
+            _ => false,
+        }
+    }
+}

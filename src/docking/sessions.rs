@@ -377,11 +377,7 @@ fn read_mark(row: &Row<'_>) -> rusqlite::Result<Mark> {
         incarnation: Incarnation(row.get(1)?),
         install_id: InstallId(row.get(2)?),
         received: FileNo(row.get::<_, i64>(3)?.unsigned_abs()),
-        applied: AppliedTo {
-            file: FileNo(row.get::<_, i64>(4)?.unsigned_abs()),
-            unit: TxnId(row.get(5)?),
-            hash: ContentHash(row.get(6)?),
-        },
+        applied: AppliedTo { file: FileNo(row.get::<_, i64>(4)?.unsigned_abs()), unit: TxnId(row.get(5)?), hash: ContentHash(row.get(6)?) },
         last_seen: row.get(7)?,
     })
 }

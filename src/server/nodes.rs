@@ -172,7 +172,9 @@ pub fn delete(database: &ServerDatabase, name: &NodeName) -> Result<(), NodeErro
 /// The node is unknown or disabled, or the database refused.
 pub fn start(database: &ServerDatabase, name: &NodeName) -> Result<Incarnation, NodeError> {
     let node = change(database, name, |_, node| match node.state {
-        NodeState::Disabled => Err(NodeError::State { name: node.name.clone(), state: node.state, reason: "it must be enabled before it is extracted" }),
+        NodeState::Disabled => {
+            Err(NodeError::State { name: node.name.clone(), state: node.state, reason: "it must be enabled before it is extracted" })
+        }
         NodeState::Registered | NodeState::Active => {
             node.state = NodeState::Active;
             node.incarnation = Incarnation(node.incarnation.0 + 1);
@@ -307,7 +309,10 @@ fn given<'a>(dock: &'a Dock, attribute: &str) -> Result<Given<'a>, String> {
         None => {
             let settable = |known: &&crate::model::dock::NodeAttribute| matches!(known.source, AttributeSource::Given { .. });
             let names: Vec<&str> = dock.attributes.iter().filter(settable).map(|known| known.name.as_str()).collect();
-            Err(format!("`[node]` declares no such attribute; it has {}", if names.is_empty() { "none".to_owned() } else { names.join(", ") }))
+            Err(format!(
+                "`[node]` declares no such attribute; it has {}",
+                if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+            ))
         }
     }
 }

@@ -170,8 +170,7 @@ pub fn extract(root: &Path, node: &NodeName, incarnation: Incarnation) -> Result
     let number = |field: &str| toc.get(field).and_then(serde_json::Value::as_u64).ok_or_else(|| wrong(format!("no number `{field}`")));
     let hash = toc.get("sha256").and_then(read_hash).ok_or_else(|| wrong("no hash `sha256`".into()))?;
     let unit = toc.get("unit").and_then(serde_json::Value::as_i64).ok_or_else(|| wrong("no number `unit`".into()))?;
-    let offer =
-        ExtractOffer { incarnation, unit: TxnId(unit), bytes: number("bytes")?, raw_bytes: number("raw_bytes")?, sha256: hash };
+    let offer = ExtractOffer { incarnation, unit: TxnId(unit), bytes: number("bytes")?, raw_bytes: number("raw_bytes")?, sha256: hash };
     if number("incarnation")? != u64::from(incarnation.0) {
         return Err(wrong("it is of another incarnation".into()));
     }
@@ -191,6 +190,7 @@ fn read_hash(value: &serde_json::Value) -> Option<ByteHash> {
     if let Some(text) = value.as_str() {
         return text.parse().ok();
     }
-    let bytes: Vec<u8> = value.as_array()?.iter().map(|byte| byte.as_u64().and_then(|byte| u8::try_from(byte).ok())).collect::<Option<_>>()?;
+    let bytes: Vec<u8> =
+        value.as_array()?.iter().map(|byte| byte.as_u64().and_then(|byte| u8::try_from(byte).ok())).collect::<Option<_>>()?;
     Some(ByteHash(bytes.try_into().ok()?))
 }

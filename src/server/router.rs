@@ -45,6 +45,17 @@ impl Default for RouterOptions {
     }
 }
 
+impl RouterError {
+    /// Returns whether trying again may help: a lock that somebody holds, a full disk.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            RouterError::Docking(error) => error.is_transient(),
+            RouterError::Disk(error) => error.is_no_space(),
+            _ => false,
+        }
+    }
+}
+
 /// Why a step failed. The next step starts with recovery.
 #[derive(Debug, thiserror::Error)]
 pub enum RouterError {
@@ -243,8 +254,7 @@ impl Router {
     }
 
     fn read_unit(&self, loaded: &mut Loaded, reading: &mut Reading, unit: &UnitEvents, path: &Path) -> Result<(), RouterError> {
-        let routed =
-            route(&mut loaded.nodes, unit).map_err(|source| RouterError::Route { path: path.to_owned(), source })?;
+        let routed = route(&mut loaded.nodes, unit).map_err(|source| RouterError::Route { path: path.to_owned(), source })?;
         reading.content.collect(unit, &routed).map_err(|source| RouterError::Collect { path: path.to_owned(), source })?;
         for event in &unit.nodes {
             if let NodeEvent::Start { node, incarnation, .. } = event {

@@ -351,7 +351,10 @@ impl Task {
             let listed = blocking(move || shared.index.files_after(&node, incarnation, after, limit)).await;
             Answer::Event(match listed {
                 Ok(files) => Event::Files(
-                    files.into_iter().map(|file| OfferedFile { file: file.file_no, bytes: file.bytes, byte_hash: file.byte_hash }).collect(),
+                    files
+                        .into_iter()
+                        .map(|file| OfferedFile { file: file.file_no, bytes: file.bytes, byte_hash: file.byte_hash })
+                        .collect(),
                 ),
                 Err(error) => Event::Failed(format!("list the outbox: {error}")),
             })

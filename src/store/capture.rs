@@ -124,9 +124,11 @@ fn hidden_rowid(table: &TableShape) -> Option<&'static str> {
 
 /// Returns our triggers for a table: (name, text). `columns` are the captured ones, indices into the table's.
 pub fn trigger_texts(id: i64, table: &TableShape, columns: &[usize]) -> Vec<(String, String)> {
-    let names: Vec<String> = columns.iter().filter_map(|position| table.columns.get(*position)).map(|column| quote_name(&column.name)).collect();
+    let names: Vec<String> =
+        columns.iter().filter_map(|position| table.columns.get(*position)).map(|column| quote_name(&column.name)).collect();
     let on = quote_name(&table.name);
-    let key: Vec<String> = table.key.iter().filter_map(|position| table.columns.get(*position)).map(|column| quote_name(&column.name)).collect();
+    let key: Vec<String> =
+        table.key.iter().filter_map(|position| table.columns.get(*position)).map(|column| quote_name(&column.name)).collect();
     let nullable = table.key.iter().any(|position| table.columns.get(*position).is_some_and(|column| !column.not_null));
     let null_case = |images: &[&str]| {
         let tests: Vec<String> = images.iter().flat_map(|image| key.iter().map(move |name| format!("{image}.{name} IS NULL"))).collect();
@@ -135,7 +137,9 @@ pub fn trigger_texts(id: i64, table: &TableShape, columns: &[usize]) -> Vec<(Str
     let first = key.first().cloned().unwrap_or_default();
     let all = |image: &str| names.iter().map(|name| format!("{image}.{name}")).collect::<Vec<_>>().join(", ");
     // The row as it is now: nothing is found if it is gone again, and then the old image or the key still goes to the log.
-    let now = |image: &str| format!("FROM (SELECT 1) LEFT JOIN {on} AS n ON {}", key_condition(table, "n.", |_, name| format!("{image}.{name}"), "="));
+    let now = |image: &str| {
+        format!("FROM (SELECT 1) LEFT JOIN {on} AS n ON {}", key_condition(table, "n.", |_, name| format!("{image}.{name}"), "="))
+    };
     let heading = |images: usize| {
         let places: Vec<String> = (1..=names.len() * images).map(|place| format!("c{place}")).collect();
         format!("INSERT INTO dock_txn_log(tbl, op, {})", places.join(", "))
@@ -191,7 +195,8 @@ fn hint_texts(id: i64, table: &TableShape, heading: &str, names: &[String]) -> V
     for Rival { equal, guard } in rivals(table, &row) {
         on_insert.push(format!("  {heading}\n  SELECT {id}, 'H', {} FROM {from} WHERE {equal};\n", image.join(", ")));
         let tested = guard.as_ref().map(|guard| format!("({guard}) AND ")).unwrap_or_default();
-        on_update.push(format!("  {heading}\n  SELECT {id}, 'H', {} FROM {from} WHERE {tested}{equal} AND NOT ({itself});\n", image.join(", ")));
+        on_update
+            .push(format!("  {heading}\n  SELECT {id}, 'H', {} FROM {from} WHERE {tested}{equal} AND NOT ({itself});\n", image.join(", ")));
         guards.push(guard);
     }
     // With a guard for each, an update that touches no unique key costs one comparison.
@@ -285,8 +290,8 @@ pub(crate) fn may_end_statement(sql: &str) -> bool {
 /// A statement failed.
 pub(crate) fn read_captures(connection: &Connection) -> rusqlite::Result<Result<Vec<Capture>, (i64, String)>> {
     let mut captures = Vec::new();
-    let mut statement =
-        connection.prepare_cached("SELECT id, table_name, columns, key, shape, triggers, active, stopped FROM main.dock_capture ORDER BY id")?;
+    let mut statement = connection
+        .prepare_cached("SELECT id, table_name, columns, key, shape, triggers, active, stopped FROM main.dock_capture ORDER BY id")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let id: i64 = row.get(0)?;

@@ -20,7 +20,8 @@ use std::collections::BTreeMap;
 /// Our tables.
 const SERVER_SQL: &str = include_str!("../../sql/sqlite/0001_server.sql");
 /// Names of our tables, in the order in which they are dropped.
-const OUR_TABLES: [&str; 7] = ["dock_txn_log", "dock_tail", "dock_capture", "dock_definition", "dock_node_attribute", "dock_node", "dock_meta"];
+const OUR_TABLES: [&str; 7] =
+    ["dock_txn_log", "dock_tail", "dock_capture", "dock_definition", "dock_node_attribute", "dock_node", "dock_meta"];
 
 /// What is to be installed.
 #[derive(Debug, Clone, Copy)]
@@ -85,7 +86,8 @@ impl ServerDatabase {
         if !self.is_installed()? {
             self.refuse_strangers()?;
         }
-        let mode: String = self.connection.query_row("PRAGMA journal_mode=WAL", [], |row| row.get(0)).map_err(self.fault("switching WAL mode on"))?;
+        let mode: String =
+            self.connection.query_row("PRAGMA journal_mode=WAL", [], |row| row.get(0)).map_err(self.fault("switching WAL mode on"))?;
         if mode != "wal" {
             return Err(StoreError::Journal { path: self.path.clone(), mode });
         }
@@ -177,7 +179,8 @@ impl ServerDatabase {
         while let Some(row) = rows.next().map_err(fault())? {
             meta.insert(row.get(0).map_err(fault())?, row.get(1).map_err(fault())?);
         }
-        let damaged = |name: &str, reason: String| StoreError::Damaged { path: self.path.clone(), what: format!("dock_meta `{name}`"), reason };
+        let damaged =
+            |name: &str, reason: String| StoreError::Damaged { path: self.path.clone(), what: format!("dock_meta `{name}`"), reason };
         let text = |name: &str| meta.get(name).cloned().ok_or_else(|| damaged(name, "it is missing".into()));
         let number = |name: &str| text(name)?.parse::<u32>().map_err(|error| damaged(name, error.to_string()));
         Ok(Identity {
@@ -213,9 +216,13 @@ impl ServerDatabase {
         let fault = || self.fault("writing dock_meta");
         let mut absent = self
             .connection
-            .prepare_cached("INSERT INTO main.dock_meta(name, value) SELECT ?1, ?2 WHERE NOT EXISTS (SELECT 1 FROM main.dock_meta WHERE name = ?1)")
+            .prepare_cached(
+                "INSERT INTO main.dock_meta(name, value) SELECT ?1, ?2 WHERE NOT EXISTS (SELECT 1 FROM main.dock_meta WHERE name = ?1)",
+            )
             .map_err(fault())?;
-        for (name, value) in [("server_id", server_id.to_string()), ("epoch", "1".into()), ("revision", "0".into()), ("server_name", String::new())] {
+        for (name, value) in
+            [("server_id", server_id.to_string()), ("epoch", "1".into()), ("revision", "0".into()), ("server_name", String::new())]
+        {
             absent.execute((name, value)).map_err(fault())?;
         }
         self.connection.execute("UPDATE main.dock_meta SET value = ?1 WHERE name = 'server_name'", [server_name]).map_err(fault())?;
@@ -226,7 +233,9 @@ impl ServerDatabase {
         let fault = || self.fault("widening the log");
         let have: i64 = self
             .connection
-            .query_row("SELECT count(*) FROM pragma_table_info('dock_txn_log', 'main') WHERE substr(name, 1, 1) = 'c'", [], |row| row.get(0))
+            .query_row("SELECT count(*) FROM pragma_table_info('dock_txn_log', 'main') WHERE substr(name, 1, 1) = 'c'", [], |row| {
+                row.get(0)
+            })
             .map_err(fault())?;
         let have = usize::try_from(have).unwrap_or_default();
         for place in have + 1..=width {
@@ -267,7 +276,10 @@ impl ServerDatabase {
         for index in &table.unique_indexes {
             for term in &index.terms {
                 if index.primary && Collation::from_name(&term.collation).is_none() {
-                    return Err(refuse(format!("its primary key is ordered by the collation `{}`, which only an application knows", term.collation)));
+                    return Err(refuse(format!(
+                        "its primary key is ordered by the collation `{}`, which only an application knows",
+                        term.collation
+                    )));
                 }
                 if term.what == TermKind::Expression(String::new()) {
                     return Err(refuse(format!("an expression of its index `{}` could not be read", index.name)));
@@ -348,18 +360,28 @@ impl ServerDatabase {
         self.connection
             .execute(
                 "INSERT INTO main.dock_capture(table_name, columns, key, shape, triggers, active) VALUES (?1, ?2, ?3, ?4, '{}', 1)",
-                (&target.table.name, json(serde_json::to_string(&columns))?, json(serde_json::to_string(&key))?, json(serde_json::to_string(&shape))?),
+                (
+                    &target.table.name,
+                    json(serde_json::to_string(&columns))?,
+                    json(serde_json::to_string(&key))?,
+                    json(serde_json::to_string(&shape))?,
+                ),
             )
             .map_err(fault())?;
         let id = self.connection.last_insert_rowid();
         let texts = trigger_texts(id, target.table, &target.columns);
         self.create_triggers(&target.dock.name, texts.iter().map(|(name, sql)| (name.as_str(), sql.as_str())))?;
         if compiled_before && let Err(error) = self.compile(target.table) {
-            return Err(StoreError::Table { table: target.dock.name.clone(), reason: format!("its capture triggers do not compile: {error}") });
+            return Err(StoreError::Table {
+                table: target.dock.name.clone(),
+                reason: format!("its capture triggers do not compile: {error}"),
+            });
         }
         let fresh = read_shape(&self.connection, &target.table.name).map_err(fault())?;
         let stored = stored_triggers(&self.connection, fresh.as_ref().unwrap_or(target.table)).map_err(fault())?;
-        self.connection.execute("UPDATE main.dock_capture SET triggers = ?2 WHERE id = ?1", (id, json(serde_json::to_string(&stored))?)).map_err(fault())?;
+        self.connection
+            .execute("UPDATE main.dock_capture SET triggers = ?2 WHERE id = ?1", (id, json(serde_json::to_string(&stored))?))
+            .map_err(fault())?;
         Ok(outcome)
     }
 
@@ -377,7 +399,11 @@ impl ServerDatabase {
     fn compile(&self, table: &TableShape) -> rusqlite::Result<()> {
         let name = quote_name(&table.name);
         let column = table.columns.iter().find(|column| !column.generated).map(|column| quote_name(&column.name)).unwrap_or_default();
-        for sql in [format!("INSERT INTO {name}({column}) VALUES (NULL)"), format!("UPDATE {name} SET {column} = {column}"), format!("DELETE FROM {name}")] {
+        for sql in [
+            format!("INSERT INTO {name}({column}) VALUES (NULL)"),
+            format!("UPDATE {name} SET {column} = {column}"),
+            format!("DELETE FROM {name}"),
+        ] {
             self.connection.prepare(&sql)?;
         }
         Ok(())
@@ -391,9 +417,14 @@ impl ServerDatabase {
         }
         let revision = Revision(was.0 + 1);
         self.connection
-            .execute("INSERT INTO main.dock_definition(revision, text, deployed_at) VALUES (?1, ?2, strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))", (revision.0, text))
+            .execute(
+                "INSERT INTO main.dock_definition(revision, text, deployed_at) VALUES (?1, ?2, strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))",
+                (revision.0, text),
+            )
             .map_err(fault())?;
-        self.connection.execute("UPDATE main.dock_meta SET value = ?1 WHERE name = 'revision'", [revision.0.to_string()]).map_err(fault())?;
+        self.connection
+            .execute("UPDATE main.dock_meta SET value = ?1 WHERE name = 'revision'", [revision.0.to_string()])
+            .map_err(fault())?;
         self.log_control(&Control::Definition { revision })?;
         Ok(revision)
     }
@@ -442,7 +473,8 @@ enum Outcome {
 
 /// Returns everything whose name begins with our prefix: (name, type). Indexes of ours go with their tables.
 fn our_objects(connection: &Connection) -> rusqlite::Result<Vec<(String, String)>> {
-    let mut statement = connection.prepare("SELECT name, type FROM main.sqlite_schema WHERE lower(substr(name, 1, 5)) = 'dock_' ORDER BY name")?;
+    let mut statement =
+        connection.prepare("SELECT name, type FROM main.sqlite_schema WHERE lower(substr(name, 1, 5)) = 'dock_' ORDER BY name")?;
     let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
     rows.collect()
 }

@@ -126,13 +126,8 @@ impl ServerDatabase {
         for (id, reason) in &touched.null_keys {
             stopped.entry(*id).or_insert_with(|| reason.clone());
         }
-        let mut unit = UnitReading {
-            upto,
-            controls: touched.controls,
-            changes: Vec::new(),
-            stopped: Vec::new(),
-            schema_version: catalogue.stamp.0,
-        };
+        let mut unit =
+            UnitReading { upto, controls: touched.controls, changes: Vec::new(), stopped: Vec::new(), schema_version: catalogue.stamp.0 };
         for (name, keys) in touched.keys {
             let Some(capture) = catalogue.active.get(&name).and_then(|id| catalogue.captures.get(id)) else { continue };
             if !stopped.contains_key(&capture.id) {
@@ -223,7 +218,8 @@ impl ServerDatabase {
             let mut rows = statement.query(rusqlite::params_from_iter(key.iter().map(SqlValue))).map_err(fault())?;
             let mut row = None;
             if let Some(found) = rows.next().map_err(fault())? {
-                let values: Row = (0..columns.len()).map(|place| found.get_ref(place).map(value_of)).collect::<Result<_, _>>().map_err(fault())?;
+                let values: Row =
+                    (0..columns.len()).map(|place| found.get_ref(place).map(value_of)).collect::<Result<_, _>>().map_err(fault())?;
                 // Under NOCASE another spelling answers to the same key, but it is another row to everyone who compares bytes.
                 let same = capture.key.iter().zip(&key).all(|(position, value)| values.get(*position) == Some(value));
                 row = same.then_some(values);
@@ -302,7 +298,9 @@ impl ServerDatabase {
             .connection
             .prepare_cached("SELECT position, nonce, previous FROM main.dock_tail")
             .and_then(|mut statement| {
-                statement.query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, Option<String>>(2)?))).optional()
+                statement
+                    .query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, Option<String>>(2)?)))
+                    .optional()
             })
             .map_err(self.fault("reading the tail"))?;
         let Some((position, nonce, previous)) = found else { return Ok(None) };
@@ -327,7 +325,8 @@ impl ServerDatabase {
         self.connection.pragma_update(None, "synchronous", "FULL").map_err(fault())?;
         let transaction = self.begin_write("writing the tail")?;
         let row = (position.0, nonce.to_string(), previous.map(|nonce| nonce.to_string()));
-        let updated = transaction.execute("UPDATE main.dock_tail SET position = ?1, nonce = ?2, previous = ?3", row.clone()).map_err(fault())?;
+        let updated =
+            transaction.execute("UPDATE main.dock_tail SET position = ?1, nonce = ?2, previous = ?3", row.clone()).map_err(fault())?;
         if updated == 0 {
             transaction.execute("INSERT INTO main.dock_tail(position, nonce, previous) VALUES (?1, ?2, ?3)", row).map_err(fault())?;
         }
@@ -380,7 +379,8 @@ impl Touched {
         // What an earlier shape of the table logged was settled when the table was deployed anew.
         if catalogue.active.get(&capture.table.to_ascii_lowercase()) == Some(&capture.id) {
             let names: Vec<&str> = capture.key_names().collect();
-            let reason = format!("a row with NULL in its primary key ({}) was written, and cannot be told apart (log row {id})", names.join(", "));
+            let reason =
+                format!("a row with NULL in its primary key ({}) was written, and cannot be told apart (log row {id})", names.join(", "));
             self.null_keys.entry(capture.id).or_insert(reason);
         }
     }

@@ -71,7 +71,9 @@ impl ServerDatabase {
         }
         let mut statement = self
             .connection
-            .prepare_cached("SELECT node, name, value FROM main.dock_node_attribute WHERE ?1 IS NULL OR node = ?1 ORDER BY node, name, position")
+            .prepare_cached(
+                "SELECT node, name, value FROM main.dock_node_attribute WHERE ?1 IS NULL OR node = ?1 ORDER BY node, name, position",
+            )
             .map_err(fault())?;
         let mut rows = statement.query([only]).map_err(fault())?;
         while let Some(row) = rows.next().map_err(fault())? {
@@ -126,8 +128,9 @@ impl NodeWriter<'_> {
         let connection = &self.database.connection;
         let name = node.name.as_str();
         let row = (name, node.state.to_string(), node.incarnation.0, &node.model);
-        let updated =
-            connection.execute("UPDATE main.dock_node SET state = ?2, incarnation = ?3, model = ?4 WHERE name = ?1", row.clone()).map_err(fault())?;
+        let updated = connection
+            .execute("UPDATE main.dock_node SET state = ?2, incarnation = ?3, model = ?4 WHERE name = ?1", row.clone())
+            .map_err(fault())?;
         if updated == 0 {
             connection
                 .execute(

@@ -67,7 +67,12 @@ impl Snapshot<'_> {
     ///
     /// # Errors
     /// Those of `visit`, or a statement failed.
-    pub fn scan<E: From<StoreError>>(&self, table: &str, columns: &[String], mut visit: impl FnMut(Row) -> Result<(), E>) -> Result<u64, E> {
+    pub fn scan<E: From<StoreError>>(
+        &self,
+        table: &str,
+        columns: &[String],
+        mut visit: impl FnMut(Row) -> Result<(), E>,
+    ) -> Result<u64, E> {
         let fault = || self.database.fault(&format!("reading {table}"));
         let names: Vec<String> = columns.iter().map(|name| quote_name(name)).collect();
         let sql = format!("SELECT {} FROM main.{}", names.join(", "), quote_name(table));

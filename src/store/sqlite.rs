@@ -205,6 +205,17 @@ impl ServerDatabase {
         crate::store::schema::read_schema(&self.connection).map_err(self.fault("reading the schema"))
     }
 
+    /// Returns whether the journal mode is WAL.
+    ///
+    /// # Errors
+    /// A statement failed.
+    pub fn is_wal(&self) -> Result<bool, StoreError> {
+        self.connection
+            .query_row("PRAGMA main.journal_mode", [], |row| row.get::<_, String>(0))
+            .map(|mode| mode.eq_ignore_ascii_case("wal"))
+            .map_err(self.fault("reading the journal mode"))
+    }
+
     /// Returns a function that says what was being done when a statement failed.
     pub(crate) fn fault(&self, action: &str) -> impl FnOnce(rusqlite::Error) -> StoreError + use<> {
         let (path, action) = (self.path.clone(), action.to_owned());

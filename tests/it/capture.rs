@@ -178,9 +178,7 @@ impl Rig {
         let json: String = self.app.query_row("SELECT triggers FROM dock_capture WHERE id = ?1", [id], |row| row.get(0)).unwrap();
         let mut triggers: BTreeMap<String, String> = serde_json::from_str(&json).unwrap();
         triggers.insert(name.to_owned(), stored);
-        self.app
-            .execute("UPDATE dock_capture SET triggers = ?1 WHERE id = ?2", (serde_json::to_string(&triggers).unwrap(), id))
-            .unwrap();
+        self.app.execute("UPDATE dock_capture SET triggers = ?1 WHERE id = ?2", (serde_json::to_string(&triggers).unwrap(), id)).unwrap();
     }
 
     fn log_ops(&self, after: TxnId) -> String {

@@ -11,12 +11,21 @@ const KEYS: &[(&str, &str)] = &[
     ("unique", "CREATE TABLE t(k INTEGER PRIMARY KEY, u TEXT UNIQUE, on_ INT, x)"),
     ("composite unique", "CREATE TABLE t(k INTEGER PRIMARY KEY, u TEXT, on_ INT, x, UNIQUE(on_, u))"),
     ("unique that replaces", "CREATE TABLE t(k INTEGER PRIMARY KEY, u TEXT UNIQUE ON CONFLICT REPLACE, on_ INT, x)"),
-    ("partial", "CREATE TABLE t(k INTEGER PRIMARY KEY, u TEXT, on_ INT, x); CREATE UNIQUE INDEX i ON t(u) WHERE on_ = 1 /* only */ -- those"),
+    (
+        "partial",
+        "CREATE TABLE t(k INTEGER PRIMARY KEY, u TEXT, on_ INT, x); CREATE UNIQUE INDEX i ON t(u) WHERE on_ = 1 /* only */ -- those",
+    ),
     ("nocase", "CREATE TABLE t(k INTEGER PRIMARY KEY, u TEXT COLLATE NOCASE UNIQUE, on_ INT, x)"),
     ("nocase index", "CREATE TABLE t(k INTEGER PRIMARY KEY, u TEXT, on_ INT, x); CREATE UNIQUE INDEX i ON t(u COLLATE NOCASE DESC)"),
-    ("binary index on nocase", "CREATE TABLE t(k INTEGER PRIMARY KEY, u TEXT COLLATE NOCASE, on_ INT, x); CREATE UNIQUE INDEX i ON t(u COLLATE BINARY)"),
+    (
+        "binary index on nocase",
+        "CREATE TABLE t(k INTEGER PRIMARY KEY, u TEXT COLLATE NOCASE, on_ INT, x); CREATE UNIQUE INDEX i ON t(u COLLATE BINARY)",
+    ),
     ("rtrim index", "CREATE TABLE t(k INTEGER PRIMARY KEY, u TEXT, on_ INT, x); CREATE UNIQUE INDEX i ON t(u COLLATE RTRIM)"),
-    ("expression", "CREATE TABLE t(k INTEGER PRIMARY KEY, u TEXT, on_ INT, x); CREATE UNIQUE INDEX i ON t(lower(trim(u)), on_ + 0) WHERE t.u IS NOT NULL"),
+    (
+        "expression",
+        "CREATE TABLE t(k INTEGER PRIMARY KEY, u TEXT, on_ INT, x); CREATE UNIQUE INDEX i ON t(lower(trim(u)), on_ + 0) WHERE t.u IS NOT NULL",
+    ),
     ("generated", "CREATE TABLE t(k INTEGER PRIMARY KEY, u TEXT, on_ INT, x, g TEXT AS (upper(u)) UNIQUE)"),
     ("stored generated", "CREATE TABLE t(k INTEGER PRIMARY KEY, u TEXT, on_ INT, x, g TEXT AS (upper(u)) STORED UNIQUE)"),
     ("without rowid", "CREATE TABLE t(k INT, u TEXT COLLATE NOCASE UNIQUE, on_ INT, x, PRIMARY KEY(k)) WITHOUT ROWID"),
@@ -92,7 +101,8 @@ fn r2_b2_every_conflict_clause_on_every_kind_of_unique_key() {
 
 #[test]
 fn r2_without_the_hints_the_matrix_finds_the_loss() {
-    let silent = |name: &'static str| move |rig: &Rig| rig.plant(name, |sql| format!("{} BEGIN SELECT 1; END", sql.split(" BEGIN").next().unwrap()));
+    let silent =
+        |name: &'static str| move |rig: &Rig| rig.plant(name, |sql| format!("{} BEGIN SELECT 1; END", sql.split(" BEGIN").next().unwrap()));
     let without_insert = differing("", silent("dock_hi_1"));
     for kind in ["text key", "unique", "partial", "nocase", "nocase index", "expression", "generated", "without rowid"] {
         let prefix = format!("{kind}: ");

@@ -53,7 +53,26 @@ const CASES: &[Case] = &[
 ];
 
 const VALUES: &[&str] = &[
-    "NULL", "0", "1", "2", "3", "4", "1.0", "2.5", "-0.0", "9e999", "'a'", "'A'", "'b'", "'a '", "'1'", "''", "x'61'", "x''", "'it''s'", "char(0)||'x'",
+    "NULL",
+    "0",
+    "1",
+    "2",
+    "3",
+    "4",
+    "1.0",
+    "2.5",
+    "-0.0",
+    "9e999",
+    "'a'",
+    "'A'",
+    "'b'",
+    "'a '",
+    "'1'",
+    "''",
+    "x'61'",
+    "x''",
+    "'it''s'",
+    "char(0)||'x'",
     "CAST(x'ff' AS TEXT)",
 ];
 
@@ -97,7 +116,13 @@ fn statement(rng: &mut Rng, table: &Table) -> String {
         }
         14 => format!("UPDATE {} {} SET _rowid_ = {} WHERE {}", clause(rng), table.name, rng.u8(..5), condition(rng, table)),
         15..18 => format!("DELETE FROM {} WHERE {}", table.name, condition(rng, table)),
-        18 => format!("INSERT {} INTO {} ({2}) SELECT {2} FROM {1} WHERE {3}", clause(rng), table.name, table.columns.join(", "), condition(rng, table)),
+        18 => format!(
+            "INSERT {} INTO {} ({2}) SELECT {2} FROM {1} WHERE {3}",
+            clause(rng),
+            table.name,
+            table.columns.join(", "),
+            condition(rng, table)
+        ),
         _ => format!("DELETE FROM {}", table.name),
     }
 }
