@@ -42,6 +42,7 @@ const AFTER_HELP: &str = "\
 First steps:
   dockmaster init hq.db                    write a first dockmaster.toml for that database
   dockmaster check                         say what is wrong in it, all at once
+  dockmaster deploy                        show the plan, ask, install
   dockmaster node add SHOP-01 --set shop=1 register a node
   dockmaster serve                         run the service; nodes join with: remote-sync init
 
@@ -53,9 +54,17 @@ enum Command {
     Init(definition_commands::InitArgs),
     /// Say everything that is wrong with the definition, with file, line and column
     Check,
+    /// Check, show the plan and its effect, ask, then install or change; the same command for every later change
+    Deploy(definition_commands::DeployArgs),
+    /// Take everything of ours out of the server database and prove that nothing is left
+    Uninstall(definition_commands::UninstallArgs),
+    /// Do one pass and end, for cron; all stages unless some are named
+    Run(server_commands::RunArgs),
     /// Register, list and change nodes
     #[command(subcommand)]
     Node(node_commands::NodeCommand),
+    /// Make a new extract for nodes: the ready local database that `remote-sync init` fetches
+    Extract(server_commands::ExtractArgs),
     /// Show how far everybody is, and what needs a person
     Status,
     /// Look into a .dx file
@@ -80,7 +89,11 @@ fn run(arguments: &Arguments) -> Outcome {
     match &arguments.command {
         Command::Init(args) => definition_commands::init(named, args, output),
         Command::Check => definition_commands::check(named, output),
+        Command::Deploy(args) => definition_commands::deploy(named, args, output),
+        Command::Uninstall(args) => definition_commands::uninstall(named, args, output),
+        Command::Run(args) => server_commands::run(named, args, output),
         Command::Node(command) => node_commands::node(named, command, output),
+        Command::Extract(args) => server_commands::extract(named, args, output),
         Command::Status => server_commands::status(named, output),
         Command::Dx(command) => dx_commands::dx(command, output),
     }
