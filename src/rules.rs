@@ -12,3 +12,4 @@ pub mod resolve;
 pub mod route;
 pub mod starter;
 pub mod tables;
+pub mod settings;

@@ -1,15 +1,20 @@
 //! `init`, `check`, `deploy`, `uninstall`: the commands around the definition and the server database.
 
 use crate::base::disk::Disk;
+use crate::cli::confirm::confirm;
 use crate::cli::exit::{Exit, Outcome};
 use crate::cli::output::{Output, count};
-use crate::cli::project::Project;
+use crate::cli::project::{Project, Settings};
+use crate::docking::root::{Access, DockingRoot};
+use crate::server::deploy::{self, DeployOptions, DeployPlan};
+use crate::server::pass::window_day;
 use crate::rules::check::Checked;
 use crate::rules::problem::Problem;
 use crate::rules::starter;
 use crate::store::sqlite::ServerDatabase;
 use serde_json::{Value as Json, json};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// Arguments of `init`.
 #[derive(Debug, clap::Args)]
@@ -90,4 +95,121 @@ fn list(problems: &[Problem]) -> Json {
         .map(|p| json!({ "file": p.file, "line": p.line, "column": p.column, "message": p.message, "hint": p.hint }))
         .collect::<Vec<_>>()
         .into()
+}
+
+/// Arguments of `deploy`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The same command for the first time and for every later change of the definition or of the database's tables. It can be
+interrupted anywhere and run again.")]
+pub(crate) struct DeployArgs {
+    /// Do not ask
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+}
+
+/// Checks, shows what will be done, asks, and puts the definition into force.
+pub(crate) fn deploy(named: Option<&Path>, args: &DeployArgs, output: Output) -> Outcome {
+    let project = Project::load(named)?;
+    let Checked { dock, warnings, text, .. } = &project.checked;
+    let Some(dock) = dock else {
+        report(&project, output)?;
+        return Ok(Exit::Failed);
+    };
+    let settings = &project.settings;
+    let options = DeployOptions {
+        dock: dock.clone(),
+        schema: project.schema.clone(),
+        text: text.clone(),
+        server_name: settings.server.name.clone(),
+        database: settings.database.clone(),
+        day: window_day(i64::from(settings.server.day_starts_minutes)),
+    };
+    let plan = deploy::plan(&options, &settings.root)?;
+    for warning in warnings {
+        output.say(format!("warning: {warning}"))?;
+    }
+    if plan.is_empty() {
+        let revision = plan.revision.map_or(0, |revision| revision.0);
+        if output.is_json() {
+            output.json(json!({ "plan": plan, "deployed": null }))?;
+        }
+        output.say(format!("Nothing to do, revision {revision} is in force."))?;
+        return Ok(Exit::Done);
+    }
+    output.say(plan_text(&plan, settings))?;
+    if !confirm("Go on?", args.yes)? {
+        output.say("Nothing was changed.")?;
+        return Ok(Exit::Failed);
+    }
+    let began = Instant::now();
+    let deployed = deploy::deploy(&options, &DockingRoot::open(&settings.root, Access::Exclusive)?)?;
+    if output.is_json() {
+        output.json(json!({ "plan": plan, "deployed": deployed }))?;
+    }
+    output.say(format!("Deployed revision {} in {:.1} s.", deployed.revision, began.elapsed().as_secs_f64()))?;
+    Ok(Exit::Done)
+}
+
+fn plan_text(plan: &DeployPlan, settings: &Settings) -> String {
+    let (database, root) = (settings.database.display().to_string(), settings.root.display().to_string());
+    let width = database.len().max(root.len());
+    let mut lines = Vec::new();
+    let mut on_database = Vec::new();
+    if !plan.capture.is_empty() {
+        let tables = if plan.capture.len() == 1 { "1 table gets".to_owned() } else { format!("{} tables get", plan.capture.len()) };
+        on_database.push(format!("{tables} capture triggers (dock_*)"));
+    }
+    if plan.becomes_wal {
+        on_database.push("journal mode becomes WAL".to_owned());
+    }
+    if plan.definition_changed {
+        on_database.push("the definition is stored".to_owned());
+    }
+    if !on_database.is_empty() {
+        lines.push(format!("  {database:<width$}  {}   undo: dockmaster uninstall", on_database.join(", ")));
+    }
+    if plan.builds_data_store {
+        let created = if settings.root.exists() { "" } else { "created, " };
+        lines.push(format!("  {root:<width$}  {created}{} rows copied into the data store", count(plan.rows.cast_signed())));
+    }
+    lines.join("\n")
+}
+
+/// Arguments of `uninstall`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "The rows of your tables stay as they are; so do the docking root and the databases of the nodes, which get nothing any more.")]
+pub(crate) struct UninstallArgs {
+    /// Do not ask
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+}
+
+/// Takes everything of ours out of the server database.
+pub(crate) fn uninstall(named: Option<&Path>, args: &UninstallArgs, output: Output) -> Outcome {
+    let settings = Settings::load(named)?;
+    let database = ServerDatabase::open(&settings.database)?;
+    // Whoever works on the docking root would go on reading what is taken away.
+    let _root = if settings.root.exists() { Some(DockingRoot::open(&settings.root, Access::Exclusive)?) } else { None };
+    let nodes = if database.is_installed()? { database.nodes()?.len() } else { 0 };
+    let question = format!("Take the log, {nodes} registered nodes and all triggers of ours out of {}?", settings.database.display());
+    if !confirm(&question, args.yes)? {
+        output.say("Nothing was changed.")?;
+        return Ok(Exit::Failed);
+    }
+    let removed = database.uninstall()?;
+    if output.is_json() {
+        output.json(json!({ "triggers": removed.triggers, "tables": removed.tables, "journal_mode": removed.journal_mode }))?;
+    }
+    output.say(format!(
+        "{}: {} triggers and {} tables removed, nothing of ours is left. It stays in journal mode {}.",
+        settings.database.display(),
+        removed.triggers.len(),
+        removed.tables.len(),
+        removed.journal_mode
+    ))?;
+    if settings.root.exists() {
+        output.say(format!("{} is kept; delete it when no node needs its outbox any more.", settings.root.display()))?;
+    }
+    Ok(Exit::Done)
 }
