@@ -17,5 +17,8 @@ pub mod node_commands;
 pub mod output;
 pub mod project;
 pub mod remote_sync;
+mod serve_command;
 pub mod server_commands;
+mod signals;
 pub mod status_view;
+mod sync_commands;

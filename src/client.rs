@@ -7,5 +7,6 @@ pub mod exchange;
 pub mod folder;
 pub mod inbox;
 pub mod init;
+pub mod local_applier;
 pub mod put;
 pub mod status;

@@ -2,7 +2,7 @@
 
 use crate::cli::exit::{self, Outcome};
 use crate::cli::output::Output;
-use crate::cli::{definition_commands, dx_commands, logging, node_commands, server_commands};
+use crate::cli::{definition_commands, dx_commands, logging, node_commands, serve_command, server_commands};
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -58,6 +58,8 @@ enum Command {
     Deploy(definition_commands::DeployArgs),
     /// Take everything of ours out of the server database and prove that nothing is left
     Uninstall(definition_commands::UninstallArgs),
+    /// Run the service: route as things change, serve nodes as they call
+    Serve,
     /// Do one pass and end, for cron; all stages unless some are named
     Run(server_commands::RunArgs),
     /// Register, list and change nodes
@@ -78,7 +80,7 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => error.exit(),
     };
-    logging::start(arguments.common.verbose, false);
+    logging::start(arguments.common.verbose, matches!(arguments.command, Command::Serve));
     exit::finish(run(&arguments))
 }
 
@@ -91,6 +93,7 @@ fn run(arguments: &Arguments) -> Outcome {
         Command::Check => definition_commands::check(named, output),
         Command::Deploy(args) => definition_commands::deploy(named, args, output),
         Command::Uninstall(args) => definition_commands::uninstall(named, args, output),
+        Command::Serve => serve_command::serve(named, output),
         Command::Run(args) => server_commands::run(named, args, output),
         Command::Node(command) => node_commands::node(named, command, output),
         Command::Extract(args) => server_commands::extract(named, args, output),

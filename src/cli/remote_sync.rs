@@ -2,7 +2,7 @@
 
 use crate::cli::exit::{self, Outcome};
 use crate::cli::output::Output;
-use crate::cli::{client_commands, logging};
+use crate::cli::{client_commands, logging, sync_commands};
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -44,6 +44,12 @@ Exit codes: 0 done; 1 done, but something waits for a person; 2 failed; 3 busy o
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Fetch the database of a node, once
+    Init(sync_commands::InitArgs),
+    /// Get in step now: fetch what waits, apply it
+    Sync(sync_commands::SyncArgs),
+    /// Stay in step until Ctrl-C: changes arrive as they are routed
+    Watch(client_commands::DatabaseArgs),
     /// Show how far the local database is, and what needs a person
     Status(client_commands::DatabaseArgs),
 }
@@ -54,13 +60,16 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => error.exit(),
     };
-    logging::start(arguments.common.verbose, false);
+    logging::start(arguments.common.verbose, matches!(arguments.command, Command::Watch(_)));
     exit::finish(run(&arguments))
 }
 
 fn run(arguments: &Arguments) -> Outcome {
     let output = Output::new(arguments.common.json, arguments.common.quiet);
     match &arguments.command {
+        Command::Init(args) => sync_commands::init(args, output),
+        Command::Sync(args) => sync_commands::sync(args, output),
+        Command::Watch(args) => sync_commands::watch(args, output),
         Command::Status(args) => client_commands::status(args, output),
     }
 }

@@ -57,7 +57,7 @@ pub(crate) struct RunArgs {
     stages: Vec<StageName>,
 }
 
-fn serve_options(settings: &Settings) -> ServeOptions {
+pub(crate) fn serve_options(settings: &Settings) -> ServeOptions {
     ServeOptions {
         database: settings.database.clone(),
         listen: settings.server.listen.clone(),
