@@ -5,8 +5,8 @@
 pub mod codec;
 pub mod error;
 pub mod format;
-pub mod header;
 pub mod frame;
+pub mod header;
 pub mod reader;
 pub mod record;
 pub mod show;

@@ -210,7 +210,11 @@ impl Ledger {
     /// # Errors
     /// If SQLite refuses or a row makes no sense.
     pub fn streams(&self) -> Result<Vec<Stream>, DockingError> {
-        self.query("SELECT node, incarnation, active, start_unit, last_file, last_unit, last_hash FROM stream ORDER BY node", [], stream_row)
+        self.query(
+            "SELECT node, incarnation, active, start_unit, last_file, last_unit, last_hash FROM stream ORDER BY node",
+            [],
+            stream_row,
+        )
     }
 
     /// Returns the stream of a node.

@@ -25,9 +25,7 @@ pub fn encode_into<T: Serialize>(what: &'static str, value: &T, out: &mut Vec<u8
     let length = out.len() - start;
     let result = match written {
         Err(error) => Err(DxError::Decode { what, reason: error.to_string() }),
-        Ok(_) if length > DX_RECORD_BYTES_MAX => {
-            Err(DxError::TooLarge { what, value: length as u64, limit: DX_RECORD_BYTES_MAX as u64 })
-        }
+        Ok(_) if length > DX_RECORD_BYTES_MAX => Err(DxError::TooLarge { what, value: length as u64, limit: DX_RECORD_BYTES_MAX as u64 }),
         Ok(_) => Ok(()),
     };
     if result.is_err() {
@@ -54,8 +52,8 @@ pub fn decode<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T
     if bytes.len() > DX_RECORD_BYTES_MAX {
         return Err(DxError::TooLarge { what, value: bytes.len() as u64, limit: DX_RECORD_BYTES_MAX as u64 });
     }
-    let (value, consumed) = bincode::serde::decode_from_slice(bytes, configuration())
-        .map_err(|error| DxError::Decode { what, reason: error.to_string() })?;
+    let (value, consumed) =
+        bincode::serde::decode_from_slice(bytes, configuration()).map_err(|error| DxError::Decode { what, reason: error.to_string() })?;
     if consumed != bytes.len() {
         return Err(DxError::Decode { what, reason: format!("{} bytes follow its end", bytes.len() - consumed) });
     }
@@ -69,7 +67,7 @@ mod tests {
 
     #[test]
     fn pinned_layout_of_values() {
-        // The bytes of docs/dx-format.md 6: they must outlive the crate that writes them.
+        // The bytes of docs/dx-format.md 5: they must outlive the crate that writes them.
         let row = vec![Value::Null, Value::Integer(-2), Value::Integer(300), Value::Real(1.0), Value::text("ab"), Value::Blob(vec![0])];
         let bytes = encode("row", &row).unwrap();
         assert_eq!(hex::encode(&bytes), "06000103 01fb5802 02000000000000f03f 03026162 040100".replace(' ', ""));

@@ -85,8 +85,7 @@ impl Sealer {
             Ok(length) if u64::from(length) <= limit => length,
             _ => return Err(DxError::TooLarge { what: "frame", value: raw.bytes.len() as u64, limit }),
         };
-        let compressed =
-            self.compressor.compress(&raw.bytes).map_err(|source| DxError::Io { operation: "compress a frame", source })?;
+        let compressed = self.compressor.compress(&raw.bytes).map_err(|source| DxError::Io { operation: "compress a frame", source })?;
         let keep = compressed.len() < raw.bytes.len() && u64::from(raw_len) <= raw_max(compressed.len() as u64);
         let (method, stored) = if keep { (METHOD_ZSTD, &compressed) } else { (METHOD_STORED, &raw.bytes) };
         let mut bytes = Vec::with_capacity(FRAME_HEADER_BYTES + stored.len());
@@ -220,8 +219,8 @@ impl FrameBuilder {
         let index = match self.headings.get(heading) {
             Some(index) => *index,
             None => {
-                let index = u16::try_from(self.headings.len())
-                    .map_err(|_| DxError::Content("more than 65,536 tables in a frame".to_owned()))?;
+                let index =
+                    u16::try_from(self.headings.len()).map_err(|_| DxError::Content("more than 65,536 tables in a frame".to_owned()))?;
                 record::append(&mut self.current.bytes, RECORD_HEADING, |out| crate::dx::codec::encode_into("heading", heading, out))?;
                 self.headings.insert(heading.clone(), index);
                 index

@@ -221,11 +221,7 @@ impl Expected<'_> {
     /// The first field that differs.
     pub fn check(&self, header: &Header) -> Result<(), HeaderMismatch> {
         fn same<T: PartialEq + fmt::Display>(field: &'static str, found: T, expected: T) -> Result<(), HeaderMismatch> {
-            if found == expected {
-                Ok(())
-            } else {
-                Err(HeaderMismatch { field, found: found.to_string(), expected: expected.to_string() })
-            }
+            if found == expected { Ok(()) } else { Err(HeaderMismatch { field, found: found.to_string(), expected: expected.to_string() }) }
         }
         let name = |node: Option<&NodeName>| node.map_or_else(|| "none".to_owned(), NodeName::to_string);
         same("direction", header.direction, self.direction)?;

@@ -231,12 +231,7 @@ impl<R: Read + Seek> DownloadReader<R> {
 }
 
 /// Lists the headings of a frame and appends its segments; checks the order of records.
-fn index_frame(
-    header: &Header,
-    frame: usize,
-    raw: &[u8],
-    segments: &mut Vec<Segment>,
-) -> Result<(Vec<Arc<TableHeading>>, u64), DxError> {
+fn index_frame(header: &Header, frame: usize, raw: &[u8], segments: &mut Vec<Segment>) -> Result<(Vec<Arc<TableHeading>>, u64), DxError> {
     let mut headings = Vec::new();
     let mut operations = 0;
     let mut current: Option<Segment> = None;

@@ -193,7 +193,8 @@ pub(crate) fn check_unit(events: &UnitEvents) -> Result<(), DxError> {
         let Some(heading) = events.tables.get(row.table as usize) else {
             return refuse(format!("a row of table number {}, which has no heading", row.table));
         };
-        let problem = row_problem(row, heading).or((!keys_fit(&row.keys_before) || !keys_fit(&row.keys_after)).then_some("a key is not listed"));
+        let problem =
+            row_problem(row, heading).or((!keys_fit(&row.keys_before) || !keys_fit(&row.keys_after)).then_some("a key is not listed"));
         if let Some(problem) = problem {
             return refuse(format!("table `{}`, row {}: {problem}", heading.name, crate::model::value::display_key(&row.key)));
         }

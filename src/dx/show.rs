@@ -173,7 +173,8 @@ fn row_item<'a>(unit: &'a UnitEvents, event: &'a RowEvent) -> Item<'a> {
     let mut item = Item { name: if event.row.is_some() { "row" } else { "row_gone" }, attributes: Vec::new(), groups: Vec::new() };
     if let Some(heading) = unit.tables.get(event.table as usize) {
         item.attributes.push(("table", heading.name.clone()));
-        let changed: Vec<&str> = event.changed.iter().filter_map(|index| heading.columns.get(usize::from(*index))).map(String::as_str).collect();
+        let changed: Vec<&str> =
+            event.changed.iter().filter_map(|index| heading.columns.get(usize::from(*index))).map(String::as_str).collect();
         if !changed.is_empty() {
             item.attributes.push(("changed", changed.join(" ")));
         }
@@ -384,7 +385,8 @@ fn xml_text(text: &str) -> Option<String> {
 
 /// Returns the text without anything that a terminal acts upon.
 fn printable(text: &str) -> String {
-    let acts = |char: char| char.is_control() || matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let acts =
+        |char: char| char.is_control() || matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     text.chars().flat_map(|char| if acts(char) { char.escape_unicode().to_string().chars().collect() } else { vec![char] }).collect()
 }
 

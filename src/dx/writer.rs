@@ -52,7 +52,10 @@ pub fn write_file(header: &Header, frames: &[Arc<SealedFrame>], out: &mut dyn Wr
     units.sort_unstable();
     units.dedup();
     if units.first().is_some_and(|first| *first < header.first) || units.last().is_some_and(|last| *last > header.last) {
-        return Err(DxError::Content(format!("file {}: a unit lies outside of its range {}..{}", header.file_no, header.first, header.last)));
+        return Err(DxError::Content(format!(
+            "file {}: a unit lies outside of its range {}..{}",
+            header.file_no, header.first, header.last
+        )));
     }
     let bytes = (HEADER_BYTES + TRAILER_BYTES) as u64 + frames.iter().map(|frame| frame.bytes.len() as u64).sum::<u64>();
     if bytes > DX_FILE_BYTES_MAX {

@@ -210,10 +210,9 @@ impl NodeKeys {
                 }
                 NodeEvent::Stop { node } => ended.extend(self.stop(node)),
                 NodeEvent::Keys { node, gained, lost } => {
-                    let index = self.index_of(node).ok_or_else(|| RouteError {
-                        unit: unit.unit,
-                        what: format!("keys of node {node} change, but it is not active"),
-                    })?;
+                    let index = self
+                        .index_of(node)
+                        .ok_or_else(|| RouteError { unit: unit.unit, what: format!("keys of node {node} change, but it is not active") })?;
                     for key in lost {
                         self.lose(index, key_at(unit, *key)?);
                     }

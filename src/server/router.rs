@@ -243,8 +243,7 @@ impl Router {
     }
 
     fn read_unit(&self, loaded: &mut Loaded, reading: &mut Reading, unit: &UnitEvents, path: &Path) -> Result<(), RouterError> {
-        let routed =
-            route(&mut loaded.nodes, unit).map_err(|source| RouterError::Route { path: path.to_owned(), source })?;
+        let routed = route(&mut loaded.nodes, unit).map_err(|source| RouterError::Route { path: path.to_owned(), source })?;
         reading.content.collect(unit, &routed).map_err(|source| RouterError::Collect { path: path.to_owned(), source })?;
         for event in &unit.nodes {
             if let NodeEvent::Start { node, incarnation, .. } = event {

@@ -1,5 +1,7 @@
 //! The `.dx` format: golden files, damage, bombs, frames merged by unit, `dx show`.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use dockmaster::base::ids::{ContentHash, Epoch, FileNo, Incarnation, InstallId, Revision, ServerId, TxnId};
 use dockmaster::base::limits::{DX_FRAME_RAW_BYTES_MAX, DX_RECORD_BYTES_MAX};
 use dockmaster::dx::error::DxError;
@@ -112,7 +114,8 @@ fn read_units(bytes: &[u8]) -> Result<Vec<Unit>, DxError> {
 }
 
 fn flat(units: &[Unit]) -> Vec<(TxnId, TableHeading, Operation)> {
-    let each = units.iter().flat_map(|unit| unit.operations.iter().map(|(heading, op)| (unit.txn, TableHeading::clone(heading), op.clone())));
+    let each =
+        units.iter().flat_map(|unit| unit.operations.iter().map(|(heading, op)| (unit.txn, TableHeading::clone(heading), op.clone())));
     each.collect()
 }
 
@@ -158,7 +161,6 @@ fn write_golden_files() {
         // An empty file stands in for it while the tests that include it are compiled.
         assert!(std::fs::read(&path).is_ok_and(|found| found.is_empty()), "{path} is never written again");
         std::fs::write(&path, &bytes).unwrap();
-        println!("{path} {}", verify(Cursor::new(&bytes)).unwrap().summary.content_hash);
     }
 }
 
@@ -170,10 +172,22 @@ fn the_document_tells_the_version_and_sizes() {
         assert!(document.contains(&format!("The {name} is {size} bytes")), "{name} {size}");
     }
     let offsets = [
-        ("version", AT_VERSION), ("direction", AT_DIRECTION), ("node length", AT_NODE_LENGTH), ("incarnation", AT_INCARNATION),
-        ("server id", AT_SERVER_ID), ("epoch", AT_EPOCH), ("revision", AT_REVISION), ("node", AT_NODE), ("file number", AT_FILE_NO),
-        ("first", AT_FIRST), ("last", AT_LAST), ("previous", AT_PREVIOUS), ("install id", AT_INSTALL_ID),
-        ("applied unit", AT_APPLIED_UNIT), ("reserved", AT_RESERVED), ("checksum", AT_HEADER_CRC),
+        ("version", AT_VERSION),
+        ("direction", AT_DIRECTION),
+        ("node length", AT_NODE_LENGTH),
+        ("incarnation", AT_INCARNATION),
+        ("server id", AT_SERVER_ID),
+        ("epoch", AT_EPOCH),
+        ("revision", AT_REVISION),
+        ("node", AT_NODE),
+        ("file number", AT_FILE_NO),
+        ("first", AT_FIRST),
+        ("last", AT_LAST),
+        ("previous", AT_PREVIOUS),
+        ("install id", AT_INSTALL_ID),
+        ("applied unit", AT_APPLIED_UNIT),
+        ("reserved", AT_RESERVED),
+        ("checksum", AT_HEADER_CRC),
     ];
     for (name, at) in offsets {
         assert!(document.lines().any(|line| line.starts_with(&format!("| {at} |")) && line.contains(name)), "{name} at {at}");
@@ -234,7 +248,8 @@ fn hostile_records_are_refused() {
     let record = |kind: u8, payload: &[u8]| [&[kind][..], &(payload.len() as u32).to_le_bytes(), payload].concat();
     let table = record(RECORD_HEADING, &dockmaster::dx::codec::encode("heading", &heading("T")).unwrap());
     let unit = |txn: i64| record(RECORD_UNIT, &txn.to_le_bytes());
-    let operation = |index: u16, op: &Operation| record(RECORD_OPERATION, &[&index.to_le_bytes()[..], &encode_operation(op).unwrap()].concat());
+    let operation =
+        |index: u16, op: &Operation| record(RECORD_OPERATION, &[&index.to_le_bytes()[..], &encode_operation(op).unwrap()].concat());
     let delete = operation(0, &Operation::Delete { key: vec![Value::Integer(1)] });
     let no_key = TableHeading { key: vec![2], ..heading("T") };
     let cases: Vec<(&str, Vec<u8>)> = vec![
@@ -246,9 +261,16 @@ fn hostile_records_are_refused() {
         ("record cut off", [table.clone(), vec![RECORD_UNIT, 8, 0, 0, 0, 1]].concat()),
         ("record of 4 GB", [table.clone(), vec![RECORD_UNIT, 255, 255, 255, 255]].concat()),
         ("key outside of the columns", record(RECORD_HEADING, &dockmaster::dx::codec::encode("heading", &no_key).unwrap())),
-        ("key of two values", [table.clone(), unit(105), operation(0, &Operation::Delete { key: vec![Value::Null, Value::Null] })].concat()),
+        (
+            "key of two values",
+            [table.clone(), unit(105), operation(0, &Operation::Delete { key: vec![Value::Null, Value::Null] })].concat(),
+        ),
         ("row of one value", [table.clone(), unit(105), operation(0, &Operation::Put { row: vec![Value::Null] })].concat()),
-        ("column 9", [table.clone(), unit(105), operation(0, &Operation::Update { key: vec![Value::Null], changes: vec![(9, Value::Null)] })].concat()),
+        (
+            "column 9",
+            [table.clone(), unit(105), operation(0, &Operation::Update { key: vec![Value::Null], changes: vec![(9, Value::Null)] })]
+                .concat(),
+        ),
         ("bytes after the operation", [table, unit(105), record(RECORD_OPERATION, &[0, 0, 0, 1, 0, 0])].concat()),
     ];
     for (name, raw) in cases {
@@ -371,7 +393,8 @@ fn r17_frames_are_merged_by_unit() {
                 (unit.txn.0, names)
             })
             .collect();
-        let expected = [(101, vec!["Notes", "Orders"]), (102, vec!["Customers", "Orders"]), (103, vec!["Orders"]), (110, vec!["Customers", "Notes"])];
+        let expected =
+            [(101, vec!["Notes", "Orders"]), (102, vec!["Customers", "Orders"]), (103, vec!["Orders"]), (110, vec!["Customers", "Notes"])];
         let expected: Vec<_> = expected.into_iter().map(|(txn, names)| (txn, names.into_iter().map(str::to_owned).collect())).collect();
         assert_eq!(seen, expected);
     }

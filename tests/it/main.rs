@@ -9,6 +9,7 @@ mod dx;
 mod end_to_end;
 mod extract;
 mod northwind;
+mod route;
 mod router;
 mod scope;
 mod session;
