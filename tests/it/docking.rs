@@ -183,11 +183,16 @@ fn the_ledger_remembers_a_round_whole_or_not_at_all() {
     let path = folder.path().join("ledger.db");
     let key = |value: Value| ScopeKey { path: "p".to_owned(), value };
     let all_keys = [Value::Null, Value::Integer(1), Value::Text(b"\xff\0".to_vec()), Value::Blob(b"\xff\0".to_vec())].map(key);
+    assert!(Ledger::look(&path).unwrap().is_none() && !path.exists());
     let mut ledger = Ledger::open(&path).unwrap();
     assert_eq!(ledger.state().unwrap(), RouterState::default());
+    let looking = Ledger::look(&path).unwrap().unwrap();
     let started = NodeChange::Started { node: node(), incarnation: Incarnation(1), unit: TxnId(10), keys: all_keys.to_vec() };
     let first = round(20, vec![started], vec![outbox_file(1, 20)]);
     ledger.commit(&first).unwrap();
+    assert_eq!(looking.state().unwrap(), first.state);
+    let mut looking = looking;
+    looking.commit(&first).unwrap_err();
     drop(ledger);
 
     let mut ledger = Ledger::open(&path).unwrap();
@@ -235,5 +240,6 @@ fn a_ledger_of_a_newer_program_is_refused() {
     drop(Ledger::open(&path).unwrap());
     rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 9).unwrap();
     let message = Ledger::open(&path).unwrap_err().to_string();
+    assert_eq!(message, Ledger::look(&path).unwrap_err().to_string());
     assert!(message.ends_with("ledger.db: it has version 9, this program knows version 1"), "{message}");
 }

@@ -284,6 +284,23 @@ fn hostile_records_are_refused() {
     }
 }
 
+/// Sealed anew after each change, so that only the claim itself is wrong.
+#[test]
+fn a_trailer_that_claims_something_else_is_refused() {
+    use sha2::Digest;
+    for bytes in [download(), txnproc()] {
+        let trailer = bytes.len() - TRAILER_BYTES;
+        let fields = [TRAILER_AT_FRAMES, TRAILER_AT_UNITS, TRAILER_AT_OPERATIONS, TRAILER_AT_RAW, TRAILER_AT_CONTENT_HASH];
+        for field in fields {
+            let mut claiming = bytes.clone();
+            claiming[trailer + field] ^= 1;
+            let seal = sha2::Sha256::digest(&claiming[..trailer + TRAILER_AT_SEAL]);
+            claiming[trailer + TRAILER_AT_SEAL..].copy_from_slice(&seal);
+            assert!(matches!(verify(Cursor::new(claiming)), Err(DxError::Damaged { .. })), "field at {field}");
+        }
+    }
+}
+
 #[test]
 fn bombs_are_refused_before_they_expand() {
     let crafted = |method: u8, raw: u32, stored: &[u8]| {
@@ -310,6 +327,12 @@ fn bombs_are_refused_before_they_expand() {
         let start = Instant::now();
         let error = DownloadReader::open(Cursor::new(bytes)).expect_err(name);
         assert!(start.elapsed().as_millis() < 500, "{name}: {error}");
+        let refused_for = match name {
+            "64 MB of zeros" => matches!(error, DxError::Bomb { .. }),
+            "a frame of 4 GB" => matches!(error, DxError::TooLarge { .. }),
+            _ => matches!(error, DxError::Damaged { .. }),
+        };
+        assert!(refused_for, "{name}: {error:?}");
     }
     // A frame that claims more bytes than the file has.
     let mut bytes = Vec::new();

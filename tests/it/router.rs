@@ -389,6 +389,28 @@ fn keys_of_a_node_that_is_not_active_stop_the_router_by_name() {
 }
 
 #[test]
+fn fault14_a_file_that_the_ledger_names_and_the_outbox_lacks_is_named() {
+    let mut docking = Docking::new();
+    docking.write(&[UnitBuilder::new(1).start("N", 1, &[own(5)])]);
+    let mut router = docking.router();
+    for unit in 2..5 {
+        docking.write(&[UnitBuilder::new(unit).insert(unit, &[own(5)])]);
+        drain(&mut router);
+    }
+    assert!(docking.router().missing_files().is_empty());
+    std::fs::remove_file(docking.root.outbox_file(&node("N"), FileNo(2))).unwrap();
+    let stray = docking.root.outbox_file(&node("N"), FileNo(9));
+    std::fs::write(&stray, b"never named").unwrap();
+    let mut router = docking.router();
+    assert_eq!(router.missing_files(), [(node("N"), FileNo(2))]);
+    assert!(!stray.exists() && docking.root.outbox_file(&node("N"), FileNo(3)).exists(), "only what is above the ledger goes");
+    // The number is not used again.
+    docking.write(&[UnitBuilder::new(9).insert(9, &[own(5)])]);
+    drain(&mut router);
+    assert_eq!(docking.files("N").last().unwrap().file_no, FileNo(4));
+}
+
+#[test]
 fn idle_nodes_cost_no_file_no_row_and_no_folder() {
     let mut docking = Docking::new();
     let mut start = UnitBuilder::new(1);
