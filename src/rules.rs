@@ -17,5 +17,4 @@ mod sqltext;
 pub mod starter;
 pub mod tables;
 pub mod settings;
-mod tables;
 mod visibility;
