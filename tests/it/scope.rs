@@ -111,7 +111,10 @@ fn run(subject: &Subject, seed: u64, fault: Fault) -> Result<(), String> {
                 events = again;
             }
             commit(&mut cds, number);
-            if std::env::var_os("SCOPE_SEED").is_some() { eprintln!("{events:?}"); } router.route(&events, &random.world).map_err(|error| format!("unit {unit}: {error}\n{}{events:?}", steps_text(&steps)))?;
+            if std::env::var_os("SCOPE_SEED").is_some() {
+                eprintln!("{events:?}");
+            }
+            router.route(&events, &random.world).map_err(|error| format!("unit {unit}: {error}\n{}{events:?}", steps_text(&steps)))?;
         }
         router.compare(&random.world).map_err(|error| format!("unit {unit}: {error}\n{}{:?}", steps_text(&steps), random.world.nodes))?;
         if random.rng.u32(0..25) == 0 {
