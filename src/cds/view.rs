@@ -120,19 +120,14 @@ type Side<'a> = (&'a str, TableIndex, &'a [ColumnIndex]);
 
 fn join_terms(dock: &Dock, left: Side<'_>, right: Side<'_>) -> String {
     let collations = join_collations(dock, left.1, left.2, right.1, right.2);
-    let terms = left
-        .2
-        .iter()
-        .zip(right.2)
-        .zip(collations)
-        .map(|((a, b), collation)| {
-            let equal = format!("{}.c{a} = {}.c{b} COLLATE {}", left.0, right.0, collation.name());
-            match (is_rowid(dock, left.1, *a), is_rowid(dock, right.1, *b)) {
-                (true, false) => format!("{equal}{}", no_text(right.0, &format!("c{b}"))),
-                (false, true) => format!("{equal}{}", no_text(left.0, &format!("c{a}"))),
-                _ => equal,
-            }
-        });
+    let terms = left.2.iter().zip(right.2).zip(collations).map(|((a, b), collation)| {
+        let equal = format!("{}.c{a} = {}.c{b} COLLATE {}", left.0, right.0, collation.name());
+        match (is_rowid(dock, left.1, *a), is_rowid(dock, right.1, *b)) {
+            (true, false) => format!("{equal}{}", no_text(right.0, &format!("c{b}"))),
+            (false, true) => format!("{equal}{}", no_text(left.0, &format!("c{a}"))),
+            _ => equal,
+        }
+    });
     terms.collect::<Vec<_>>().join(" AND ")
 }
 

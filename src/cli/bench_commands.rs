@@ -123,7 +123,8 @@ fn open(path: &Path) -> anyhow::Result<Connection> {
 
 fn insert(conn: &Connection, round: usize) -> anyhow::Result<()> {
     let id = i64::try_from(round)? + 1;
-    conn.prepare_cached("INSERT INTO note(id, owner, text) VALUES(?1, 1, 'a note of ordinary length, as people write them')")?.execute([id])?;
+    conn.prepare_cached("INSERT INTO note(id, owner, text) VALUES(?1, 1, 'a note of ordinary length, as people write them')")?
+        .execute([id])?;
     Ok(())
 }
 

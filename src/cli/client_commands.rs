@@ -45,7 +45,9 @@ fn text(status: &ClientStatus) -> String {
     match (status.waiting, status.held_by) {
         (0, _) => {}
         (1, None) => lines.push("1 file is received and not applied: remote-sync sync --only apply".to_owned()),
-        (files, None) => lines.push(format!("{} files are received and not applied: remote-sync sync --only apply", count(files.cast_signed()))),
+        (files, None) => {
+            lines.push(format!("{} files are received and not applied: remote-sync sync --only apply", count(files.cast_signed())))
+        }
         (files, Some(missing)) => lines.push(format!("{files} files wait for {missing}, which the next sync fetches")),
     }
     if !status.quarantine.is_empty() {

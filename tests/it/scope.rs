@@ -98,8 +98,7 @@ fn run(subject: &Subject, seed: u64, fault: Fault) -> Result<(), String> {
     for unit in 0..UNITS {
         let steps = random.unit();
         let views = random.world.views();
-        let pieces: Vec<&[Step]> =
-            if fault == Fault::ChangeByChange { steps.chunks(1).collect() } else { vec![steps.as_slice()] };
+        let pieces: Vec<&[Step]> = if fault == Fault::ChangeByChange { steps.chunks(1).collect() } else { vec![steps.as_slice()] };
         for piece in pieces {
             number += 1;
             let input = input(number, piece, fault);
@@ -146,10 +145,7 @@ fn bytes(events: &UnitEvents) -> Vec<u8> {
 }
 
 /// Returns the keys of the nodes that already run: those that their start would tell.
-fn node_keys(
-    cds: &mut Cds,
-    world: &World,
-) -> Result<BTreeMap<NodeName, BTreeSet<dockmaster::model::event::ScopeKey>>, String> {
+fn node_keys(cds: &mut Cds, world: &World) -> Result<BTreeMap<NodeName, BTreeSet<dockmaster::model::event::ScopeKey>>, String> {
     let nodes = world.nodes.values().cloned().map(|mut node| {
         node.incarnation.0 += 1;
         NodeChange::Set(node)
@@ -203,9 +199,7 @@ fn counts(path: &Path, junction: usize) -> BTreeSet<Count> {
         "SELECT j.target, p.name, k.value, j.n FROM j{junction} j JOIN scope_key k ON k.id = j.key JOIN scope_path p ON p.id = k.path"
     );
     let mut statement = conn.prepare(&sql).unwrap();
-    let rows = statement.query_map([], |row| {
-        Ok((value_of(row.get_ref(0)?), row.get(1)?, value_of(row.get_ref(2)?), row.get(3)?))
-    });
+    let rows = statement.query_map([], |row| Ok((value_of(row.get_ref(0)?), row.get(1)?, value_of(row.get_ref(2)?), row.get(3)?)));
     rows.unwrap().collect::<rusqlite::Result<_>>().unwrap()
 }
 
