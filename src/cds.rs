@@ -20,7 +20,7 @@ pub mod view;
 pub mod walk;
 
 use crate::base::ids::{Epoch, Nonce, Revision, ServerId, TxnId};
-use crate::model::dock::Dock;
+use crate::model::dock::{Dock, TableIndex};
 use crate::model::schema::Schema;
 use crate::rules::graph::{GraphError, ScopeGraph};
 use crate::store::predicate::{EvaluateError, Evaluator};
@@ -95,10 +95,11 @@ pub struct Cds {
     graph: ScopeGraph,
     state: CdsState,
     keys: RefCell<keys::KeyCache>,
-    evaluators: RefCell<HashMap<(usize, String), Evaluator>>,
+    /// By table and expression.
+    evaluators: RefCell<HashMap<TableIndex, HashMap<String, Evaluator>>>,
     nodes: nodes::NodeIndex,
     /// State to put in place when the open unit commits.
-    pending: Option<(CdsState, Option<nodes::NodeIndex>)>,
+    pending: Option<(CdsState, nodes::NodeChanges)>,
 }
 
 impl std::fmt::Debug for Cds {
@@ -131,6 +132,16 @@ impl Cds {
     /// Returns the active nodes with their keys.
     pub fn nodes(&self) -> &nodes::NodeIndex {
         &self.nodes
+    }
+
+    /// Calls `step` at every step of SQLite's virtual machine from now on: work counted without a clock.
+    pub fn count_steps(&mut self, mut step: impl FnMut() + Send + 'static) -> Result<(), CdsError> {
+        let handler = move || {
+            step();
+            false
+        };
+        let set = self.conn.progress_handler(1, Some(handler));
+        set.map_err(self.sql("count steps"))
     }
 
     pub(crate) fn sql(&self, what: &'static str) -> impl Fn(rusqlite::Error) -> CdsError + '_ {

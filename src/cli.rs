@@ -4,6 +4,7 @@
 //! `dockmaster.rs` and `remote_sync.rs` are the two command trees; each command is one small function in a
 //! `*_commands.rs` file that calls the layer below and hands the answer to `output`.
 
+mod bench_commands;
 pub mod client_commands;
 pub mod config;
 pub mod confirm;

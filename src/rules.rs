@@ -16,5 +16,5 @@ pub mod route;
 pub mod settings;
 mod sqltext;
 pub mod starter;
-mod tables;
+pub mod tables;
 mod visibility;

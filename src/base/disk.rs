@@ -174,9 +174,13 @@ impl Disk {
         write: impl FnOnce(&mut dyn Write) -> io::Result<T>,
     ) -> Result<T, DiskError> {
         let mut group = self.group();
-        let value = group.add(tmp_dir, final_dir, name, write)?;
-        group.commit()?;
-        Ok(value)
+        match group.add(tmp_dir, final_dir, name, write) {
+            Ok(value) => group.commit().map(|()| value),
+            Err(error) => {
+                group.abandon();
+                Err(error)
+            }
+        }
     }
 
     /// Returns an empty group of files that become durable together.
@@ -350,7 +354,7 @@ impl GroupPut {
     /// Writes one file of the group under a temporary name in `tmp_dir`, to become `final_dir/name`.
     ///
     /// # Errors
-    /// Anything of the disk. The group can then only be dropped or abandoned.
+    /// Anything of the disk. The group can then only be abandoned.
     pub fn add<T>(
         &mut self,
         tmp_dir: &Path,
@@ -488,5 +492,66 @@ fn link_noreplace(from: &Path, to: &Path) -> Result<(), DiskError> {
             std::fs::rename(from, to).map_err(io_error("rename", to))
         }
         Err(error) => Err(io_error("rename", to)(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_stopped_anywhere_leaves_whole_files_or_none() {
+        let run = |stop: Option<u64>| {
+            let folder = tempfile::tempdir().unwrap();
+            let disk = Disk::new();
+            let folders: Vec<PathBuf> = (0..3).map(|number| folder.path().join(number.to_string())).collect();
+            let tmp = folder.path().join("tmp");
+            folders.iter().chain([&tmp]).for_each(|folder| disk.ensure_folder(folder).unwrap());
+            let before = disk.operations_done();
+            if let Some(stop) = stop {
+                disk.stop_after(stop);
+            }
+            let mut group = disk.group();
+            let written = folders
+                .iter()
+                .try_for_each(|folder| group.add(&tmp, folder, "f", |out| out.write_all(b"content")))
+                .and_then(|()| group.commit());
+            assert_eq!(written.is_err(), stop.is_some());
+            let whole = folders.iter().filter(|folder| std::fs::read(folder.join("f")).is_ok_and(|found| found == b"content")).count();
+            let any = folders.iter().filter(|folder| folder.join("f").exists()).count();
+            assert_eq!(whole, any);
+            Disk::new().clean_tmp(&tmp).unwrap();
+            assert_eq!(std::fs::read_dir(&tmp).unwrap().count(), 0);
+            (disk.operations_done() - before, whole)
+        };
+        let (operations, whole) = run(None);
+        // Create, write, flush and rename of three files, flush of three folders.
+        assert_eq!((operations, whole), (15, 3));
+        for stop in 0..operations {
+            run(Some(stop));
+        }
+    }
+
+    #[test]
+    fn fault8_a_poisoned_disk_refuses_everything() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::new();
+        disk.clone().poison_for_test();
+        let path = folder.path();
+        for error in [disk.put(path, path, "f", b"x").unwrap_err(), disk.remove(path).unwrap_err(), disk.sync_folder(path).unwrap_err()] {
+            assert!(matches!(error, DiskError::Poisoned { .. }), "{error}");
+        }
+        assert!(!path.join("f").exists());
+    }
+
+    #[test]
+    fn fault7_a_full_disk_is_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        let full = |_: &mut dyn Write| Err::<(), _>(io::Error::from(io::ErrorKind::StorageFull));
+        let error = Disk::new().put_with(path, path, "f", full).unwrap_err();
+        assert!(error.is_no_space() && !error.is_not_found());
+        // What was written by then does not keep the disk full.
+        assert_eq!(std::fs::read_dir(path).unwrap().count(), 0);
     }
 }

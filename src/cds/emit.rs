@@ -4,7 +4,7 @@
 //! An event names the keys before and after the unit only as far as they matter to a node: keys that no node holds are
 //! left out, and for a row reached along an edge only those that a holder of a changed key also holds.
 
-use super::nodes::NodeIndex;
+use super::nodes::{NodeChanges, NodeIndex, NodeScope};
 use super::rows::{key_of, pick};
 use super::scope::{Delta, Touched, UnitScope, When};
 use super::unit::{NodeStep, UnitInput};
@@ -15,9 +15,13 @@ use crate::model::event::{KeyIndex, NodeEvent, RowEvent, ScopeKey, TableHeading,
 use crate::model::value::{Row, RowKey};
 use crate::rules::graph::VertexIndex;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::rc::Rc;
 
 /// Up to this many candidate keys are probed one by one; beyond it the row's whole set is read.
 const PROBES_MAX: usize = 64;
+
+/// A key of more nodes than this is broad: the keys that its holders also hold are not collected.
+const HOLDERS_MAX: usize = 64;
 
 /// Returns how events and files name a table: its sent columns.
 pub fn heading(table: &DockTable) -> TableHeading {
@@ -42,12 +46,13 @@ pub fn sent_columns(table: &DockTable) -> Vec<usize> {
 struct Emitter<'a> {
     scope: &'a UnitScope<'a>,
     before: &'a NodeIndex,
-    after: &'a NodeIndex,
+    changes: &'a NodeChanges,
     out: UnitEvents,
     key_numbers: HashMap<KeyId, KeyIndex>,
     /// Keys, old and new, of the nodes whose keys this unit changed.
     changed_nodes_keys: BTreeSet<KeyId>,
-    co_keys: HashMap<KeyId, BTreeSet<KeyId>>,
+    /// Per key every key of its holders; `None` for a broad one.
+    co_keys: HashMap<KeyId, Option<Rc<BTreeSet<KeyId>>>>,
 }
 
 impl UnitScope<'_> {
@@ -56,12 +61,12 @@ impl UnitScope<'_> {
         &self,
         input: &UnitInput,
         steps: &BTreeMap<NodeName, NodeStep>,
-        after: &NodeIndex,
+        changes: &NodeChanges,
     ) -> Result<UnitEvents, CdsError> {
         let mut emitter = Emitter {
             scope: self,
             before: &self.cds.nodes,
-            after,
+            changes,
             out: UnitEvents {
                 unit: input.unit,
                 read_at_micros: input.read_at_micros,
@@ -88,7 +93,7 @@ impl Emitter<'_> {
     fn nodes(&mut self, steps: &BTreeMap<NodeName, NodeStep>) -> Result<BTreeSet<KeyId>, CdsError> {
         let mut walked = BTreeSet::new();
         for (name, step) in steps {
-            match (step, self.before.get(name), self.after.get(name)) {
+            match (step, self.before.get(name), self.changes.set.get(name)) {
                 (NodeStep::Start, _, Some(scope)) => {
                     let keys = self.numbers(&scope.keys)?;
                     self.out.nodes.push(NodeEvent::Start { node: name.clone(), incarnation: scope.node.incarnation, keys });
@@ -127,7 +132,7 @@ impl Emitter<'_> {
         }
         for (key, row) in walked_rows {
             if !scope.deltas[vertex].contains_key(&key) {
-                let held = self.held_of(vertex, &row, &self.changed_nodes_keys.clone())?;
+                let held = self.held_of(vertex, &row, &[&self.changed_nodes_keys])?;
                 let keys = self.numbers(&held)?;
                 events.push(self.event(declared, &key, Some(&row), Vec::new(), keys.clone(), keys));
             }
@@ -180,11 +185,17 @@ impl Emitter<'_> {
         delta: &Delta,
     ) -> Result<Option<RowEvent>, CdsError> {
         let Some(row) = &delta.row else { return Ok(None) };
-        let mut others = self.changed_nodes_keys.clone();
+        let mut others = Vec::with_capacity(delta.gained.len() + delta.lost.len());
         for changed in delta.gained.iter().chain(&delta.lost) {
-            others.extend(self.co_keys(*changed).iter());
+            others.push(self.co_keys(*changed));
         }
-        let mut kept = self.held_of(vertex, row, &others)?;
+        let mut kept = if others.contains(&None) {
+            self.scope.keys(&self.scope.cds.graph.vertices[vertex], row, When::After)?
+        } else {
+            let mut sets: Vec<&BTreeSet<KeyId>> = others.iter().flatten().map(Rc::as_ref).collect();
+            sets.push(&self.changed_nodes_keys);
+            self.held_of(vertex, row, &sets)?
+        };
         kept.retain(|key| delta.gained.binary_search(key).is_err());
         let before: Vec<KeyId> = kept.iter().chain(&delta.lost).copied().collect();
         let after: Vec<KeyId> = kept.iter().chain(&delta.gained).copied().collect();
@@ -196,39 +207,50 @@ impl Emitter<'_> {
         Ok(Some(self.event(declared, key, Some(row), Vec::new(), before, after)))
     }
 
-    /// Returns which of some keys a row holds after the unit.
-    fn held_of(&self, vertex: VertexIndex, row: &Row, keys: &BTreeSet<KeyId>) -> Result<Vec<KeyId>, CdsError> {
+    /// Returns which keys of some sets a row holds after the unit.
+    fn held_of(&self, vertex: VertexIndex, row: &Row, sets: &[&BTreeSet<KeyId>]) -> Result<Vec<KeyId>, CdsError> {
         let vertex = &self.scope.cds.graph.vertices[vertex];
-        if keys.len() > PROBES_MAX {
+        if sets.iter().map(|keys| keys.len()).sum::<usize>() > PROBES_MAX {
             let held = self.scope.keys(vertex, row, When::After)?;
-            return Ok(held.into_iter().filter(|key| keys.contains(key)).collect());
+            return Ok(held.into_iter().filter(|key| sets.iter().any(|keys| keys.contains(key))).collect());
         }
         let mut held = Vec::new();
-        for key in keys {
-            if self.scope.has(vertex, row, *key, When::After)? {
-                held.push(*key);
+        for (at, keys) in sets.iter().enumerate() {
+            for key in keys.iter().filter(|key| !sets[..at].iter().any(|earlier| earlier.contains(key))) {
+                if self.scope.has(vertex, row, *key, When::After)? {
+                    held.push(*key);
+                }
             }
         }
         Ok(held)
     }
 
-    /// Returns every key of the nodes that hold this one, before or after the unit.
-    fn co_keys(&mut self, key: KeyId) -> &BTreeSet<KeyId> {
-        let (before, after) = (self.before, self.after);
-        self.co_keys.entry(key).or_insert_with(|| {
-            let mut keys = BTreeSet::new();
-            for index in [before, after] {
-                for scope in index.holders(key).filter_map(|name| index.get(name)) {
-                    keys.extend(scope.keys.iter().copied());
-                }
+    /// Returns every key of the nodes that hold this one before or after the unit; `None` if it is a broad one.
+    fn co_keys(&mut self, key: KeyId) -> Option<Rc<BTreeSet<KeyId>>> {
+        if let Some(known) = self.co_keys.get(&key) {
+            return known.clone();
+        }
+        let mut keys = BTreeSet::new();
+        let mut broad = false;
+        for (at, holder) in self.holders(key).enumerate() {
+            keys.extend(holder.keys.iter().copied());
+            if at >= HOLDERS_MAX || keys.len() > PROBES_MAX {
+                broad = true;
+                break;
             }
-            keys
-        })
+        }
+        let found = (!broad).then(|| Rc::new(keys));
+        self.co_keys.insert(key, found.clone());
+        found
+    }
+
+    /// Returns the nodes as they are before the unit, and those that it changes also as they are after it.
+    fn holders(&self, key: KeyId) -> impl Iterator<Item = &NodeScope> {
+        [self.before, &self.changes.set].into_iter().flat_map(move |index| index.holders(key).filter_map(|name| index.get(name)))
     }
 
     fn with_holder(&self, keys: &[KeyId]) -> Vec<KeyId> {
-        let held = |key: &KeyId| self.before.holders(*key).next().is_some() || self.after.holders(*key).next().is_some();
-        keys.iter().copied().filter(held).collect()
+        keys.iter().copied().filter(|key| self.holders(*key).next().is_some()).collect()
     }
 
     /// Returns the numbers of keys in the unit's key list, sorted, adding those that are not in it.

@@ -127,6 +127,21 @@ pub(super) fn write_state(conn: &Connection, state: &CdsState) -> rusqlite::Resu
     write_record(conn, "day", &state.day)
 }
 
+/// Writes what differs from the commit point that is stored.
+pub(super) fn write_progress(conn: &Connection, stored: &CdsState, state: &CdsState) -> rusqlite::Result<()> {
+    write_record(conn, "position", &state.position.0)?;
+    if state.nonce != stored.nonce {
+        write_record(conn, "nonce", &state.nonce.to_string())?;
+    }
+    if state.revision != stored.revision {
+        write_record(conn, "revision", &state.revision.0)?;
+    }
+    if state.day != stored.day {
+        write_record(conn, "day", &state.day)?;
+    }
+    Ok(())
+}
+
 /// A row of the ledger of txnproc files; a file without its row does not exist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TxnprocFile {

@@ -96,6 +96,28 @@ impl NodeIndex {
     }
 }
 
+/// What a unit does to the nodes. The rest of the nodes is not looked at, so a unit costs nothing for nodes that it does
+/// not concern.
+#[derive(Debug, Default)]
+pub(crate) struct NodeChanges {
+    /// Nodes that are new or derived again.
+    pub(crate) set: NodeIndex,
+    /// Nodes that are no longer active.
+    pub(crate) gone: BTreeSet<NodeName>,
+}
+
+impl NodeChanges {
+    /// Carries the changes out, at the unit's commit.
+    pub(crate) fn apply(self, nodes: &mut NodeIndex) {
+        for name in &self.gone {
+            nodes.remove(name);
+        }
+        for scope in self.set.nodes.into_values() {
+            nodes.insert(scope);
+        }
+    }
+}
+
 fn folded_join(cds: &Cds, hop: &NodeHop, values: &[Value]) -> Vec<Value> {
     hop.hop.join.iter().zip(values).map(|(column, value)| value.fold(column_collation(&cds.dock, hop.hop.table, *column))).collect()
 }

@@ -12,7 +12,7 @@ use super::rows::{fold_all, key_of, pick};
 use super::{Cds, CdsError, keys::KeyId};
 use crate::model::dock::{ColumnIndex, TableIndex, Window};
 use crate::model::value::{Collation, Row, RowKey, Value};
-use crate::rules::graph::{Guard, Input, JunctionIndex, PathIndex, PathMap, RAW, Source, Vertex, VertexIndex, column_collation};
+use crate::rules::graph::{Guard, Input, Junction, JunctionIndex, PathIndex, PathMap, RAW, Source, Vertex, VertexIndex, column_collation};
 use crate::store::predicate::Evaluator;
 use std::collections::HashMap;
 
@@ -48,7 +48,7 @@ pub(crate) struct UnitScope<'c> {
     pub(crate) cds: &'c Cds,
     /// Per table the touched rows.
     pub(crate) touched: Vec<HashMap<RowKey, Touched>>,
-    /// Per table: folded key -> key of a touched row that existed before.
+    /// Per table that an edge follows: folded key -> key of a touched row that existed before.
     before_by_folded: Vec<HashMap<Vec<Value>, RowKey>>,
     /// Window day before and after the unit.
     pub(crate) days: (i64, i64),
@@ -60,11 +60,18 @@ pub(crate) struct UnitScope<'c> {
 
 impl<'c> UnitScope<'c> {
     pub(crate) fn new(cds: &'c Cds, touched: Vec<HashMap<RowKey, Touched>>, days: (i64, i64)) -> UnitScope<'c> {
+        let mut is_followed = vec![false; touched.len()];
+        for input in cds.graph.vertices.iter().flat_map(|vertex| &vertex.inputs) {
+            if let Source::Follow { vertex, .. } = &input.source {
+                is_followed[cds.graph.vertices[*vertex].table] = true;
+            }
+        }
         let before_by_folded = touched
             .iter()
-            .map(|rows| {
+            .zip(is_followed)
+            .map(|(rows, is_followed)| {
                 rows.iter()
-                    .filter(|(_, touched)| touched.before.is_some())
+                    .filter(|(_, touched)| is_followed && touched.before.is_some())
                     .map(|(key, _)| (fold_all(key, Collation::Binary), key.clone()))
                     .collect()
             })
@@ -93,6 +100,15 @@ impl<'c> UnitScope<'c> {
     fn vertex(&self, vertex: &Vertex) -> Result<HashMap<RowKey, Delta>, CdsError> {
         let mut deltas = HashMap::new();
         for (key, touched) in &self.touched[vertex.table] {
+            if let (Some(old), Some(new)) = (&touched.before, &touched.after)
+                && self.keeps_keys(vertex, old, new)?
+            {
+                if vertex.emits || vertex.feeds.iter().any(|junction| moves(&self.cds.graph.junctions[*junction], old, new)) {
+                    let kept = self.keys(vertex, new, When::After)?;
+                    deltas.insert(key.clone(), Delta { sets: Some((kept.clone(), kept)), ..Delta::default() });
+                }
+                continue;
+            }
             let before = touched.before.as_ref().map_or(Ok(Vec::new()), |row| self.keys(vertex, row, When::Before))?;
             let after = touched.after.as_ref().map_or(Ok(Vec::new()), |row| self.keys(vertex, row, When::After))?;
             let delta = Delta {
@@ -138,6 +154,54 @@ impl<'c> UnitScope<'c> {
         Ok(deltas)
     }
 
+    /// Whether a row that exists before and after surely has the same keys: no column that the vertex reads differs, no
+    /// window passed, and nothing changed where its keys come from.
+    fn keeps_keys(&self, vertex: &Vertex, old: &Row, new: &Row) -> Result<bool, CdsError> {
+        let same = |column: &ColumnIndex| old.get(*column) == new.get(*column);
+        if !vertex.filters.iter().all(|(column, _)| same(column)) {
+            return Ok(false);
+        }
+        for input in &vertex.inputs {
+            let Guard { predicate, windows } = &input.guard;
+            if !predicate.iter().flat_map(|predicate| &predicate.columns).chain(windows.iter().map(|window| &window.column)).all(same)
+                || !windows.iter().all(|window| window_holds(window, old, self.days.0) == window_holds(window, old, self.days.1))
+            {
+                return Ok(false);
+            }
+            let kept = match &input.source {
+                Source::Base { column, .. } => column.iter().all(same),
+                Source::Follow { vertex: source, columns, .. } => {
+                    columns.iter().all(same) && !self.source_moved(*source, &pick(new, columns))?
+                }
+                Source::Junction { junction, columns, .. } => {
+                    columns.iter().all(same)
+                        && self.here_values(*junction, columns, new).is_none_or(|values| !self.transitions[*junction].contains_key(&values))
+                }
+            };
+            if !kept {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the row that an edge follows may have gained or lost keys.
+    fn source_moved(&self, source: VertexIndex, key: &[Value]) -> Result<bool, CdsError> {
+        if self.deltas[source].is_empty() {
+            return Ok(false);
+        }
+        let table = self.cds.graph.vertices[source].table;
+        for when in [When::Before, When::After] {
+            // By the row's own key: the one that refers to it may be written in another type that is equal.
+            let Some(row) = self.row_at(table, key, when)? else { continue };
+            let delta = self.deltas[source].get(&key_of(&self.cds.dock.tables[table], &row));
+            if delta.is_some_and(|delta| !delta.gained.is_empty() || !delta.lost.is_empty()) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Adds the rows that an input's changes reach, with what they gained and lost by it.
     fn reach(&self, vertex: &Vertex, input: &Input, deltas: &mut HashMap<RowKey, Delta>) -> Result<(), CdsError> {
         match &input.source {
@@ -171,6 +235,10 @@ impl<'c> UnitScope<'c> {
         map: &PathMap,
         deltas: &mut HashMap<RowKey, Delta>,
     ) -> Result<(), CdsError> {
+        let mapped = |keys: &[KeyId]| -> Result<Vec<KeyId>, CdsError> {
+            keys.iter().filter_map(|key| self.cds.map_key(*key, map).transpose()).collect()
+        };
+        let (gained, lost) = (mapped(gained)?, mapped(lost)?);
         if gained.is_empty() && lost.is_empty() {
             return Ok(());
         }
@@ -184,12 +252,8 @@ impl<'c> UnitScope<'c> {
                 continue;
             }
             let delta = deltas.entry(key).or_insert_with(|| Delta { row: Some(row), ..Delta::default() });
-            for key in gained {
-                delta.gained.extend(self.cds.map_key(*key, map)?);
-            }
-            for key in lost {
-                delta.lost.extend(self.cds.map_key(*key, map)?);
-            }
+            delta.gained.extend(&gained);
+            delta.lost.extend(&lost);
         }
         Ok(())
     }
@@ -211,6 +275,13 @@ impl<'c> UnitScope<'c> {
                 match (&delta.sets, &delta.row) {
                     (Some((before, after)), _) => {
                         let Some(touched) = self.touched[vertex.table].get(key) else { continue };
+                        if let (Some(old), Some(new)) = (&touched.before, &touched.after)
+                            && !moves(&declared, old, new)
+                        {
+                            count(new, &delta.gained, 1);
+                            count(new, &delta.lost, -1);
+                            continue;
+                        }
                         if let Some(row) = &touched.before {
                             count(row, before, -1);
                         }
@@ -342,6 +413,11 @@ impl<'c> UnitScope<'c> {
     }
 }
 
+/// Returns whether a change of a row takes it to another place of a junction that it feeds.
+fn moves(junction: &Junction, old: &Row, new: &Row) -> bool {
+    junction.columns.iter().any(|column| old.get(*column) != new.get(*column))
+}
+
 /// Returns the folded values of a junction's columns; `None` if one of them is NULL.
 pub(crate) fn junction_values(columns: &[ColumnIndex], collations: &[Collation], row: &[Value]) -> Option<Vec<Value>> {
     let values: Vec<Value> = columns
@@ -361,7 +437,7 @@ pub(crate) fn came_from(map: &PathMap, path: PathIndex) -> Option<PathIndex> {
 pub(crate) fn fits(cds: &Cds, vertex: &Vertex, row: &[Value]) -> bool {
     vertex.filters.iter().all(|(column, wanted)| {
         let collation = cds.dock.tables[vertex.table].columns.get(*column).map_or(Collation::Binary, |column| column.collation);
-        row.get(*column).is_some_and(|value| value.fold(collation) == *wanted)
+        row.get(*column).is_some_and(|value| !value.is_null() && value.fold(collation) == *wanted)
     })
 }
 
@@ -425,10 +501,13 @@ impl Cds {
     fn predicate_holds(&self, table: TableIndex, guard: &Guard, row: &[Value]) -> Result<bool, CdsError> {
         let Some(predicate) = &guard.predicate else { return Ok(true) };
         let mut evaluators = self.evaluators.borrow_mut();
-        let evaluator = match evaluators.entry((table, predicate.sql.clone())) {
-            std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
-            std::collections::hash_map::Entry::Vacant(slot) => slot.insert(Evaluator::for_table(predicate, &self.dock.tables[table])?),
-        };
-        Ok(evaluator.matches(row)?)
+        let of_table = evaluators.entry(table).or_default();
+        if let Some(known) = of_table.get(&predicate.sql) {
+            return Ok(known.matches(row)?);
+        }
+        let evaluator = Evaluator::for_table(predicate, &self.dock.tables[table])?;
+        let fits = evaluator.matches(row)?;
+        of_table.insert(predicate.sql.clone(), evaluator);
+        Ok(fits)
     }
 }

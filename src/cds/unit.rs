@@ -4,7 +4,7 @@
 //! calls `commit` with its ledger row, or `rollback`. Until the commit nobody else sees anything (R25).
 
 use super::layout::{self, TxnprocFile};
-use super::nodes::NodeIndex;
+use super::nodes::NodeChanges;
 use super::rows::key_of;
 use super::scope::{Touched, UnitScope};
 use super::{Cds, CdsError};
@@ -84,12 +84,11 @@ impl Cds {
         let mut touched = self.apply_changes(&input.changes)?;
         self.touch_windows(self.state.day, day, &mut touched)?;
 
-        let (steps, changed_nodes) = self.change_nodes(input, &touched)?;
-        let nodes = changed_nodes.as_ref().unwrap_or(&self.nodes);
+        let (steps, nodes) = self.change_nodes(input, &touched)?;
 
         let mut scope = UnitScope::new(self, touched, (self.state.day, day));
         scope.run()?;
-        let events = scope.events(input, &steps, nodes)?;
+        let events = scope.events(input, &steps, &nodes)?;
         scope.overlay.write(self)?;
 
         let mut state = self.state.clone();
@@ -106,7 +105,7 @@ impl Cds {
                 )
                 .map_err(self.sql("note a stopped table"))?;
         }
-        self.pending = Some((state, changed_nodes));
+        self.pending = Some((state, nodes));
         Ok(events)
     }
 
@@ -117,26 +116,24 @@ impl Cds {
         };
         state.nonce = nonce;
         let sql = self.sql("commit a unit");
-        layout::write_state(&self.conn, &state).map_err(&sql)?;
+        layout::write_progress(&self.conn, &self.state, &state).map_err(&sql)?;
         self.conn
-            .execute(
-                "INSERT INTO txnproc_file(file_no, first, last, content_hash, bytes, created) VALUES(?1, ?2, ?3, ?4, ?5, ?6)",
-                params![
+            .prepare_cached("INSERT INTO txnproc_file(file_no, first, last, content_hash, bytes, created) VALUES(?1, ?2, ?3, ?4, ?5, ?6)")
+            .and_then(|mut statement| {
+                statement.execute(params![
                     file.file_no.0.cast_signed(),
                     file.first.0,
                     file.last.0,
                     file.content_hash.0,
                     file.bytes.cast_signed(),
                     file.created_micros
-                ],
-            )
+                ])
+            })
             .map_err(&sql)?;
         self.conn.execute_batch("COMMIT").map_err(&sql)?;
         drop(sql);
         self.state = state;
-        if let Some(nodes) = nodes {
-            self.nodes = nodes;
-        }
+        nodes.apply(&mut self.nodes);
         Ok(())
     }
 
@@ -216,13 +213,14 @@ impl Cds {
         Ok(())
     }
 
-    /// Returns whose part in the stream the unit changes, and the nodes after it if it changes any.
+    /// Returns whose part in the stream the unit changes, and how.
     fn change_nodes(
         &self,
         input: &UnitInput,
         touched: &[HashMap<RowKey, Touched>],
-    ) -> Result<(BTreeMap<NodeName, NodeStep>, Option<NodeIndex>), CdsError> {
+    ) -> Result<(BTreeMap<NodeName, NodeStep>, NodeChanges), CdsError> {
         let mut steps = BTreeMap::new();
+        let mut changes = NodeChanges::default();
         let mut last: BTreeMap<&NodeName, &NodeChange> = BTreeMap::new();
         for change in &input.nodes {
             let (NodeChange::Set(Node { name, .. }) | NodeChange::Deleted(name)) = change;
@@ -236,10 +234,6 @@ impl Cds {
                 }
             }
         }
-        if last.is_empty() && derived_anew.is_empty() {
-            return Ok((steps, None));
-        }
-        let mut nodes = self.nodes.clone();
         for (name, change) in last {
             let known = self.nodes.get(name);
             match change {
@@ -252,25 +246,28 @@ impl Cds {
                             [name.as_str(), &record],
                         )
                         .map_err(self.sql("store a node"))?;
-                    nodes.insert(self.derive_node(node)?);
+                    changes.set.insert(self.derive_node(node)?);
                     let started = known.is_none_or(|known| known.node.incarnation < node.incarnation);
                     steps.insert(name.clone(), if started { NodeStep::Start } else { NodeStep::Keys });
                 }
                 NodeChange::Set(_) | NodeChange::Deleted(_) => {
                     self.conn.execute("DELETE FROM node WHERE name = ?1", [name.as_str()]).map_err(self.sql("delete a node"))?;
-                    if nodes.remove(name).is_some() {
+                    if known.is_some() {
+                        changes.gone.insert(name.clone());
                         steps.insert(name.clone(), NodeStep::Stop);
                     }
                 }
             }
         }
         for name in derived_anew {
-            let Some(scope) = nodes.get(&name) else { continue };
-            let node = scope.node.clone();
-            nodes.insert(self.derive_node(&node)?);
-            steps.entry(name).or_insert(NodeStep::Keys);
+            if steps.contains_key(&name) {
+                continue;
+            }
+            let Some(scope) = self.nodes.get(&name) else { continue };
+            changes.set.insert(self.derive_node(&scope.node)?);
+            steps.insert(name, NodeStep::Keys);
         }
-        Ok((steps, Some(nodes)))
+        Ok((steps, changes))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::cli::exit::{self, Outcome};
 use crate::cli::output::Output;
-use crate::cli::{definition_commands, dx_commands, logging, node_commands, serve_command, server_commands};
+use crate::cli::{bench_commands, definition_commands, dx_commands, logging, node_commands, serve_command, server_commands};
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -69,6 +69,9 @@ enum Command {
     Extract(server_commands::ExtractArgs),
     /// Show how far everybody is, and what needs a person
     Status,
+    /// Measure, each figure beside a baseline in the same run
+    #[command(subcommand, hide = true)]
+    Bench(bench_commands::BenchCommand),
     /// Look into a .dx file
     #[command(subcommand)]
     Dx(dx_commands::DxCommand),
@@ -98,6 +101,7 @@ fn run(arguments: &Arguments) -> Outcome {
         Command::Node(command) => node_commands::node(named, command, output),
         Command::Extract(args) => server_commands::extract(named, args, output),
         Command::Status => server_commands::status(named, output),
+        Command::Bench(command) => bench_commands::bench(command, output),
         Command::Dx(command) => dx_commands::dx(command, output),
     }
 }

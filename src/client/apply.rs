@@ -35,7 +35,7 @@ pub struct ApplyFolders {
     pub inbox: PathBuf,
     /// Where files go that must not be applied.
     pub quarantine: PathBuf,
-    /// For files that are being written.
+    /// For files that are not whole yet.
     pub tmp: PathBuf,
 }
 
@@ -67,7 +67,7 @@ pub struct ApplyReport {
     pub quarantined: Vec<Quarantined>,
     /// Why nothing more is applied until a person acts.
     pub stopped: Option<Stopped>,
-    /// Another program kept the database locked: try again.
+    /// Another program kept the database locked, or another process of ours applies the same inbox: try again.
     pub busy: bool,
     /// There is more to do: call again.
     pub more: bool,
@@ -163,6 +163,8 @@ pub fn step(local: &mut LocalDatabase, folders: &ApplyFolders) -> Result<ApplyRe
     let result = Applier::new(local, folders).and_then(|mut applier| applier.run(&mut report));
     match result {
         Err(ApplyError::Local(LocalError::Busy { .. })) => report.busy = true,
+        // Another process of ours applies the same inbox and was faster.
+        Err(ApplyError::Disk(error)) if error.is_not_found() => report.busy = true,
         other => other?,
     }
     let state = local.state()?;

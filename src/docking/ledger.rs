@@ -12,7 +12,7 @@ use crate::dx::codec;
 use crate::dx::error::DxError;
 use crate::model::event::ScopeKey;
 use crate::model::value::Value;
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -155,13 +155,41 @@ impl Ledger {
         let connection = Connection::open(path).map_err(|source| DockingError::Sql { operation: "open", path: path.to_owned(), source })?;
         let mut ledger = Ledger { connection, path: path.to_owned() };
         ledger.prepare().map_err(ledger.sql("prepare"))?;
-        let version: i64 =
-            ledger.connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(ledger.sql("read the version"))?;
-        if version != LEDGER_VERSION {
-            let what = format!("it has version {version}, this program knows version {LEDGER_VERSION}");
-            return Err(DockingError::Damaged { path: path.to_owned(), what });
-        }
+        ledger.check_version()?;
         Ok(ledger)
+    }
+
+    /// Opens the ledger for reading, for everybody but the Router; `None` before the Router made it.
+    ///
+    /// # Errors
+    /// As [`Ledger::open`].
+    pub fn look(path: &Path) -> Result<Option<Ledger>, DockingError> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let error = |source| DockingError::Sql { operation: "open", path: path.to_owned(), source };
+        let connection = Connection::open_with_flags(path, flags).map_err(error)?;
+        connection.busy_timeout(Duration::from_secs(10)).map_err(error)?;
+        let ledger = Ledger { connection, path: path.to_owned() };
+        match ledger.version()? {
+            // The Router is just about to make it.
+            0 => Ok(None),
+            _ => ledger.check_version().map(|()| Some(ledger)),
+        }
+    }
+
+    fn version(&self) -> Result<i64, DockingError> {
+        self.connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(self.sql("read the version"))
+    }
+
+    fn check_version(&self) -> Result<(), DockingError> {
+        let version = self.version()?;
+        if version == LEDGER_VERSION {
+            return Ok(());
+        }
+        let what = format!("it has version {version}, this program knows version {LEDGER_VERSION}");
+        Err(DockingError::Damaged { path: self.path.clone(), what })
     }
 
     fn prepare(&mut self) -> rusqlite::Result<()> {
@@ -260,6 +288,19 @@ impl Ledger {
                    WHERE node = ?1 AND incarnation = ?2 AND file_no > ?3 ORDER BY file_no LIMIT ?4";
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.query(sql, params![node.as_str(), incarnation.0, file_number(after), limit], outbox_row)
+    }
+
+    /// Calls `each` with node, incarnation and number of every file, nodes and numbers in order.
+    ///
+    /// # Errors
+    /// If SQLite refuses or a row makes no sense.
+    pub fn file_numbers(&self, mut each: impl FnMut(NodeName, Incarnation, FileNo)) -> Result<(), DockingError> {
+        let sql = "SELECT node, incarnation, file_no FROM outbox_file ORDER BY node, incarnation, file_no";
+        let read = |row: &Row<'_>| {
+            each(node_name(row, 0)?, Incarnation(row.get(1)?), FileNo(row.get::<_, i64>(2)?.unsigned_abs()));
+            Ok(())
+        };
+        self.query(sql, [], read).map(|_: Vec<()>| ())
     }
 
     /// Commits a round: one transaction, on disk when this returns.

@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn pinned_layout_of_values() {
-        // The bytes of docs/dx-format.md 6: they must outlive the crate that writes them.
+        // The bytes of docs/dx-format.md 5: they must outlive the crate that writes them.
         let row = vec![Value::Null, Value::Integer(-2), Value::Integer(300), Value::Real(1.0), Value::text("ab"), Value::Blob(vec![0])];
         let bytes = encode("row", &row).unwrap();
         assert_eq!(hex::encode(&bytes), "06000103 01fb5802 02000000000000f03f 03026162 040100".replace(' ', ""));

@@ -40,7 +40,7 @@ pub const AT_APPLIED_UNIT: usize = AT_INSTALL_ID + 16;
 /// Zeros, for later.
 pub const AT_RESERVED: usize = AT_APPLIED_UNIT + 8;
 /// CRC-32 of all header bytes before it, u32.
-pub const AT_HEADER_CRC: usize = AT_RESERVED + 28;
+pub const AT_HEADER_CRC: usize = AT_RESERVED + 36;
 /// Length of the header.
 pub const HEADER_BYTES: usize = AT_HEADER_CRC + 4;
 

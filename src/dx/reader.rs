@@ -39,8 +39,8 @@ struct DxFile<R> {
 }
 
 impl<R: Read + Seek> DxFile<R> {
-    /// Checks a file; `look` sees each frame's number and uncompressed bytes, and returns the operations in it.
-    /// `units` is asked at the end how many units were seen.
+    /// Checks a file but for its number of units; `look` sees each frame's number and uncompressed bytes, and returns
+    /// how many operations are in it.
     fn open(
         mut source: R,
         wanted: DxDirection,

@@ -54,7 +54,7 @@ pub struct ExtractJob<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum ExtractError {
     /// The local database could not be made.
-    #[error("extract of node {node}: {source}")]
+    #[error("extract of node {node}")]
     Build {
         /// The node.
         node: NodeName,
@@ -63,7 +63,7 @@ pub enum ExtractError {
         source: Box<BuildError>,
     },
     /// A file could not be written or removed.
-    #[error("extract of node {node}: {source}")]
+    #[error("extract of node {node}")]
     Disk {
         /// The node.
         node: NodeName,

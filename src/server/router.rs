@@ -116,6 +116,8 @@ struct Loaded {
     streams: HashMap<NodeName, Stream>,
     /// Nodes whose folders are known to exist.
     folders: HashSet<NodeName>,
+    /// Files that the ledger names and the outbox lacked when this was loaded.
+    missing: Vec<(NodeName, FileNo)>,
 }
 
 /// The Transaction Router.
@@ -158,6 +160,11 @@ impl Router {
         self.loaded.as_ref().map(|loaded| loaded.state.position).unwrap_or_default()
     }
 
+    /// Returns the files that the ledger names and the outbox lacked at the start (S5): their nodes need a new extract.
+    pub fn missing_files(&self) -> &[(NodeName, FileNo)] {
+        self.loaded.as_ref().map(|loaded| loaded.missing.as_slice()).unwrap_or_default()
+    }
+
     /// Does one round.
     ///
     /// # Errors
@@ -177,10 +184,17 @@ impl Router {
         let ledger = Ledger::open(&self.root.ledger_db())?;
         let state = ledger.state()?;
         let streams: HashMap<NodeName, Stream> = ledger.streams()?.into_iter().map(|stream| (stream.node.clone(), stream)).collect();
+        let mut present: HashSet<(NodeName, FileNo)> = HashSet::new();
         for node in self.root.nodes()? {
             self.root.disk().clean_tmp(&self.root.tmp(&node))?;
             let last = streams.get(&node).map(|stream| stream.last_file).unwrap_or_default();
-            self.delete_above(&node, last)?;
+            present.extend(self.delete_above(&node, last)?.into_iter().map(|file_no| (node.clone(), file_no)));
+        }
+        let mut missing = Vec::new();
+        ledger.file_numbers(|node, _, file_no| missing.push((node, file_no)))?;
+        missing.retain(|file| !present.contains(file));
+        for (node, file_no) in &missing {
+            tracing::error!(stage = "router", %node, file = %file_no, "the ledger names a file that is not in the outbox");
         }
         let mut nodes = NodeKeys::new();
         let mut active: Vec<&Stream> = streams.values().filter(|stream| stream.active).collect();
@@ -193,18 +207,22 @@ impl Router {
                 nodes.gain(index, &key);
             }
         })?;
-        Ok(Loaded { ledger, state, nodes, streams, folders: HashSet::new() })
+        Ok(Loaded { ledger, state, nodes, streams, folders: HashSet::new(), missing })
     }
 
     /// Deletes outbox files above a number: they were never named by the ledger, or belong to a former incarnation.
-    fn delete_above(&self, node: &NodeName, last: FileNo) -> Result<(), RouterError> {
+    /// Returns the others.
+    fn delete_above(&self, node: &NodeName, last: FileNo) -> Result<Vec<FileNo>, RouterError> {
+        let mut kept = Vec::new();
         for file in queue::list(&self.root.outbox(node))?.files {
             if file.file_no > last {
                 tracing::info!(stage = "router", %node, file = %file.file_no, "file without ledger row deleted");
                 self.root.disk().remove(&file.path)?;
+            } else {
+                kept.push(file.file_no);
             }
         }
-        Ok(())
+        Ok(kept)
     }
 
     fn round(&mut self, loaded: &mut Loaded) -> Result<Progress, RouterError> {

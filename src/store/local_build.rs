@@ -71,10 +71,7 @@ pub fn build_local(path: &Path, cds: &Connection, dock: &Dock, schema: &Schema, 
 
     let sources = sources(dock, schema)?;
     let mut left_out = Vec::new();
-    let mut shape = ExtractShape::default();
-    for source in &sources {
-        shape.add(&source.shape.name, source.columns());
-    }
+    let shape = extract_shape(&sources, &mut left_out)?;
     target.execute_batch("BEGIN").map_err(sql("begin to fill the local database"))?;
     let names: Vec<&str> = sources.iter().map(|source| source.shape.name.as_str()).collect();
     local::create(&target, state, &names).map_err(sql("create the dock tables"))?;
@@ -109,17 +106,36 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// Returns the name of every column of the server's table, and whether the extract has it. A generated column is computed at
-    /// the node, so it is there unless the definition omits it by name.
+    /// Returns the name of every column of the server's table, and whether the extract has it. A generated column is never sent but
+    /// computed at the node.
     fn columns(&self) -> impl Iterator<Item = (&str, bool)> {
         self.shape.columns.iter().map(|column| {
-            let kept = match self.dock.column(&column.name).and_then(|index| self.dock.columns.get(index)) {
-                Some(captured) => captured.sent,
-                None => column.generated,
-            };
-            (column.name.as_str(), kept)
+            let captured = self.dock.column(&column.name).and_then(|index| self.dock.columns.get(index));
+            (column.name.as_str(), column.generated || captured.is_some_and(|captured| captured.sent))
         })
     }
+}
+
+/// Returns what the extract has. A generated column that is computed from an omitted one cannot be had, so it is omitted as well, and
+/// with it those that are computed from it.
+fn extract_shape(sources: &[Source<'_>], left_out: &mut Vec<String>) -> Result<ExtractShape, BuildError> {
+    let mut shape = ExtractShape::default();
+    for source in sources {
+        shape.add(&source.shape.name, source.columns());
+    }
+    for source in sources {
+        loop {
+            match ddl::rewrite_table(&source.shape.name, &source.shape.sql, &shape) {
+                Ok(_) => break,
+                Err(DdlError::Generated { table, column, omitted }) => {
+                    shape.omit(&table, &column);
+                    left_out.push(format!("{table}.{column}: generated from {omitted}, which is omitted"));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(shape)
 }
 
 /// Returns the tables of the extract, in the order of the data store: those that belong to an object.
@@ -148,7 +164,8 @@ fn create_table(target: &Connection, source: &Source<'_>, shape: &ExtractShape) 
     let rewritten = ddl::rewrite_table(table, &source.shape.sql, shape)?;
     target.execute_batch(&rewritten.sql).map_err(failed("create it in the extract"))?;
     // The rewritten text must give the columns that were meant, whatever the text was.
-    let expected: Vec<&str> = source.columns().filter(|(_, kept)| *kept).map(|(name, _)| name).collect();
+    let expected: Vec<&str> =
+        source.shape.columns.iter().map(|column| column.name.as_str()).filter(|column| shape.has_column(table, column)).collect();
     let mut statement = target.prepare("SELECT name FROM pragma_table_xinfo(?1)").map_err(failed("look at its columns"))?;
     let found: Vec<String> =
         statement.query_map([table], |row| row.get(0)).and_then(Iterator::collect).map_err(failed("look at its columns"))?;

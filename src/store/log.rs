@@ -110,7 +110,7 @@ impl ServerDatabase {
         Ok(Some(unit))
     }
 
-    fn read_in_snapshot(&self, options: &ReadOptions) -> Result<Option<(UnitReading, Vec<(i64, String)>)>, StoreError> {
+    fn read_in_snapshot(&self, options: &ReadOptions) -> Result<Option<Read>, StoreError> {
         self.require_installed()?;
         let upto = log_end(&self.connection).map_err(self.fault("reading the end of the log"))?;
         self.check_mark(options)?;
@@ -365,6 +365,9 @@ impl ServerDatabase {
         }
     }
 }
+
+/// A unit, and captures that are to be marked as stopped: id and reason.
+type Read = (UnitReading, Vec<(i64, String)>);
 
 /// Keys that a unit touched.
 #[derive(Debug, Default)]

@@ -285,7 +285,7 @@ fn e9_a_missing_table_or_column_stops_by_name() {
 #[test]
 fn t12_names_of_the_wire_never_become_sql() {
     let mut kit = simple();
-    kit.app().execute_batch("CREATE TABLE own (id INTEGER PRIMARY KEY); CREATE VIEW look AS SELECT * FROM t").unwrap();
+    kit.app().execute_batch("CREATE TABLE own (id INTEGER PRIMARY KEY, v TEXT, w INT); CREATE VIEW look AS SELECT * FROM t").unwrap();
     let before = text(&kit.app(), "SELECT * FROM dock_state, dock_table");
     for name in [
         "x\"; DROP TABLE t; --",
@@ -685,4 +685,107 @@ fn f45_a_lock_that_is_never_given_back_is_no_error() {
     assert!(report.busy && report.stopped.is_none() && report.rows == 0);
     app.execute_batch("COMMIT").unwrap();
     assert_eq!(kit.apply().applied_file, FileNo(1));
+}
+
+#[test]
+fn f45_two_processes_that_apply_one_inbox_do_not_disturb_each_other() {
+    let mut kit = simple();
+    for file in 0..40 {
+        let units = (0..40)
+            .map(|index| {
+                let unit = UNIT + file * 40 + index;
+                let mut operations = vec![kit.put("t", [unit.into(), "x".into(), unit.into()])];
+                if unit > UNIT {
+                    operations.push(kit.update("t", [(unit - 1).into()], &[("v", Value::Integer(unit))]));
+                }
+                if unit > UNIT + 1 {
+                    operations.push(kit.delete("t", [(unit - 2).into()]));
+                }
+                (unit, operations)
+            })
+            .collect();
+        kit.send(units);
+    }
+    let last = START + 1600;
+    let applied: u64 = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut local = LocalDatabase::open(&kit.path("pos.db")).unwrap();
+                    let mut units = 0;
+                    loop {
+                        let report = step(&mut local, &kit.folders()).unwrap();
+                        assert_eq!((report.stopped, report.quarantined), (None, Vec::new()));
+                        units += report.units;
+                        if report.applied_unit.0 == last {
+                            return units;
+                        }
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    assert_eq!(applied, 1600, "every unit once, by one of the three");
+    assert_eq!(text(&kit.app(), "SELECT id FROM t WHERE id > 100"), format!("{} {last}", last - 1));
+}
+
+/// Random transactions on a table full of unique keys; their net changes, in any order and as puts or updates, give the same rows.
+#[test]
+fn e3_r37_random_net_changes_under_unique_keys_end_where_the_server_is() {
+    let ddl = "CREATE TABLE t (k TEXT COLLATE NOCASE, n INT, name TEXT COLLATE NOCASE UNIQUE, slot INT, live INT, PRIMARY KEY (k, n));
+               CREATE UNIQUE INDEX a ON t(slot) WHERE live; CREATE UNIQUE INDEX b ON t(n, abs(slot)); CREATE INDEX c ON t(live);";
+    for seed in 0..10 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut kit = Kit::new(ddl, &[("t", &[])]);
+        kit.extract_all();
+        let server = kit.source();
+        let mut local = LocalDatabase::open(&kit.path("pos.db")).unwrap();
+        let dump = "SELECT * FROM t ORDER BY k COLLATE BINARY, n";
+        let mut before = rows(&server, dump);
+        for unit in UNIT..UNIT + 12 {
+            for _ in 0..random.i32(1..25) {
+                let (k, n) = (*random.choice(["a", "A", "b", "B", "c"].iter()).unwrap(), random.i64(0..3));
+                let (name, slot, live) =
+                    (*random.choice(["x", "X", "y", "z", "Z", "w", "v"].iter()).unwrap(), random.i64(-4..5), random.bool());
+                // What breaks a key is refused or takes the other row's place, as programs do it.
+                let how = if random.bool() { "OR IGNORE" } else { "OR REPLACE" };
+                match random.u8(0..3) {
+                    0 => server
+                        .execute(&format!("INSERT {how} INTO t VALUES (?1, ?2, ?3, ?4, ?5)"), rusqlite::params![k, n, name, slot, live]),
+                    1 => server.execute(
+                        &format!("UPDATE {how} t SET name = ?3, slot = ?4 WHERE k = ?1 AND n = ?2"),
+                        rusqlite::params![k, n, name, slot],
+                    ),
+                    _ => server.execute("DELETE FROM t WHERE k = ?1 AND n = ?2 AND ?3", rusqlite::params![k, n, live]),
+                }
+                .unwrap();
+            }
+            let after = rows(&server, dump);
+            let mut operations = Vec::new();
+            for old in before.iter().filter(|old| !after.iter().any(|new| new[..2] == old[..2])) {
+                operations.push(kit.delete("t", &old[..2]));
+            }
+            for new in &after {
+                match before.iter().find(|old| new[..2] == old[..2]) {
+                    Some(old) if old == new => {}
+                    Some(old) if random.bool() => {
+                        let names = ["k", "n", "name", "slot", "live"];
+                        let changes: Vec<(&str, Value)> = (2..5)
+                            .filter(|column| old[*column] != new[*column])
+                            .map(|column| (names[column], new[column].clone()))
+                            .collect();
+                        operations.push(kit.update("t", &new[..2], &changes));
+                    }
+                    _ => operations.push(kit.put("t", new.clone())),
+                }
+            }
+            random.shuffle(&mut operations);
+            kit.send(vec![(unit, operations)]);
+            assert_eq!(step(&mut local, &kit.folders()).unwrap().stopped, None, "seed {seed} unit {unit}");
+            assert_eq!(rows(&kit.app(), dump), after, "seed {seed} unit {unit}");
+            before = after;
+        }
+        assert_eq!(text(&kit.app(), "PRAGMA integrity_check"), "'ok'");
+    }
 }

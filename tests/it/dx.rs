@@ -1,5 +1,7 @@
 //! The `.dx` format: golden files, damage, bombs, frames merged by unit, `dx show`.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use dockmaster::base::ids::{ContentHash, Epoch, FileNo, Incarnation, InstallId, Revision, ServerId, TxnId};
 use dockmaster::base::limits::{DX_FRAME_RAW_BYTES_MAX, DX_RECORD_BYTES_MAX};
 use dockmaster::dx::error::DxError;
@@ -159,7 +161,6 @@ fn write_golden_files() {
         // An empty file stands in for it while the tests that include it are compiled.
         assert!(std::fs::read(&path).is_ok_and(|found| found.is_empty()), "{path} is never written again");
         std::fs::write(&path, &bytes).unwrap();
-        println!("{path} {}", verify(Cursor::new(&bytes)).unwrap().summary.content_hash);
     }
 }
 
@@ -283,6 +284,23 @@ fn hostile_records_are_refused() {
     }
 }
 
+/// Sealed anew after each change, so that only the claim itself is wrong.
+#[test]
+fn a_trailer_that_claims_something_else_is_refused() {
+    use sha2::Digest;
+    for bytes in [download(), txnproc()] {
+        let trailer = bytes.len() - TRAILER_BYTES;
+        let fields = [TRAILER_AT_FRAMES, TRAILER_AT_UNITS, TRAILER_AT_OPERATIONS, TRAILER_AT_RAW, TRAILER_AT_CONTENT_HASH];
+        for field in fields {
+            let mut claiming = bytes.clone();
+            claiming[trailer + field] ^= 1;
+            let seal = sha2::Sha256::digest(&claiming[..trailer + TRAILER_AT_SEAL]);
+            claiming[trailer + TRAILER_AT_SEAL..].copy_from_slice(&seal);
+            assert!(matches!(verify(Cursor::new(claiming)), Err(DxError::Damaged { .. })), "field at {field}");
+        }
+    }
+}
+
 #[test]
 fn bombs_are_refused_before_they_expand() {
     let crafted = |method: u8, raw: u32, stored: &[u8]| {
@@ -309,6 +327,12 @@ fn bombs_are_refused_before_they_expand() {
         let start = Instant::now();
         let error = DownloadReader::open(Cursor::new(bytes)).expect_err(name);
         assert!(start.elapsed().as_millis() < 500, "{name}: {error}");
+        let refused_for = match name {
+            "64 MB of zeros" => matches!(error, DxError::Bomb { .. }),
+            "a frame of 4 GB" => matches!(error, DxError::TooLarge { .. }),
+            _ => matches!(error, DxError::Damaged { .. }),
+        };
+        assert!(refused_for, "{name}: {error:?}");
     }
     // A frame that claims more bytes than the file has.
     let mut bytes = Vec::new();

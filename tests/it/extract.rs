@@ -132,18 +132,35 @@ fn a2_a_new_extract_takes_the_place_of_older_ones_and_never_replaces_its_own() {
 }
 
 #[test]
-fn a2_a_failed_extract_leaves_nothing_behind() {
-    let kit = Kit::new(
-        "CREATE TABLE t (id INTEGER PRIMARY KEY, a INT, g INT AS (a + 1)); INSERT INTO t (id, a) VALUES (1, 2);",
-        &[("t", &["a"])],
-    );
+fn a2_a_failed_extract_names_the_table_and_leaves_nothing_behind() {
+    let kit = Kit::new("CREATE TABLE t (id INTEGER PRIMARY KEY, a INT CHECK (a < 9)); INSERT INTO t VALUES (1, 2);", &[("t", &[])]);
     let cds = kit.cds();
-    cds.execute_batch("BEGIN").unwrap();
+    cds.execute_batch("UPDATE d0 SET c1 = 10; BEGIN").unwrap();
     kit.mark_visible(&cds, |_| "1".to_owned());
-    let error = kit.build(&cds, 1, START).unwrap_err().to_string();
-    assert!(error.contains("ANNA") && error.contains("table t: generated column g is computed from a"), "{error}");
+    let error = kit.build(&cds, 1, START).unwrap_err();
+    let chain = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+    let texts = chain.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+    assert!(texts.contains("ANNA") && texts.contains("table t") && texts.contains("CHECK constraint failed"), "{texts}");
     assert_eq!(names(&kit.root.outbox(&kit.node)), Vec::<String>::new());
     assert_eq!(names(&kit.root.tmp(&kit.node)), Vec::<String>::new());
+}
+
+#[test]
+fn a2_generated_columns_are_computed_at_the_node_or_go_with_what_they_are_computed_from() {
+    let mut kit = Kit::new(
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, a INT, b INT, g INT AS (a + 1), h INT AS (\"g\" + 1) STORED, k INT AS (b * 2), CHECK (h > 0));
+         CREATE INDEX i ON t(h); CREATE INDEX j ON t(k); INSERT INTO t (id, a, b) VALUES (1, 2, 3);",
+        &[("t", &["a"])],
+    );
+    let toc = kit.extract_all();
+    assert_eq!(text(&kit.app(), "SELECT * FROM t"), "1|3|6");
+    assert_eq!(text(&kit.app(), "SELECT name FROM sqlite_master WHERE tbl_name = 't' ORDER BY 1"), "'j' 't'");
+    for line in ["t.g: generated from a", "t.h: generated from g", "t: CHECK that needs h", "t: index i"] {
+        assert!(toc.left_out.iter().any(|found| found.starts_with(line)), "{line}: {:?}", toc.left_out);
+    }
+    kit.send(vec![(START + 1, vec![kit.put("t", [2.into(), 5.into()])])]);
+    assert_eq!(kit.apply().stopped, None);
+    assert_eq!(text(&kit.app(), "SELECT * FROM t"), "1|3|6 2|5|10");
 }
 
 /// Every value in every kind of column: the server has stored it, so the extract must store the same type and bytes.

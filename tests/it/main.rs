@@ -15,6 +15,7 @@ mod oracle;
 mod oracle_random;
 mod oracle_router;
 mod oracle_schemas;
+mod route;
 mod router;
 mod scope;
 mod session;

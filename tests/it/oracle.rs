@@ -95,6 +95,11 @@ impl World {
         view
     }
 
+    /// Returns the view of every node.
+    pub(crate) fn views(&self) -> BTreeMap<NodeName, View> {
+        self.nodes.keys().map(|name| (name.clone(), self.view(name))).collect()
+    }
+
     /// Returns per table the rows that a node sees, upload objects included.
     pub(crate) fn visible(&self, node: &NodeName) -> Vec<Vec<Row>> {
         let node = &self.nodes[node];

@@ -1,6 +1,6 @@
 //! The smallest router that follows the rule of net events, its replicas, and the wrong routers that the harness must catch.
 
-use super::oracle::{View, World};
+use super::oracle::View;
 use dockmaster::base::ids::NodeName;
 use dockmaster::model::event::{KeyIndex, NodeEvent, RowEvent, ScopeKey, UnitEvents};
 use dockmaster::model::value::{Row, RowKey};
@@ -53,8 +53,8 @@ impl Router {
         self.replicas.insert(node.clone(), Replica { keys, rows });
     }
 
-    /// Routes a unit. `end` is the world after it.
-    pub(crate) fn route(&mut self, events: &UnitEvents, end: &World) -> Result<(), String> {
+    /// Routes a unit. `views` is what the nodes see after it.
+    pub(crate) fn route(&mut self, events: &UnitEvents, views: &BTreeMap<NodeName, View>) -> Result<(), String> {
         let mut seen = BTreeSet::new();
         for row in &events.rows {
             if !seen.insert((row.table, &row.key)) {
@@ -93,43 +93,42 @@ impl Router {
         let fault = self.fault;
         for (name, replica) in &mut self.replicas {
             let new = &new_keys[name];
-            let view = end.view(name);
+            let view = views.get(name);
             match fault {
-                Fault::NodeKeysFirst => route_rows(name, replica, events, new, new, &view, fault)?,
+                Fault::NodeKeysFirst => route_rows(name, replica, events, new, new, view, fault)?,
                 Fault::NodeKeysLast => {
                     let old = replica.keys.clone();
-                    route_rows(name, replica, events, &old, &old, &view, fault)?;
+                    route_rows(name, replica, events, &old, &old, view, fault)?;
                     let mut second = events.clone();
                     for event in &mut second.rows {
                         event.keys_before.clone_from(&event.keys_after);
                         event.changed.clear();
                     }
-                    route_rows(name, replica, &second, &old, new, &view, fault)?;
+                    route_rows(name, replica, &second, &old, new, view, fault)?;
                 }
                 _ => {
                     let old = std::mem::take(&mut replica.keys);
-                    route_rows(name, replica, events, &old, new, &view, fault)?;
+                    route_rows(name, replica, events, &old, new, view, fault)?;
                 }
             }
             replica.keys.clone_from(new);
         }
         for (node, keys) in starting {
-            let view = end.view(&node);
-            self.start(&node, keys, view);
+            self.start(&node, keys, views.get(&node).cloned().unwrap_or_default());
         }
         Ok(())
     }
 
     /// Compares every replica with what its node sees.
-    pub(crate) fn compare(&self, end: &World) -> Result<(), String> {
+    pub(crate) fn compare(&self, views: &BTreeMap<NodeName, View>) -> Result<(), String> {
         let running: Vec<&NodeName> = self.replicas.keys().collect();
-        let active: Vec<&NodeName> = end.nodes.keys().collect();
+        let active: Vec<&NodeName> = views.keys().collect();
         if running != active {
             return Err(format!("running {running:?}, active {active:?}"));
         }
         for (name, replica) in &self.replicas {
-            let view = end.view(name);
-            if replica.rows != view {
+            let view = &views[name];
+            if replica.rows != *view {
                 let extra: Vec<_> = replica.rows.iter().filter(|(key, row)| view.get(*key) != Some(*row)).collect();
                 let missing: Vec<_> = view.iter().filter(|(key, row)| replica.rows.get(*key) != Some(*row)).collect();
                 return Err(format!("{name} differs: has {extra:?}, should have {missing:?}"));
@@ -145,7 +144,7 @@ fn route_rows(
     events: &UnitEvents,
     old: &BTreeSet<ScopeKey>,
     new: &BTreeSet<ScopeKey>,
-    view: &View,
+    view: Option<&View>,
     fault: Fault,
 ) -> Result<(), String> {
     let mut sends: Vec<((String, RowKey), Send)> = Vec::new();
@@ -186,7 +185,7 @@ fn route_rows(
             }
         };
         // Nothing leaves the server that the node does not see at the end of the unit.
-        if view.get(&at) != Some(&row) {
+        if view.is_some_and(|view| view.get(&at) != Some(&row)) {
             return Err(format!("{name}: leak of {at:?} {row:?}"));
         }
         replica.rows.insert(at, row);

@@ -253,12 +253,12 @@ fn new_image(sql: &str) -> String {
 
 #[test]
 fn r1_nested_triggers_of_any_age_never_fool_the_reader_or_the_log() {
-    let (units, ..) = nested_trials(0..160, false);
-    assert!(units > 500, "only {units} units");
+    let (units, ..) = nested_trials(0..400, false);
+    assert!(units > 1_200, "only {units} units");
 }
 
 #[test]
 fn r1_a_capture_of_new_images_is_caught() {
-    let (units, _, wrong) = nested_trials(0..80, true);
+    let (units, _, wrong) = nested_trials(0..160, true);
     assert!(wrong > 20, "of {units} units only {wrong} were found wrong");
 }
