@@ -20,6 +20,17 @@ use tokio_util::sync::CancellationToken;
 
 /// Safety net for a lost event.
 const POLL: Duration = Duration::from_secs(5);
+/// Looks at the log after an event that showed nothing new. SQLite writes the log file first and makes the commit visible a
+/// moment later, without another event: whoever looks at once may look too early.
+const LOOK_AGAIN: [Duration; 7] = [
+    Duration::from_millis(1),
+    Duration::from_millis(2),
+    Duration::from_millis(4),
+    Duration::from_millis(8),
+    Duration::from_millis(16),
+    Duration::from_millis(32),
+    Duration::from_millis(64),
+];
 /// Pause after a fault that may pass by itself: a lock, a full disk.
 const RETRY: Duration = Duration::from_secs(1);
 /// Extracts built at once.
@@ -79,6 +90,7 @@ pub fn serve(
             });
         }
         threads.spawn(move || {
+            let mut looks = 0;
             while !stop.is_stopped() {
                 let worked = tick(&txnproc, options).and_then(|()| Ok(txnproc.step()?));
                 match worked {
@@ -90,8 +102,14 @@ pub fn serve(
                             }
                         }
                         match step.progress {
-                            Progress::Worked => route_wake.set(),
-                            Progress::Idle => drop(read_log.wait(POLL)),
+                            Progress::Worked => {
+                                looks = 0;
+                                route_wake.set();
+                            }
+                            Progress::Idle => {
+                                let woken = read_log.wait(LOOK_AGAIN.get(looks).copied().unwrap_or(POLL));
+                                looks = if woken { 0 } else { looks + 1 };
+                            }
                         }
                     }
                     Err(error) => pause_or_fail(error, stop, fail),
