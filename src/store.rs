@@ -15,6 +15,7 @@ pub mod local_table;
 pub mod log;
 pub mod nodes;
 pub mod predicate;
+pub mod probe;
 pub mod schema;
 pub mod snapshot;
 pub mod sqlite;

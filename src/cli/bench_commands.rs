@@ -1,201 +1,204 @@
-//! `bench latency`: from a commit on the server to the row being visible in a local database whose node watches, beside
-//! a bare commit of the same row in the same run.
+//! `bench latency`: how long a row takes from its commit on the server until another program can read it on a client that
+//! watches, beside the bare commit of the same row in a database of its own, alternating, on the same disk in the same run.
 //!
-//! Real processes: this program's own `serve` and `remote-sync watch`. Each round commits once on a plain database and
-//! once on the served one, so both see the same disk.
+//! Runs the two programs as they are installed, in a folder of its own that is removed at the end.
 
-use crate::base::ids::NodeName;
+use crate::base::disk::Disk;
 use crate::cli::exit::{Exit, Outcome};
-use crate::cli::output::Output;
-use anyhow::{Context, bail};
-use rusqlite::Connection;
+use crate::cli::output::{Output, some, table};
+use crate::store::probe::Probe;
+use anyhow::{Context as _, bail};
 use serde_json::json;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Longest wait for one row.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How much slower than the bare commit the median may be: so many commits and a constant.
+const BARE_COMMITS_MAX: u32 = 12;
+const CONSTANT_MAX: Duration = Duration::from_millis(10);
+/// A row that is not there after this time will not come.
+const GIVE_UP: Duration = Duration::from_secs(30);
+/// Rows that are not counted: caches fill, threads start.
+const WARM_UP: i64 = 5;
 
-/// Benchmarks, each beside a baseline in the same run.
+/// The subcommands of `bench`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum BenchCommand {
-    /// Commit on the server to visible on a watching node
-    Latency {
-        /// Rounds
-        #[arg(long, default_value_t = 200)]
-        rounds: usize,
-        /// Folder to work in; a new one in the system's place for such if not given
-        #[arg(long, value_name = "FOLDER")]
-        folder: Option<PathBuf>,
-    },
+    /// Measure commit on the server until visible on a client that watches
+    Latency(LatencyArgs),
 }
 
-/// A child process that ends with this one.
-struct Process(Child);
+/// Arguments of `bench latency`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct LatencyArgs {
+    /// How many rows to measure, one at a time
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(10..=100_000))]
+    rounds: u32,
+    /// Folder for the databases, to be made and removed [default: in the system's folder for temporary files]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
 
-impl Drop for Process {
+/// Runs one of them.
+pub(crate) fn bench(command: &BenchCommand, output: Output) -> Outcome {
+    match command {
+        BenchCommand::Latency(args) => latency(args, output),
+    }
+}
+
+/// A child process that does not outlive the measurement.
+struct Running(Child);
+
+impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended already; then there is nothing to end.
+        // Gone already is as good as killed.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Runs a benchmark.
-pub(crate) fn bench(command: &BenchCommand, output: Output) -> Outcome {
-    let BenchCommand::Latency { rounds, folder } = command;
-    let (folder, made) = match folder {
-        Some(folder) => (folder.clone(), false),
-        None => (std::env::temp_dir().join(format!("dockmaster-bench-{}", std::process::id())), true),
-    };
-    std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
-    let measured = latency(&folder, *rounds, output);
-    if made {
-        std::fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))?;
-    }
-    measured
-}
+/// A folder that goes with its owner.
+struct Folder(PathBuf);
 
-const TABLE: &str = "CREATE TABLE note(id INTEGER PRIMARY KEY, owner INTEGER NOT NULL, text TEXT NOT NULL)";
-const DEFINITION: &str = "version = 1\n[server]\nname = \"BENCH\"\ndatabase = \"hq.db\"\nlisten = \"127.0.0.1:0\"\n\
-    [node]\nowner = { type = \"integer\" }\n[object.note]\nvisible.own = 'note.owner = node.owner'\n";
-
-fn latency(folder: &Path, rounds: usize, output: Output) -> Outcome {
-    let (hq_path, plain_path, local_path) = (folder.join("hq.db"), folder.join("plain.db"), folder.join("local.db"));
-    let hq = open(&hq_path)?;
-    let plain = open(&plain_path)?;
-    hq.execute_batch(TABLE)?;
-    plain.execute_batch(TABLE)?;
-    std::fs::write(folder.join("dockmaster.toml"), DEFINITION)?; // tidy: a benchmark's own scratch file
-    let server = std::env::current_exe()?;
-    let client = server.with_file_name(format!("remote-sync{}", std::env::consts::EXE_SUFFIX));
-    run(&server, folder, &["deploy", "--yes"])?;
-    let node: NodeName = "BENCH".parse()?;
-    run(&server, folder, &["node", "add", node.as_str(), "--set", "owner=1"])?;
-    let mut serve = start(&server, folder, &["serve"])?;
-    let address = listening(&mut serve)?;
-    run(&client, folder, &["init", &address, "--node", node.as_str(), "local.db"])?;
-    let _watch = start(&client, folder, &["watch", "local.db"])?;
-    let local = Connection::open(&local_path)?;
-    local.busy_timeout(PATIENCE)?;
-
-    let (mut bare, mut whole) = (Vec::with_capacity(rounds), Vec::with_capacity(rounds));
-    // The first rows warm caches and wait for the session.
-    for round in 0..rounds + 5 {
-        let began = Instant::now();
-        insert(&plain, round)?;
-        let bare_commit = began.elapsed();
-        let began = Instant::now();
-        insert(&hq, round)?;
-        wait_for(&local, round, began)?;
-        if round >= 5 {
-            bare.push(bare_commit);
-            whole.push(began.elapsed());
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            tracing::warn!("{} is left behind: {error}", self.0.display());
         }
     }
-    let (bare, whole) = (Quantiles::of(bare), Quantiles::of(whole));
-    let allowed = bare.median * 12 + Duration::from_millis(10);
-    let within = whole.median <= allowed;
+}
+
+struct Measured {
+    bare: Vec<Duration>,
+    commit: Vec<Duration>,
+    visible: Vec<Duration>,
+}
+
+fn latency(args: &LatencyArgs, output: Output) -> Outcome {
+    let folder = args.dir.clone().unwrap_or_else(|| std::env::temp_dir().join(format!("dockmaster-bench-{}", std::process::id())));
+    std::fs::create_dir(&folder).with_context(|| format!("make {}", folder.display()))?;
+    let folder = Folder(folder);
+    let measured = measure(&folder.0, args.rounds, output)?;
+    let (bare, median) = (percentile(&measured.bare, 50), percentile(&measured.visible, 50));
+    let limit = bare * BARE_COMMITS_MAX + CONSTANT_MAX;
+    let well = median <= limit;
+    let lines = [("bare commit", &measured.bare), ("captured commit", &measured.commit), ("visible on the client", &measured.visible)];
     if output.is_json() {
-        output.json(json!({ "rounds": rounds, "bare_commit_us": bare.json(), "visible_us": whole.json(),
-            "allowed_median_us": micros(allowed), "within": within }))?;
+        let micros = |times: &[Duration]| json!({ "p50_us": percentile(times, 50).as_micros(), "p95_us": percentile(times, 95).as_micros(),
+                                                  "p99_us": percentile(times, 99).as_micros(), "max_us": percentile(times, 100).as_micros() });
+        output.json(json!({ "rounds": args.rounds, "bare_commit": micros(&measured.bare), "captured_commit": micros(&measured.commit),
+                            "visible": micros(&measured.visible), "limit_us": limit.as_micros(), "ok": well }))?;
     } else {
-        output.line(format!("{rounds} rounds                       median        90 %        99 %"))?;
-        output.line(format!("bare commit               {}", bare.text()))?;
-        output.line(format!("visible on watching node  {}", whole.text()))?;
+        let row = |(name, times): &(&str, &Vec<Duration>)| {
+            let mut cells = vec![(*name).to_owned()];
+            cells.extend([50, 95, 99, 100].map(|part| format!("{:.2}", percentile(times, part).as_secs_f64() * 1e3)));
+            cells
+        };
+        output.line(table(&["milliseconds", "median", "95 %", "99 %", "longest"], lines.iter().map(row).collect(), &[1, 2, 3, 4]))?;
         output.line(format!(
-            "12 bare commits + 10 ms   {:>7} us   {}",
-            micros(allowed),
-            if within { "the median is within it" } else { "the median is NOT within it" }
+            "{}: the median is {:.2} ms after the commit, {} {BARE_COMMITS_MAX} bare commits + {} ms = {:.2} ms.",
+            some(u64::from(args.rounds), "row", "rows"),
+            median.as_secs_f64() * 1e3,
+            if well { "within" } else { "above" },
+            CONSTANT_MAX.as_millis(),
+            limit.as_secs_f64() * 1e3
         ))?;
     }
-    Ok(if within { Exit::Done } else { Exit::NeedsPerson })
+    Ok(if well { Exit::Done } else { Exit::Failed })
 }
 
-fn open(path: &Path) -> anyhow::Result<Connection> {
-    let conn = Connection::open(path).with_context(|| format!("open {}", path.display()))?;
-    conn.busy_timeout(PATIENCE)?;
-    conn.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")?;
-    Ok(conn)
-}
+fn measure(folder: &Path, rounds: u32, output: Output) -> anyhow::Result<Measured> {
+    let programs = std::env::current_exe().context("find this program")?;
+    let remote_sync = programs.with_file_name(format!("remote-sync{}", std::env::consts::EXE_SUFFIX));
+    let definition = "version = 1\n[server]\ndatabase = \"hq.db\"\nlisten = \"127.0.0.1:0\"\n[node]\nnumber = { type = \"integer\" }\n\
+                      [object.probe]\nvisible.own = 'probe.node = node.number'\n";
+    Disk::new().put(folder, folder, "dockmaster.toml", definition.as_bytes())?;
+    let server = Probe::create(&folder.join("hq.db"))?;
+    let bare = Probe::create(&folder.join("bare.db"))?;
+    command(&programs, folder, &["deploy", "--yes", "--quiet"])?;
+    command(&programs, folder, &["node", "add", "NODE", "--set", "number=1", "--quiet"])?;
+    let (_service, address) = serve(&programs, folder)?;
+    command(&remote_sync, folder, &["init", &address, "--node", "NODE", "node.db", "--quiet"])?;
+    let client = Probe::open(&folder.join("node.db"))?;
+    let watching = Command::new(&remote_sync).args(["watch", "node.db", "--quiet"]).current_dir(folder).stdout(Stdio::null()).spawn();
+    let _watching = Running(watching.with_context(|| format!("start {}", remote_sync.display()))?);
 
-fn insert(conn: &Connection, round: usize) -> anyhow::Result<()> {
-    let id = i64::try_from(round)? + 1;
-    conn.prepare_cached("INSERT INTO note(id, owner, text) VALUES(?1, 1, 'a note of ordinary length, as people write them')")?
-        .execute([id])?;
-    Ok(())
-}
-
-fn wait_for(local: &Connection, round: usize, began: Instant) -> anyhow::Result<()> {
-    let id = i64::try_from(round)? + 1;
-    let mut statement = local.prepare_cached("SELECT 1 FROM note WHERE id = ?1")?;
-    while !statement.exists([id])? {
-        if began.elapsed() > PATIENCE {
-            bail!("row {id} did not arrive within {} s", PATIENCE.as_secs());
+    let bar = output.progress("rows", u64::from(rounds));
+    let mut measured = Measured { bare: Vec::new(), commit: Vec::new(), visible: Vec::new() };
+    for id in 1 - WARM_UP..=i64::from(rounds) {
+        let began = Instant::now();
+        bare.insert(id)?;
+        let bare_took = began.elapsed();
+        let began = Instant::now();
+        server.insert(id)?;
+        let committed = Instant::now();
+        while !client.has(id)? {
+            if committed.elapsed() > GIVE_UP {
+                bail!("row {id} did not reach the client within {} s", GIVE_UP.as_secs());
+            }
+            std::thread::sleep(Duration::from_micros(100));
         }
-        std::thread::sleep(Duration::from_micros(100));
+        let visible_took = committed.elapsed();
+        if id > 0 {
+            measured.bare.push(bare_took);
+            measured.commit.push(committed - began);
+            measured.visible.push(visible_took);
+            bar.inc(1);
+        }
+        // Not in step with any timer of the programs.
+        std::thread::sleep(Duration::from_millis(3 + id.unsigned_abs() % 7));
     }
-    Ok(())
+    bar.finish_and_clear();
+    for times in [&mut measured.bare, &mut measured.commit, &mut measured.visible] {
+        times.sort_unstable();
+    }
+    Ok(measured)
 }
 
-fn run(program: &Path, folder: &Path, arguments: &[&str]) -> anyhow::Result<()> {
-    let done = Command::new(program).args(arguments).current_dir(folder).stdin(Stdio::null()).output()?;
+/// Runs a command to its end.
+fn command(program: &Path, folder: &Path, arguments: &[&str]) -> anyhow::Result<()> {
+    let run = Command::new(program).args(arguments).current_dir(folder).stdin(Stdio::null()).env_remove("DOCKMASTER_CONFIG").output();
+    let done = run.with_context(|| format!("start {}", program.display()))?;
     if !done.status.success() {
         bail!("{} {}: {}", program.display(), arguments.join(" "), String::from_utf8_lossy(&done.stderr).trim());
     }
     Ok(())
 }
 
-fn start(program: &Path, folder: &Path, arguments: &[&str]) -> anyhow::Result<Process> {
-    let command = Command::new(program)
-        .args(arguments)
-        .current_dir(folder)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .with_context(|| format!("start {}", program.display()))?;
-    Ok(Process(command))
-}
-
-fn listening(serve: &mut Process) -> anyhow::Result<String> {
-    let stdout = serve.0.stdout.take().context("stdout of serve")?;
-    let mut lines = BufReader::new(stdout).lines();
-    for line in lines.by_ref() {
-        if let Some((_, rest)) = line?.split_once("listening on ") {
-            let address = rest.split_whitespace().next().unwrap_or_default().to_owned();
-            // Read to the end, so that serve never waits for a full pipe.
-            std::thread::spawn(move || lines.for_each(drop));
-            return Ok(address);
+/// Starts the service and returns the address that it listens on.
+fn serve(program: &Path, folder: &Path) -> anyhow::Result<(Running, String)> {
+    let mut serving = Command::new(program);
+    serving.args(["serve", "--json"]).current_dir(folder).env_remove("DOCKMASTER_CONFIG").env("RUST_LOG", "warn");
+    let child = serving.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+    let mut running = Running(child.with_context(|| format!("start {}", program.display()))?);
+    let stdout = running.0.stdout.take().context("the service has no stdout")?;
+    let mut text = String::new();
+    for line in BufReader::new(stdout).lines() {
+        text.push_str(&line?);
+        if let Ok(document) = serde_json::from_str::<serde_json::Value>(&text) {
+            let address = document.get("listening").and_then(|address| address.as_str()).context("the service does not say where it listens")?;
+            return Ok((running, address.to_owned()));
         }
     }
-    bail!("serve ended before it listened")
+    bail!("the service did not start")
 }
 
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+/// Returns the value below which so many percent of the sorted times lie.
+fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    let index = (sorted.len() * percent).div_ceil(100).max(1) - 1;
+    sorted.get(index).copied().unwrap_or_default()
 }
 
-struct Quantiles {
-    median: Duration,
-    most: Duration,
-    nearly_all: Duration,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Quantiles {
-    fn of(mut samples: Vec<Duration>) -> Quantiles {
-        samples.sort_unstable();
-        let at = |percent: usize| samples.get(samples.len().saturating_sub(1) * percent / 100).copied().unwrap_or_default();
-        Quantiles { median: at(50), most: at(90), nearly_all: at(99) }
-    }
-
-    fn text(&self) -> String {
-        format!("{:>7} us  {:>7} us  {:>7} us", micros(self.median), micros(self.most), micros(self.nearly_all))
-    }
-
-    fn json(&self) -> serde_json::Value {
-        json!({ "p50": micros(self.median), "p90": micros(self.most), "p99": micros(self.nearly_all) })
+    #[test]
+    fn percentiles_are_values_that_were_measured() {
+        let times: Vec<Duration> = (1..=200).map(Duration::from_millis).collect();
+        let millis = |percent| percentile(&times, percent).as_millis();
+        assert_eq!([50, 95, 99, 100].map(millis), [100, 190, 198, 200]);
+        assert_eq!(percentile(&[], 50), Duration::ZERO);
     }
 }

@@ -1,7 +1,7 @@
 //! The commands of `remote-sync`.
 
 use crate::cli::exit::{Exit, Outcome};
-use crate::cli::output::{Output, count};
+use crate::cli::output::{Output, count, some};
 use crate::client::status::{ClientStatus, status as client_status};
 use serde_json::json;
 use std::path::PathBuf;
@@ -44,10 +44,7 @@ fn text(status: &ClientStatus) -> String {
     )];
     match (status.waiting, status.held_by) {
         (0, _) => {}
-        (1, None) => lines.push("1 file is received and not applied: remote-sync sync --only apply".to_owned()),
-        (files, None) => {
-            lines.push(format!("{} files are received and not applied: remote-sync sync --only apply", count(files.cast_signed())))
-        }
+        (files, None) => lines.push(format!("{} received and not applied: remote-sync sync --only apply", some(files, "file", "files"))),
         (files, Some(missing)) => lines.push(format!("{files} files wait for {missing}, which the next sync fetches")),
     }
     if !status.quarantine.is_empty() {

@@ -6,7 +6,7 @@ use crate::rules::reader;
 use std::path::{Path, PathBuf};
 
 /// Where the file is looked for when neither `--config` nor `DOCKMASTER_CONFIG` names it, in this order.
-const PLACES: [&str; 2] = ["./dockmaster.toml", "/etc/dockmaster/dockmaster.toml"];
+const PLACES: [&str; 2] = ["dockmaster.toml", "/etc/dockmaster/dockmaster.toml"];
 
 /// No usable configuration file.
 #[derive(Debug, thiserror::Error)]

@@ -83,7 +83,7 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => error.exit(),
     };
-    logging::start(arguments.common.verbose, matches!(arguments.command, Command::Serve));
+    logging::start(arguments.common.verbose, matches!(arguments.command, Command::Serve) && !arguments.common.quiet);
     exit::finish(run(&arguments))
 }
 

@@ -1,7 +1,7 @@
 //! `dx show` and `dx verify`: look into a `.dx` file without any database.
 
 use crate::cli::exit::{Exit, Outcome};
-use crate::cli::output::{Output, StdoutClosed, bytes, count};
+use crate::cli::output::{Output, StdoutClosed, bytes, some};
 use crate::dx::show::{ShowFormat, Verified, show, verify};
 use anyhow::Context as _;
 use serde_json::json;
@@ -123,6 +123,6 @@ fn verify_files(args: &VerifyArgs, output: Output) -> Outcome {
 fn summary(verified: &Verified) -> String {
     let Verified { header, summary } = verified;
     let whose = header.node.as_ref().map_or_else(|| "txnproc".to_owned(), |node| format!("{node} ({})", header.incarnation));
-    let (operations, size) = (count(summary.operations.cast_signed()), bytes(summary.bytes));
-    format!("{whose} file {}, txn {}..{}, {operations} operations, {size}", header.file_no, header.first, header.last)
+    let (operations, size) = (some(summary.operations, "operation", "operations"), bytes(summary.bytes));
+    format!("{whose} file {}, txn {}..{}, {operations}, {size}", header.file_no, header.first, header.last)
 }

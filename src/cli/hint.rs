@@ -5,6 +5,7 @@
 use crate::base::disk::DiskError;
 use crate::base::ids::IdError;
 use crate::cli::config::ConfigError;
+use crate::cli::confirm::NobodyToAsk;
 use crate::cli::exit::Exit;
 use crate::docking::error::DockingError;
 use crate::server::nodes::NodeError;
@@ -18,7 +19,10 @@ pub fn of(error: &anyhow::Error) -> Option<String> {
 }
 
 fn hint(cause: &(dyn Error + 'static)) -> Option<String> {
-    None.or_else(|| cause.downcast_ref::<ConfigError>().and_then(config))
+    cause
+        .downcast_ref::<ConfigError>()
+        .and_then(config)
+        .or_else(|| cause.is::<NobodyToAsk>().then(|| "--yes answers beforehand".to_owned()))
         .or_else(|| cause.downcast_ref::<StoreError>().and_then(store))
         .or_else(|| cause.downcast_ref::<NodeError>().and_then(node))
         .or_else(|| cause.downcast_ref::<LocalError>().and_then(local))

@@ -60,7 +60,7 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => error.exit(),
     };
-    logging::start(arguments.common.verbose, matches!(arguments.command, Command::Watch(_)));
+    logging::start(arguments.common.verbose, matches!(arguments.command, Command::Watch(_)) && !arguments.common.quiet);
     exit::finish(run(&arguments))
 }
 

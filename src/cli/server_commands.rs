@@ -3,7 +3,7 @@
 use crate::base::ids::NodeName;
 use crate::cli::confirm::confirm;
 use crate::cli::exit::{Exit, Outcome};
-use crate::cli::output::Output;
+use crate::cli::output::{Output, some};
 use crate::cli::project::Settings;
 use crate::cli::status_view;
 use crate::docking::error::DockingError;
@@ -83,10 +83,6 @@ pub(crate) fn run(named: Option<&Path>, args: &RunArgs, output: Output) -> Outco
 }
 
 fn pass_text(done: Pass, stages: &[Stage]) -> String {
-    let some = |number: u64, one: &str, many: &str| match number {
-        1 => format!("1 {one}"),
-        several => format!("{several} {many}"),
-    };
     let mut parts = Vec::new();
     if stages.contains(&Stage::TxnProc) {
         parts.push(format!("txnproc: {}", some(done.units, "unit read", "units read")));

@@ -1,6 +1,6 @@
 //! How `status` looks: one line for the stages, one per node, and for each thing that needs a person the command to type.
 
-use crate::cli::output::{ago, bytes, count, table};
+use crate::cli::output::{ago, bytes, count, some, table};
 use crate::server::status::{NodeCondition, NodeStatus, ServerStatus};
 use serde_json::{Value as Json, json};
 
@@ -56,8 +56,7 @@ fn node_rows(node: &NodeStatus) -> Vec<Vec<String>> {
     };
     let waiting = match node.to_node.files {
         0 => "-".to_owned(),
-        1 => format!("1 file  {}", bytes(node.to_node.bytes)),
-        files => format!("{} files  {}", count(files.cast_signed()), bytes(node.to_node.bytes)),
+        files => format!("{}  {}", some(files, "file", "files"), bytes(node.to_node.bytes)),
     };
     let mut needs = node.needs.iter().map(|need| format!("{}: {}", need.what, need.command));
     let first = vec![node.node.to_string(), node.condition.to_string(), heard, waiting, needs.next().unwrap_or_default()];
