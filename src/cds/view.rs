@@ -2,9 +2,9 @@
 //!
 //! It uses the data alone, not the counts, so it also serves as a check on them.
 
+use super::guard::day_of;
 use super::layout::data_table;
 use super::nodes::NodeScope;
-use super::scope::day_of;
 use crate::model::dock::{ColumnIndex, Dock, RuleKind, RulePath, TableIndex, Window};
 use crate::model::value::Value;
 use crate::rules::graph::{ScopeGraph, column_collation, join_collations};
@@ -150,6 +150,7 @@ fn literal(value: &Value) -> String {
     match value {
         // The text form of a literal may not hold NUL; its bytes may hold anything.
         Value::Text(bytes) => format!("CAST(X'{}' AS TEXT)", hex::encode(bytes)),
+        Value::Real(real) if real.is_infinite() => if *real > 0.0 { "9e999" } else { "-9e999" }.to_owned(),
         Value::Real(real) => format!("{real:e}"),
         other => other.to_string(),
     }

@@ -20,10 +20,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 const UNITS: usize = 60;
-const SEEDS: u64 = 100;
+const SEEDS: u64 = 150;
 
 /// A folder in memory where there is one: durability is not what these tests are about.
-fn folder() -> tempfile::TempDir {
+pub(crate) fn folder() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
 }
@@ -41,7 +41,7 @@ fn state(world: &World) -> CdsState {
 }
 
 /// Fills a data store with a world.
-fn fill(path: &Path, world: &World) -> Cds {
+pub(crate) fn fill(path: &Path, world: &World) -> Cds {
     let mut filling = Filling::create(path, world.dock.clone(), Schema::default(), state(world)).unwrap();
     for (table, rows) in world.rows.iter().enumerate() {
         for row in rows {
@@ -52,7 +52,7 @@ fn fill(path: &Path, world: &World) -> Cds {
     Cds::open(path).unwrap()
 }
 
-fn commit(cds: &mut Cds, unit: i64) {
+pub(crate) fn commit(cds: &mut Cds, unit: i64) {
     let file = TxnprocFile {
         file_no: FileNo(unit.unsigned_abs()),
         first: TxnId(unit),
@@ -77,7 +77,7 @@ fn input(unit: i64, steps: &[Step], fault: Fault) -> UnitInput {
                 }
             }
             Step::Node(change) => input.nodes.push(change.clone()),
-            Step::Day(day) => input.day = Some(*day),
+            Step::Day(day) => input.day = input.day.max(Some(*day)),
         }
     }
     input.changes = rows.into_iter().map(|((table, key), row)| RowChange { table, key, row }).collect();
