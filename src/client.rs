@@ -7,4 +7,5 @@ pub mod folder;
 pub mod inbox;
 pub mod init;
 pub mod put;
+pub mod report;
 pub mod status;

@@ -7,6 +7,7 @@ pub mod outbox;
 pub mod router;
 pub mod status;
 pub mod supervisor;
+pub mod syncdoor;
 pub mod syncmgr;
 pub mod syncsession;
 pub mod txnproc;
