@@ -87,9 +87,11 @@ fn sr11_a_node_disabled_while_connected_is_cut_off() {
     let server = Server::start();
     server.add_node("SHOP-01");
     let client = Client::new("SHOP-01", server.address);
+    let stop = CancellationToken::new();
     let outcome = std::thread::scope(|scope| {
-        let watching = scope
-            .spawn(|| watch(&client.folder, &client.config, &client.shared(), &client.options, &mut NoProgress, &CancellationToken::new()));
+        // A check that fails must end the watch too, or the scope waits for ever.
+        let _stopper = stop.clone().drop_guard();
+        let watching = scope.spawn(|| watch(&client.folder, &client.config, &client.shared(), &client.options, &mut NoProgress, &stop));
         until("connected", || server.marked("SHOP-01") == (0, 0) && server.sessions().marks().unwrap().len() == 1);
         server.set_node("SHOP-01", NodeState::Disabled, 1);
         watching.join().unwrap()
@@ -186,6 +188,8 @@ fn watch_gets_a_file_as_soon_as_it_is_routed_and_stops_in_peace() {
     let client = Client::new("SHOP-01", server.address);
     let stop = CancellationToken::new();
     let report = std::thread::scope(|scope| {
+        // A check that fails must end the watch too, or the scope waits for ever.
+        let _stopper = stop.clone().drop_guard();
         let watching = scope.spawn(|| watch(&client.folder, &client.config, &client.shared(), &client.options, &mut NoProgress, &stop));
         until("first file", || client.held().len() == 1);
         for number in 0..5u64 {
@@ -211,6 +215,8 @@ fn fault30_a_second_session_is_refused_while_the_first_is_alive_and_wins_when_it
     second.options.attempts = 1;
     let stop = CancellationToken::new();
     std::thread::scope(|scope| {
+        // A check that fails must end the watch too, or the scope waits for ever.
+        let _stopper = stop.clone().drop_guard();
         let watching = scope.spawn(|| watch(&first.folder, &first.config, &first.shared(), &first.options, &mut NoProgress, &stop));
         until("first is in", || server.sessions().marks().unwrap().len() == 1);
         for _ in 0..4 {
@@ -250,6 +256,8 @@ fn a_server_that_stops_says_so_and_waits_for_its_sessions() {
     let client = Client::new("SHOP-01", server.address);
     let stop = CancellationToken::new();
     std::thread::scope(|scope| {
+        // A check that fails must end the watch too, or the scope waits for ever.
+        let _stopper = stop.clone().drop_guard();
         let watching = scope.spawn(|| watch(&client.folder, &client.config, &client.shared(), &client.options, &mut NoProgress, &stop));
         until("connected", || server.sessions().marks().unwrap().len() == 1);
         server.shutdown.cancel();

@@ -218,6 +218,8 @@ fn fault24_a_half_open_peer_is_freed_on_both_sides() {
     let client = Client::new("SHOP-01", proxy.address);
     let stop = CancellationToken::new();
     std::thread::scope(|scope| {
+        // A check that fails must end the watch too, or the scope waits for ever.
+        let _stopper = stop.clone().drop_guard();
         let watching = scope.spawn(|| watch(&client.folder, &client.config, &client.shared(), &client.options, &mut NoProgress, &stop));
         until("connected", || server.sessions().marks().unwrap().len() == 1);
         // Idle but alive for longer than it takes to be dead.
