@@ -246,7 +246,7 @@ fn fault25_silent_and_trickling_strangers_are_dropped_and_do_not_disturb() {
     let mut strangers: Vec<TcpStream> = (0..50).map(|_| TcpStream::connect(server.address).unwrap()).collect();
     let began = Instant::now();
     Client::new("SHOP-01", server.address).sync().unwrap();
-    assert!(began.elapsed() < Duration::from_secs(1));
+    assert!(began.elapsed() < timing().handshake);
     // One byte now and then does not keep a stranger in; a length bomb and noise end at once (T8).
     strangers[1].write_all(&u32::MAX.to_le_bytes()).unwrap();
     strangers[2].write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
@@ -256,7 +256,7 @@ fn fault25_silent_and_trickling_strangers_are_dropped_and_do_not_disturb() {
     }
     let mut open = true;
     while open {
-        assert!(began.elapsed() < Duration::from_secs(4), "still open");
+        assert!(began.elapsed() < Duration::from_secs(12), "still open");
         let _refused = strangers[0].write_all(&[0]);
         let mut buffer = [0u8; 256];
         open = !matches!(strangers[0].read(&mut buffer), Ok(0))

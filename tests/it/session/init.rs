@@ -73,7 +73,7 @@ fn a1_a_registered_node_is_started_and_gets_its_extract_when_it_is_ready() {
     *server.facts.on_start.lock().unwrap() = Some(Box::new(move |node, incarnation| {
         let (outbox, routed, node) = (outbox.clone(), routed.clone(), node.to_string());
         std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(900));
+            std::thread::sleep(Duration::from_millis(2_000));
             write_extract(&outbox, &node, incarnation.0, 20);
             routed.send_modify(|rounds| *rounds += 1);
         });

@@ -24,9 +24,9 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) fn timing() -> Timing {
     Timing {
-        handshake: Duration::from_millis(1_500),
-        heartbeat: Duration::from_millis(150),
-        dead_after: Duration::from_millis(600),
+        handshake: Duration::from_secs(3),
+        heartbeat: Duration::from_millis(400),
+        dead_after: Duration::from_millis(1_600),
         stall_window: Duration::from_secs(2),
         rate_min: 256,
         recheck: Duration::from_millis(200),
@@ -57,11 +57,11 @@ pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     std::iter::repeat_with(|| random.u8(..)).take(length).collect()
 }
 
-/// Waits until something holds; fails the test after five seconds.
+/// Waits until something holds; fails the test after ten seconds.
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) -> Duration {
     let began = Instant::now();
     while !holds() {
-        assert!(began.elapsed() < Duration::from_secs(5), "not within 5 s: {what}");
+        assert!(began.elapsed() < Duration::from_secs(10), "not within 10 s: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
     began.elapsed()
