@@ -7,8 +7,14 @@ use crate::base::ids::IdError;
 use crate::cli::config::ConfigError;
 use crate::cli::confirm::NobodyToAsk;
 use crate::cli::exit::Exit;
+use crate::client::report::ExchangeError;
+use crate::client::folder::FolderError;
+use crate::client::init::InitError;
+use crate::client::local_applier::ApplyFault;
 use crate::docking::error::DockingError;
+use crate::server::deploy::DeployError;
 use crate::server::nodes::NodeError;
+use crate::session::message::RefusalCode;
 use crate::store::local::LocalError;
 use crate::store::sqlite::StoreError;
 use std::error::Error;
@@ -26,6 +32,10 @@ fn hint(cause: &(dyn Error + 'static)) -> Option<String> {
         .or_else(|| cause.downcast_ref::<StoreError>().and_then(store))
         .or_else(|| cause.downcast_ref::<NodeError>().and_then(node))
         .or_else(|| cause.downcast_ref::<LocalError>().and_then(local))
+        .or_else(|| cause.downcast_ref::<DeployError>().and_then(deploy))
+        .or_else(|| cause.downcast_ref::<ExchangeError>().and_then(exchange))
+        .or_else(|| cause.downcast_ref::<InitError>().and_then(init))
+        .or_else(|| cause.downcast_ref::<FolderError>().and_then(folder))
         .or_else(|| cause.downcast_ref::<DockingError>().and_then(docking))
         .or_else(|| cause.downcast_ref::<DiskError>().and_then(disk))
         .or_else(|| cause.downcast_ref::<IdError>().and_then(id))
@@ -42,6 +52,58 @@ fn is_passing(cause: &(dyn Error + 'static)) -> bool {
         || matches!(cause.downcast_ref::<DockingError>(), Some(DockingError::InUse { .. }))
         || matches!(cause.downcast_ref::<LocalError>(), Some(LocalError::Busy { .. }))
         || cause.downcast_ref::<DiskError>().is_some_and(DiskError::is_no_space)
+        || cause.downcast_ref::<ExchangeError>().is_some_and(ExchangeError::is_passing)
+        || cause.downcast_ref::<InitError>().is_some_and(InitError::is_passing)
+        || cause.downcast_ref::<FolderError>().is_some_and(FolderError::is_passing)
+        || matches!(cause.downcast_ref::<ApplyFault>(), Some(ApplyFault::Locked))
+}
+
+fn deploy(error: &DeployError) -> Option<String> {
+    let text = match error {
+        DeployError::ActiveNodes { .. } => {
+            "for now: dockmaster node disable each of them, dockmaster deploy, dockmaster node enable, and on the node remote-sync init --replace"
+        }
+        DeployError::OtherServer { .. } => "name another root under [server], or move this folder away",
+        _ => return None,
+    };
+    Some(text.to_owned())
+}
+
+fn exchange(error: &ExchangeError) -> Option<String> {
+    let text = match error {
+        ExchangeError::Refused { node, refusal } => match refusal.code {
+            RefusalCode::Node => return Some(format!("on the server: dockmaster node show {node}")),
+            RefusalCode::NotInitialised => "fetch its extract: remote-sync init SERVER --node NAME DB (--replace where there is an old one)",
+            RefusalCode::Initialised => "remote-sync init --renew asks for a new extract, and the other database is refused from then on",
+            RefusalCode::Incarnation => "this copy was replaced by a newer one; to replace it in turn: remote-sync init --renew --replace",
+            RefusalCode::Fork | RefusalCode::Ahead => "two copies of one node, or an old backup: remote-sync init --renew --replace makes this one whole",
+            RefusalCode::Epoch => "the server was restored: remote-sync init --renew --replace",
+            RefusalCode::WrongServer => "nothing was exchanged; check the address in remote-sync.toml beside the database",
+            RefusalCode::Busy | RefusalCode::Full | RefusalCode::Stopping => "try again in a moment",
+            _ => return None,
+        },
+        ExchangeError::WrongServer { .. } | ExchangeError::WrongNode { .. } => "check remote-sync.toml beside the database",
+        ExchangeError::Tcp(_) => "is the service running (dockmaster serve), and the address right?",
+        ExchangeError::Damaged(_) => "look at the disks and the line; nothing was applied",
+        _ => return None,
+    };
+    Some(text.to_owned())
+}
+
+fn init(error: &InitError) -> Option<String> {
+    match error {
+        InitError::Exists(_) => Some("--replace puts the new database in its place and keeps the old one beside it".to_owned()),
+        InitError::Damaged(_) => Some("look at the disks and the line, then run it again".to_owned()),
+        _ => None,
+    }
+}
+
+fn folder(error: &FolderError) -> Option<String> {
+    match error {
+        FolderError::NoConfig { .. } => Some("begin with: remote-sync init SERVER --node NAME DB".to_owned()),
+        FolderError::Busy { .. } => Some("another remote-sync works on this database; try again when it is done".to_owned()),
+        _ => None,
+    }
 }
 
 fn config(error: &ConfigError) -> Option<String> {
