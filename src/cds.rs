@@ -1,1 +1,139 @@
-//! Layer module (being written).
+//! Layer 3: the consolidated data store: an embedded replica, as of the Transaction Processor's own log position, of
+//! every column that is replicated or that a rule uses, together with the scope index (which keys each row has).
+//!
+//! It makes routing exact and cheap: the before-image of a row, its keys and the content of a row that becomes visible
+//! are all here, as of exactly this unit; the server database is never asked (architecture 3.1).
+//!
+//! Written by the Transaction Processor alone. `cds.db` holds position, nonce, data, counts and the ledger of txnproc
+//! files, and one commit moves them all.
+
+pub mod counts;
+pub mod emit;
+pub mod fill;
+pub mod keys;
+pub mod layout;
+pub mod nodes;
+pub mod rows;
+pub mod scope;
+pub mod unit;
+pub mod view;
+pub mod walk;
+
+use crate::base::ids::{Epoch, Nonce, Revision, ServerId, TxnId};
+use crate::model::dock::Dock;
+use crate::model::schema::Schema;
+use crate::rules::graph::{GraphError, ScopeGraph};
+use crate::store::predicate::{EvaluateError, Evaluator};
+use rusqlite::Connection;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+/// Why the data store cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum CdsError {
+    /// SQLite refused.
+    #[error("data store {path}: {what}")]
+    Sql {
+        /// The database file.
+        path: PathBuf,
+        /// What was done.
+        what: &'static str,
+        /// SQLite's error.
+        source: rusqlite::Error,
+    },
+    /// A stored record that cannot be read.
+    #[error("data store {path}: `{name}` is unreadable")]
+    State {
+        /// The database file.
+        path: PathBuf,
+        /// Name of the record.
+        name: String,
+    },
+    /// The definition cannot be compiled.
+    #[error("the stored definition cannot be compiled")]
+    Graph(#[from] GraphError),
+    /// A row predicate failed.
+    #[error("row predicate")]
+    Predicate(#[from] EvaluateError),
+    /// The scope index contradicts the data: it must be rebuilt.
+    #[error("the scope index contradicts the data ({what}); rebuild cds.db with `dockmaster deploy --rebuild`")]
+    Inconsistent {
+        /// What was found.
+        what: String,
+    },
+    /// A change names a table that the definition does not have.
+    #[error("a change names table {0}, which the deployed definition does not have")]
+    UnknownTable(String),
+}
+
+/// The commit point of the data store: everything that one unit moves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CdsState {
+    /// Identity of the server database.
+    pub server_id: ServerId,
+    /// Its name, for people.
+    pub server_name: String,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Deployed definition.
+    pub revision: Revision,
+    /// Log position up to which units were processed.
+    pub position: TxnId,
+    /// Nonce of the last read that was committed here (R13).
+    pub nonce: Nonce,
+    /// Day of the last window tick, days since 1970.
+    pub day: i64,
+}
+
+/// The open data store.
+pub struct Cds {
+    path: PathBuf,
+    conn: Connection,
+    dock: Dock,
+    schema: Schema,
+    graph: ScopeGraph,
+    state: CdsState,
+    keys: RefCell<keys::KeyCache>,
+    evaluators: RefCell<HashMap<(usize, String), Evaluator>>,
+    nodes: nodes::NodeIndex,
+    /// State to put in place when the open unit commits.
+    pending: Option<(CdsState, Option<nodes::NodeIndex>)>,
+}
+
+impl std::fmt::Debug for Cds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cds").field("path", &self.path).field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+impl Cds {
+    /// Returns the definition in force.
+    pub fn dock(&self) -> &Dock {
+        &self.dock
+    }
+
+    /// Returns the server's schema as of the last deploy.
+    pub fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// Returns the compiled rules.
+    pub fn graph(&self) -> &ScopeGraph {
+        &self.graph
+    }
+
+    /// Returns the commit point.
+    pub fn state(&self) -> &CdsState {
+        &self.state
+    }
+
+    /// Returns the active nodes with their keys.
+    pub fn nodes(&self) -> &nodes::NodeIndex {
+        &self.nodes
+    }
+
+    pub(crate) fn sql(&self, what: &'static str) -> impl Fn(rusqlite::Error) -> CdsError + '_ {
+        move |source| CdsError::Sql { path: self.path.clone(), what, source }
+    }
+}

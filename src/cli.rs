@@ -1,1 +1,21 @@
-//! Layer module (being written).
+//! Layer 5: arguments, configuration, output and exit codes of the two programs. Nothing below reads the environment,
+//! prints, or knows what an exit code is.
+//!
+//! `dockmaster.rs` and `remote_sync.rs` are the two command trees; each command is one small function in a
+//! `*_commands.rs` file that calls the layer below and hands the answer to `output`.
+
+pub mod client_commands;
+pub mod config;
+pub mod confirm;
+pub mod definition_commands;
+pub mod dockmaster;
+pub mod dx_commands;
+pub mod exit;
+pub mod hint;
+pub mod logging;
+pub mod node_commands;
+pub mod output;
+pub mod project;
+pub mod remote_sync;
+pub mod server_commands;
+pub mod status_view;

@@ -5,4 +5,5 @@ pub mod event;
 pub mod node;
 pub mod operation;
 pub mod schema;
+pub mod toc;
 pub mod value;

@@ -13,6 +13,7 @@ mod objects;
 pub mod problem;
 pub mod reader;
 pub mod route;
+pub mod settings;
 mod sqltext;
 pub mod starter;
 mod tables;

@@ -1,1 +1,11 @@
-//! Layer module (being written).
+//! Layer 2: the protocol between a node and the Synchronization Manager, as plain data and plain decisions.
+//!
+//! No socket, clock, disk or SQL in here: bytes and facts come in, messages and actions go out. So the same machines run over
+//! TCP, TLS, the standard streams of ssh, or a test that hands messages over in any order. The wire is described in
+//! `docs/session-protocol.md`.
+
+pub mod admission;
+pub mod client;
+pub mod codec;
+pub mod message;
+pub mod server;

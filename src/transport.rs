@@ -1,1 +1,4 @@
-//! Layer module (being written).
+//! Layer 3: what carries a session. A `link` is any pair of byte streams; `tcp` makes one of a socket.
+
+pub mod link;
+pub mod tcp;

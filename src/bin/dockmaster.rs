@@ -1,3 +1,5 @@
 //! The server-side router service and its administration.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    dockmaster::cli::dockmaster::main()
+}

@@ -1,3 +1,5 @@
-//! The client command.
+//! The client command: keeps one local database in step with its server.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    dockmaster::cli::remote_sync::main()
+}

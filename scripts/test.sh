@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Sets up what the tests need on a fresh Debian machine with Rust, then runs every check and every test.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+step() { printf '\n== %s\n' "$*"; }
+
+step "set-up"
+if ! command -v sqlite3 >/dev/null; then
+    # The tests write through the sqlite3 program as well, because any program may write to the databases.
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends sqlite3
+    else
+        echo "error: the program sqlite3 is missing" >&2
+        echo "hint: install it: sudo apt-get install sqlite3" >&2
+        exit 2
+    fi
+fi
+for component in rustfmt clippy; do
+    cargo "${component/rustfmt/fmt}" --version >/dev/null 2>&1 || rustup component add "$component"
+done
+cargo --version
+sqlite3 --version | cut -c1-30
+
+step "cargo fmt --check"
+cargo fmt --check
+
+step "cargo clippy"
+cargo clippy --locked --all-targets -- -D warnings
+
+step "cargo test"
+cargo test --locked
+
+step "cargo doc"
+RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+step "all checks and tests passed"

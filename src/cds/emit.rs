@@ -1,0 +1,296 @@
+//! The net events of a unit (R7): one per row whose content or key set changed, and one per row that holds a key which
+//! some node gained or lost.
+//!
+//! An event names the keys before and after the unit only as far as they matter to a node: keys that no node holds are
+//! left out, and for a row reached along an edge only those that a holder of a changed key also holds.
+
+use super::nodes::NodeIndex;
+use super::rows::{key_of, pick};
+use super::scope::{Delta, Touched, UnitScope, When};
+use super::unit::{NodeStep, UnitInput};
+use super::{CdsError, keys::KeyId};
+use crate::base::ids::NodeName;
+use crate::model::dock::{DockTable, TableIndex};
+use crate::model::event::{KeyIndex, NodeEvent, RowEvent, ScopeKey, TableHeading, UnitEvents};
+use crate::model::value::{Row, RowKey};
+use crate::rules::graph::VertexIndex;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// Up to this many candidate keys are probed one by one; beyond it the row's whole set is read.
+const PROBES_MAX: usize = 64;
+
+/// Returns how events and files name a table: its sent columns.
+pub fn heading(table: &DockTable) -> TableHeading {
+    let sent = sent_columns(table);
+    TableHeading {
+        name: table.name.clone(),
+        columns: sent.iter().filter_map(|column| table.columns.get(*column)).map(|column| column.name.clone()).collect(),
+        key: table
+            .key
+            .iter()
+            .filter_map(|key| sent.iter().position(|column| column == key))
+            .filter_map(|at| u16::try_from(at).ok())
+            .collect(),
+    }
+}
+
+/// Returns the sent columns of a table, in order.
+pub fn sent_columns(table: &DockTable) -> Vec<usize> {
+    (0..table.columns.len()).filter(|column| table.columns[*column].sent).collect()
+}
+
+struct Emitter<'a> {
+    scope: &'a UnitScope<'a>,
+    before: &'a NodeIndex,
+    after: &'a NodeIndex,
+    out: UnitEvents,
+    key_numbers: HashMap<KeyId, KeyIndex>,
+    /// Keys, old and new, of the nodes whose keys this unit changed.
+    changed_nodes_keys: BTreeSet<KeyId>,
+    co_keys: HashMap<KeyId, BTreeSet<KeyId>>,
+}
+
+impl UnitScope<'_> {
+    /// Returns the events of the unit.
+    pub(crate) fn events(
+        &self,
+        input: &UnitInput,
+        steps: &BTreeMap<NodeName, NodeStep>,
+        after: &NodeIndex,
+    ) -> Result<UnitEvents, CdsError> {
+        let mut emitter = Emitter {
+            scope: self,
+            before: &self.cds.nodes,
+            after,
+            out: UnitEvents {
+                unit: input.unit,
+                read_at_micros: input.read_at_micros,
+                revision: input.revision.unwrap_or(self.cds.state.revision),
+                ..UnitEvents::default()
+            },
+            key_numbers: HashMap::new(),
+            changed_nodes_keys: BTreeSet::new(),
+            co_keys: HashMap::new(),
+        };
+        let walked = emitter.nodes(steps)?;
+        for (table, declared) in self.cds.dock.tables.iter().enumerate() {
+            if let Some(vertex) = self.emitting(table) {
+                emitter.table(table, declared, vertex, &walked)?;
+            }
+        }
+        emitter.canonical_keys();
+        Ok(emitter.out)
+    }
+}
+
+impl Emitter<'_> {
+    /// Adds the node events and returns the keys that some running node gained or lost.
+    fn nodes(&mut self, steps: &BTreeMap<NodeName, NodeStep>) -> Result<BTreeSet<KeyId>, CdsError> {
+        let mut walked = BTreeSet::new();
+        for (name, step) in steps {
+            match (step, self.before.get(name), self.after.get(name)) {
+                (NodeStep::Start, _, Some(scope)) => {
+                    let keys = self.numbers(&scope.keys)?;
+                    self.out.nodes.push(NodeEvent::Start { node: name.clone(), incarnation: scope.node.incarnation, keys });
+                }
+                (NodeStep::Keys, Some(old), Some(new)) => {
+                    let gained: Vec<KeyId> = new.keys.iter().filter(|key| old.keys.binary_search(key).is_err()).copied().collect();
+                    let lost: Vec<KeyId> = old.keys.iter().filter(|key| new.keys.binary_search(key).is_err()).copied().collect();
+                    if gained.is_empty() && lost.is_empty() {
+                        continue;
+                    }
+                    self.changed_nodes_keys.extend(old.keys.iter().chain(&new.keys));
+                    walked.extend(gained.iter().chain(&lost));
+                    let (gained, lost) = (self.numbers(&gained)?, self.numbers(&lost)?);
+                    self.out.nodes.push(NodeEvent::Keys { node: name.clone(), gained, lost });
+                }
+                (NodeStep::Stop, Some(_), _) => self.out.nodes.push(NodeEvent::Stop { node: name.clone() }),
+                _ => {}
+            }
+        }
+        Ok(walked)
+    }
+
+    fn table(&mut self, table: TableIndex, declared: &DockTable, vertex: VertexIndex, walked: &BTreeSet<KeyId>) -> Result<(), CdsError> {
+        let scope = self.scope;
+        let mut events = Vec::new();
+        for (key, delta) in &scope.deltas[vertex] {
+            // In no order: the events are sorted below, the keys at the end.
+            events.extend(match scope.touched[table].get(key) {
+                Some(touched) => self.touched_event(declared, key, touched, delta)?,
+                None => self.reached_event(declared, vertex, key, delta)?,
+            });
+        }
+        let mut walked_rows: BTreeMap<RowKey, Row> = BTreeMap::new();
+        for key in walked {
+            walked_rows.extend(scope.rows_with_key(vertex, *key)?);
+        }
+        for (key, row) in walked_rows {
+            if !scope.deltas[vertex].contains_key(&key) {
+                let held = self.held_of(vertex, &row, &self.changed_nodes_keys.clone())?;
+                let keys = self.numbers(&held)?;
+                events.push(self.event(declared, &key, Some(&row), Vec::new(), keys.clone(), keys));
+            }
+        }
+        if events.is_empty() {
+            return Ok(());
+        }
+        // The maps above have no order; a file's content must (I4).
+        events.sort_by(|a, b| a.key.cmp(&b.key));
+        let number = u32::try_from(self.out.tables.len()).unwrap_or(u32::MAX);
+        self.out.tables.push(heading(declared));
+        self.out.rows.extend(events.into_iter().map(|event| RowEvent { table: number, ..event }));
+        Ok(())
+    }
+
+    fn touched_event(
+        &mut self,
+        declared: &DockTable,
+        key: &RowKey,
+        touched: &Touched,
+        delta: &Delta,
+    ) -> Result<Option<RowEvent>, CdsError> {
+        let Some((before, after)) = &delta.sets else { return Ok(None) };
+        let changed: Vec<u16> = match (&touched.before, &touched.after) {
+            (Some(old), Some(new)) => sent_columns(declared)
+                .into_iter()
+                .enumerate()
+                .filter(|(_, column)| old.get(*column) != new.get(*column))
+                .filter_map(|(at, _)| u16::try_from(at).ok())
+                .collect(),
+            _ => Vec::new(),
+        };
+        let existence = touched.before.is_some() != touched.after.is_some();
+        if changed.is_empty() && !existence && before == after && self.changed_nodes_keys.is_empty() {
+            return Ok(None);
+        }
+        let before = self.numbers(&self.with_holder(before))?;
+        let after = self.numbers(&self.with_holder(after))?;
+        if before.is_empty() && after.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(self.event(declared, key, touched.after.as_ref(), changed, before, after)))
+    }
+
+    fn reached_event(
+        &mut self,
+        declared: &DockTable,
+        vertex: VertexIndex,
+        key: &RowKey,
+        delta: &Delta,
+    ) -> Result<Option<RowEvent>, CdsError> {
+        let Some(row) = &delta.row else { return Ok(None) };
+        let mut others = self.changed_nodes_keys.clone();
+        for changed in delta.gained.iter().chain(&delta.lost) {
+            others.extend(self.co_keys(*changed).iter());
+        }
+        let mut kept = self.held_of(vertex, row, &others)?;
+        kept.retain(|key| delta.gained.binary_search(key).is_err());
+        let before: Vec<KeyId> = kept.iter().chain(&delta.lost).copied().collect();
+        let after: Vec<KeyId> = kept.iter().chain(&delta.gained).copied().collect();
+        let before = self.numbers(&self.with_holder(&before))?;
+        let after = self.numbers(&self.with_holder(&after))?;
+        if before.is_empty() && after.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(self.event(declared, key, Some(row), Vec::new(), before, after)))
+    }
+
+    /// Returns which of some keys a row holds after the unit.
+    fn held_of(&self, vertex: VertexIndex, row: &Row, keys: &BTreeSet<KeyId>) -> Result<Vec<KeyId>, CdsError> {
+        let vertex = &self.scope.cds.graph.vertices[vertex];
+        if keys.len() > PROBES_MAX {
+            let held = self.scope.keys(vertex, row, When::After)?;
+            return Ok(held.into_iter().filter(|key| keys.contains(key)).collect());
+        }
+        let mut held = Vec::new();
+        for key in keys {
+            if self.scope.has(vertex, row, *key, When::After)? {
+                held.push(*key);
+            }
+        }
+        Ok(held)
+    }
+
+    /// Returns every key of the nodes that hold this one, before or after the unit.
+    fn co_keys(&mut self, key: KeyId) -> &BTreeSet<KeyId> {
+        let (before, after) = (self.before, self.after);
+        self.co_keys.entry(key).or_insert_with(|| {
+            let mut keys = BTreeSet::new();
+            for index in [before, after] {
+                for scope in index.holders(key).filter_map(|name| index.get(name)) {
+                    keys.extend(scope.keys.iter().copied());
+                }
+            }
+            keys
+        })
+    }
+
+    fn with_holder(&self, keys: &[KeyId]) -> Vec<KeyId> {
+        let held = |key: &KeyId| self.before.holders(*key).next().is_some() || self.after.holders(*key).next().is_some();
+        keys.iter().copied().filter(held).collect()
+    }
+
+    /// Returns the numbers of keys in the unit's key list, sorted, adding those that are not in it.
+    fn numbers(&mut self, keys: &[KeyId]) -> Result<Vec<KeyIndex>, CdsError> {
+        let mut numbers = Vec::with_capacity(keys.len());
+        for key in keys {
+            if let Some(number) = self.key_numbers.get(key) {
+                numbers.push(*number);
+                continue;
+            }
+            let Some((path, value)) = self.scope.cds.key_parts(*key)? else { continue };
+            let number = u32::try_from(self.out.keys.len()).unwrap_or(u32::MAX);
+            self.out.keys.push(ScopeKey { path: self.scope.cds.graph.paths[path].name.clone(), value });
+            self.key_numbers.insert(*key, number);
+            numbers.push(number);
+        }
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// Sorts the key list, so that the same unit gives the same bytes whatever the keys' numbers in the data store (I4).
+    fn canonical_keys(&mut self) {
+        let mut order: Vec<usize> = (0..self.out.keys.len()).collect();
+        order.sort_by(|a, b| self.out.keys[*a].cmp(&self.out.keys[*b]));
+        let mut renumbered = vec![0; order.len()];
+        for (new, old) in order.iter().enumerate() {
+            renumbered[*old] = u32::try_from(new).unwrap_or(u32::MAX);
+        }
+        self.out.keys = order.iter().map(|old| self.out.keys[*old].clone()).collect();
+        let renumber = |keys: &mut Vec<KeyIndex>| {
+            for key in keys.iter_mut() {
+                *key = renumbered[*key as usize];
+            }
+            keys.sort_unstable();
+        };
+        for event in &mut self.out.rows {
+            renumber(&mut event.keys_before);
+            renumber(&mut event.keys_after);
+        }
+        for event in &mut self.out.nodes {
+            match event {
+                NodeEvent::Start { keys, .. } => renumber(keys),
+                NodeEvent::Keys { gained, lost, .. } => {
+                    renumber(gained);
+                    renumber(lost);
+                }
+                NodeEvent::Stop { .. } => {}
+            }
+        }
+    }
+
+    fn event(
+        &self,
+        declared: &DockTable,
+        key: &RowKey,
+        row: Option<&Row>,
+        changed: Vec<u16>,
+        keys_before: Vec<KeyIndex>,
+        keys_after: Vec<KeyIndex>,
+    ) -> RowEvent {
+        debug_assert!(row.is_none_or(|row| key_of(declared, row) == *key));
+        let row = row.map(|row| pick(row, &sent_columns(declared)));
+        RowEvent { table: 0, key: key.clone(), row, changed, keys_before, keys_after }
+    }
+}

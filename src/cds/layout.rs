@@ -1,0 +1,215 @@
+//! Tables of `cds.db`, and opening it.
+//!
+//! `d{i}` holds the captured columns `c0..` of table `i` of the dock, untyped, so every value keeps its storage class;
+//! `j{i}` holds the counts of junction `i`. There is no constraint but the primary key (R36).
+
+use super::{Cds, CdsError, CdsState, keys::KeyCache, nodes::NodeIndex};
+use crate::base::ids::{Epoch, FileNo, Nonce, Revision, ServerId, TxnId};
+use crate::model::dock::{Dock, DockTable, TableIndex};
+use crate::model::schema::Schema;
+use crate::rules::graph::ScopeGraph;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::path::Path;
+
+/// Returns the name of the data table of a dock table.
+pub fn data_table(table: TableIndex) -> String {
+    format!("d{table}")
+}
+
+/// Returns the comma-separated column names `c0, c1, ..` of a dock table.
+pub fn column_list(table: &DockTable) -> String {
+    (0..table.columns.len()).map(|column| format!("c{column}")).collect::<Vec<_>>().join(", ")
+}
+
+const FIXED_TABLES: &str = "
+CREATE TABLE cds_state(name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE scope_path(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE scope_key(id INTEGER PRIMARY KEY, path INTEGER NOT NULL, value);
+CREATE INDEX scope_key_by_value ON scope_key(path, value);
+CREATE TABLE node(name TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE stopped(table_name TEXT PRIMARY KEY, reason TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE txnproc_file(file_no INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL,
+  content_hash BLOB NOT NULL, bytes INTEGER NOT NULL, created INTEGER NOT NULL);
+";
+
+/// Creates every table of an empty data store. Indexes for searches come after the first filling.
+pub(super) fn create(conn: &Connection, dock: &Dock, graph: &ScopeGraph) -> rusqlite::Result<()> {
+    conn.execute_batch(FIXED_TABLES)?;
+    for (index, table) in dock.tables.iter().enumerate() {
+        let columns =
+            (0..table.columns.len())
+                .map(|column| {
+                    if table.key_is_rowid && table.key == [column] {
+                        format!("c{column} INTEGER PRIMARY KEY")
+                    } else {
+                        format!("c{column}")
+                    }
+                })
+                .collect::<Vec<_>>()
+                .join(", ");
+        let key = if table.key_is_rowid {
+            String::new()
+        } else {
+            format!(", PRIMARY KEY({})", table.key.iter().map(|column| format!("c{column}")).collect::<Vec<_>>().join(", "))
+        };
+        conn.execute_batch(&format!("CREATE TABLE {}({columns}{key})", data_table(index)))?;
+    }
+    for junction in 0..graph.junctions.len() {
+        conn.execute_batch(&format!(
+            "CREATE TABLE j{junction}(target, key INTEGER NOT NULL, n INTEGER NOT NULL, PRIMARY KEY(target, key)) WITHOUT ROWID"
+        ))?;
+    }
+    Ok(())
+}
+
+/// Creates the indexes by which rules search the data.
+pub(super) fn create_indexes(conn: &Connection, dock: &Dock, graph: &ScopeGraph) -> rusqlite::Result<()> {
+    for (number, (table, columns)) in graph.searched_columns(dock).into_iter().enumerate() {
+        let terms =
+            columns.iter().map(|(column, collation)| format!("c{column} COLLATE {}", collation.name())).collect::<Vec<_>>().join(", ");
+        conn.execute_batch(&format!("CREATE INDEX s{number} ON {}({terms})", data_table(table)))?;
+    }
+    Ok(())
+}
+
+/// Opens the connection with the settings of the one writer: every commit is durable before the Router may see it.
+pub(super) fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let conn = Connection::open(path)?;
+    conn.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -65536; PRAGMA wal_autocheckpoint = 10000; PRAGMA foreign_keys = OFF;")?;
+    conn.set_prepared_statement_cache_capacity(512);
+    Ok(conn)
+}
+
+/// Opens the data store for reading only, as status, extract and the Router do.
+pub fn connect_read_only(path: &Path) -> rusqlite::Result<Connection> {
+    let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    conn.busy_timeout(std::time::Duration::from_secs(10))?;
+    Ok(conn)
+}
+
+/// Reads one record of `cds_state`.
+pub fn read_record<T: rusqlite::types::FromSql>(conn: &Connection, name: &str) -> rusqlite::Result<Option<T>> {
+    conn.query_row("SELECT value FROM cds_state WHERE name = ?1", [name], |row| row.get(0)).optional()
+}
+
+pub(super) fn write_record(conn: &Connection, name: &str, value: &dyn rusqlite::ToSql) -> rusqlite::Result<()> {
+    conn.prepare_cached("INSERT INTO cds_state(name, value) VALUES(?1, ?2) ON CONFLICT(name) DO UPDATE SET value = excluded.value")?
+        .execute(params![name, value])
+        .map(|_| ())
+}
+
+/// Reads the commit point.
+pub fn read_state(conn: &Connection) -> rusqlite::Result<Option<CdsState>> {
+    let Some(position) = read_record::<i64>(conn, "position")? else { return Ok(None) };
+    let text = |name: &str| read_record::<String>(conn, name).map(Option::unwrap_or_default);
+    let number = |name: &str| read_record::<i64>(conn, name).map(Option::unwrap_or_default);
+    let invalid = |what: &str| rusqlite::Error::InvalidParameterName(what.to_owned());
+    Ok(Some(CdsState {
+        server_id: text("server_id")?.parse::<ServerId>().map_err(|_| invalid("server_id"))?,
+        server_name: text("server_name")?,
+        epoch: Epoch(u32::try_from(number("epoch")?).map_err(|_| invalid("epoch"))?),
+        revision: Revision(u32::try_from(number("revision")?).map_err(|_| invalid("revision"))?),
+        position: TxnId(position),
+        nonce: text("nonce")?.parse::<Nonce>().map_err(|_| invalid("nonce"))?,
+        day: number("day")?,
+    }))
+}
+
+pub(super) fn write_state(conn: &Connection, state: &CdsState) -> rusqlite::Result<()> {
+    write_record(conn, "server_id", &state.server_id.to_string())?;
+    write_record(conn, "server_name", &state.server_name)?;
+    write_record(conn, "epoch", &state.epoch.0)?;
+    write_record(conn, "revision", &state.revision.0)?;
+    write_record(conn, "position", &state.position.0)?;
+    write_record(conn, "nonce", &state.nonce.to_string())?;
+    write_record(conn, "day", &state.day)
+}
+
+/// A row of the ledger of txnproc files; a file without its row does not exist.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TxnprocFile {
+    /// Number of the file.
+    pub file_no: FileNo,
+    /// First unit in it.
+    pub first: TxnId,
+    /// Last unit in it.
+    pub last: TxnId,
+    /// Its content hash.
+    pub content_hash: crate::base::ids::ContentHash,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// When it was written, microseconds since 1970.
+    pub created_micros: i64,
+}
+
+impl Cds {
+    /// Opens a filled data store for the Transaction Processor.
+    pub fn open(path: &Path) -> Result<Cds, CdsError> {
+        let sql = |what| move |source| CdsError::Sql { path: path.to_owned(), what, source };
+        let bad = |name: &str| CdsError::State { path: path.to_owned(), name: name.to_owned() };
+        let conn = connect(path).map_err(sql("open"))?;
+        let state = read_state(&conn).map_err(sql("read the commit point"))?.ok_or_else(|| bad("position"))?;
+        let dock = read_json::<Dock>(&conn, "dock").map_err(sql("read the definition"))?.ok_or_else(|| bad("dock"))?;
+        let schema = read_json::<Schema>(&conn, "schema").map_err(sql("read the schema"))?.ok_or_else(|| bad("schema"))?;
+        let graph = ScopeGraph::compile(&dock)?;
+        let keys = KeyCache::open(&conn, &graph).map_err(sql("read rule paths"))?;
+        let mut cds = Cds {
+            path: path.to_owned(),
+            conn,
+            dock,
+            schema,
+            graph,
+            state,
+            keys: RefCell::new(keys),
+            evaluators: RefCell::new(HashMap::new()),
+            nodes: NodeIndex::default(),
+            pending: None,
+        };
+        cds.nodes = cds.load_nodes()?;
+        Ok(cds)
+    }
+
+    /// Returns the last txnproc file, if there is one.
+    pub fn last_file(&self) -> Result<Option<TxnprocFile>, CdsError> {
+        self.conn
+            .query_row(
+                "SELECT file_no, first, last, content_hash, bytes, created FROM txnproc_file ORDER BY file_no DESC LIMIT 1",
+                [],
+                |row| {
+                    Ok(TxnprocFile {
+                        file_no: FileNo(row.get::<_, i64>(0)?.unsigned_abs()),
+                        first: TxnId(row.get(1)?),
+                        last: TxnId(row.get(2)?),
+                        content_hash: crate::base::ids::ContentHash(row.get(3)?),
+                        bytes: row.get::<_, i64>(4)?.unsigned_abs(),
+                        created_micros: row.get(5)?,
+                    })
+                },
+            )
+            .optional()
+            .map_err(self.sql("read the ledger of txnproc files"))
+    }
+
+    /// Returns the tables that are stopped, with the reason.
+    pub fn stopped(&self) -> Result<Vec<(String, String)>, CdsError> {
+        read_stopped(&self.conn).map_err(self.sql("read stopped tables"))
+    }
+}
+
+/// Returns the last unit for which a txnproc file stands; `None` if there is no file.
+pub fn last_routable(conn: &Connection) -> rusqlite::Result<Option<TxnId>> {
+    conn.query_row("SELECT max(last) FROM txnproc_file", [], |row| Ok(row.get::<_, Option<i64>>(0)?.map(TxnId)))
+}
+
+/// Reads the tables that are stopped, with the reason.
+pub fn read_stopped(conn: &Connection) -> rusqlite::Result<Vec<(String, String)>> {
+    conn.prepare("SELECT table_name, reason FROM stopped ORDER BY table_name")?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect()
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(conn: &Connection, name: &str) -> rusqlite::Result<Option<T>> {
+    Ok(read_record::<String>(conn, name)?.and_then(|text| serde_json::from_str(&text).ok()))
+}

@@ -1,0 +1,138 @@
+//! Reading and writing rows of the data store.
+
+use super::{Cds, CdsError, layout};
+use crate::model::dock::{ColumnIndex, DockTable, TableIndex};
+use crate::model::value::{Collation, Row, RowKey, Value};
+use crate::store::sqlite::{SqlValue, value_of};
+use rusqlite::params_from_iter;
+
+/// Returns the primary key of a row.
+pub(crate) fn key_of(table: &DockTable, row: &[Value]) -> RowKey {
+    table.key.iter().map(|column| row.get(*column).cloned().unwrap_or(Value::Null)).collect()
+}
+
+/// Returns the values of some columns of a row.
+pub(crate) fn pick(row: &[Value], columns: &[ColumnIndex]) -> Vec<Value> {
+    columns.iter().map(|column| row.get(*column).cloned().unwrap_or(Value::Null)).collect()
+}
+
+/// Folds values, all under one collation.
+pub(crate) fn fold_all(values: &[Value], collation: Collation) -> Vec<Value> {
+    values.iter().map(|value| value.fold(collation)).collect()
+}
+
+pub(crate) fn read_row(row: &rusqlite::Row<'_>, columns: usize) -> rusqlite::Result<Row> {
+    (0..columns).map(|column| row.get_ref(column).map(value_of)).collect()
+}
+
+impl Cds {
+    /// Returns the row whose primary key is equal, in SQLite's sense, to these values.
+    pub(crate) fn row_equal(&self, table: TableIndex, key: &[Value]) -> Result<Option<Row>, CdsError> {
+        let declared = &self.dock.tables[table];
+        let wanted: Vec<(ColumnIndex, Collation)> = declared.key.iter().map(|column| (*column, Collation::Binary)).collect();
+        Ok(self.rows_where(table, &wanted, key)?.pop())
+    }
+
+    /// Returns the row with exactly this primary key, by type and bytes.
+    pub(crate) fn row_exact(&self, table: TableIndex, key: &[Value]) -> Result<Option<Row>, CdsError> {
+        let found = self.row_equal(table, key)?;
+        Ok(found.filter(|row| key_of(&self.dock.tables[table], row) == key))
+    }
+
+    /// Returns the rows whose columns equal the values under the given collations. NULL equals nothing.
+    pub(crate) fn rows_where(
+        &self,
+        table: TableIndex,
+        columns: &[(ColumnIndex, Collation)],
+        values: &[Value],
+    ) -> Result<Vec<Row>, CdsError> {
+        if values.iter().any(Value::is_null) {
+            return Ok(Vec::new());
+        }
+        let declared = &self.dock.tables[table];
+        let terms = columns
+            .iter()
+            .enumerate()
+            .map(|(at, (column, collation))| match collation {
+                Collation::Binary => format!("c{column} = ?{}", at + 1),
+                other => format!("c{column} = ?{} COLLATE {}", at + 1, other.name()),
+            })
+            .collect::<Vec<_>>()
+            .join(" AND ");
+        let text = format!("SELECT {} FROM {} WHERE {terms}", layout::column_list(declared), layout::data_table(table));
+        let sql = self.sql("search rows");
+        let mut statement = self.conn.prepare_cached(&text).map_err(&sql)?;
+        let mut rows = statement.query(params_from_iter(values.iter().map(SqlValue))).map_err(&sql)?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next().map_err(&sql)? {
+            let row = read_row(row, declared.columns.len()).map_err(&sql)?;
+            // A rowid column has integer affinity, so '5' would find 5; what counts is the folded value.
+            let same = columns
+                .iter()
+                .zip(values)
+                .all(|((column, collation), value)| row.get(*column).is_some_and(|held| held.fold(*collation) == value.fold(*collation)));
+            if same {
+                found.push(row);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Calls `each` with every row of a table.
+    pub(crate) fn scan(&self, table: TableIndex, mut each: impl FnMut(Row) -> Result<(), CdsError>) -> Result<(), CdsError> {
+        let declared = &self.dock.tables[table];
+        let sql = self.sql("scan rows");
+        let text = format!("SELECT {} FROM {}", layout::column_list(declared), layout::data_table(table));
+        let mut statement = self.conn.prepare(&text).map_err(&sql)?;
+        let mut rows = statement.query([]).map_err(&sql)?;
+        while let Some(row) = rows.next().map_err(&sql)? {
+            each(read_row(row, declared.columns.len()).map_err(&sql)?)?;
+        }
+        Ok(())
+    }
+
+    /// Deletes the row with this key.
+    pub(crate) fn delete_row(&self, table: TableIndex, key: &[Value]) -> Result<(), CdsError> {
+        let declared = &self.dock.tables[table];
+        let terms =
+            declared.key.iter().enumerate().map(|(at, column)| format!("c{column} = ?{}", at + 1)).collect::<Vec<_>>().join(" AND ");
+        let sql = self.sql("delete a row");
+        self.conn
+            .prepare_cached(&format!("DELETE FROM {} WHERE {terms}", layout::data_table(table)))
+            .and_then(|mut statement| statement.execute(params_from_iter(key.iter().map(SqlValue))))
+            .map_err(sql)?;
+        Ok(())
+    }
+
+    /// Inserts a row.
+    pub(crate) fn insert_row(&self, table: TableIndex, row: &[Value]) -> Result<(), CdsError> {
+        let declared = &self.dock.tables[table];
+        let marks = (1..=declared.columns.len()).map(|at| format!("?{at}")).collect::<Vec<_>>().join(", ");
+        let sql = self.sql("insert a row");
+        self.conn
+            .prepare_cached(&format!("INSERT INTO {}({}) VALUES({marks})", layout::data_table(table), layout::column_list(declared)))
+            .and_then(|mut statement| statement.execute(params_from_iter(row.iter().map(SqlValue))))
+            .map_err(sql)?;
+        Ok(())
+    }
+
+    /// Updates the given columns of the row with this key, so that indexes on other columns are left alone.
+    pub(crate) fn update_row(&self, table: TableIndex, key: &[Value], row: &[Value], changed: &[ColumnIndex]) -> Result<(), CdsError> {
+        let declared = &self.dock.tables[table];
+        let sets = changed.iter().enumerate().map(|(at, column)| format!("c{column} = ?{}", at + 1)).collect::<Vec<_>>().join(", ");
+        let terms = declared
+            .key
+            .iter()
+            .enumerate()
+            .map(|(at, column)| format!("c{column} = ?{}", changed.len() + at + 1))
+            .collect::<Vec<_>>()
+            .join(" AND ");
+        let values = pick(row, changed);
+        let sql = self.sql("update a row");
+        self.conn
+            .prepare_cached(&format!("UPDATE {} SET {sets} WHERE {terms}", layout::data_table(table)))
+            .and_then(|mut statement| statement.execute(params_from_iter(values.iter().chain(key).map(SqlValue))))
+            .map_err(sql)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,285 @@
+//! One unit taken into the data store: changes in, net events out, one commit.
+//!
+//! `process` opens the transaction and leaves it open; the Transaction Processor writes the file of events and then
+//! calls `commit` with its ledger row, or `rollback`. Until the commit nobody else sees anything (R25).
+
+use super::layout::{self, TxnprocFile};
+use super::nodes::NodeIndex;
+use super::rows::key_of;
+use super::scope::{Touched, UnitScope};
+use super::{Cds, CdsError};
+use crate::base::ids::{FileNo, NodeName, Nonce, Revision, TxnId};
+use crate::model::dock::TableIndex;
+use crate::model::event::UnitEvents;
+use crate::model::node::{Node, NodeState};
+use crate::model::value::{Row, RowKey};
+use rusqlite::params;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// What one read of the log brought.
+#[derive(Debug, Clone, Default)]
+pub struct UnitInput {
+    /// The unit's position.
+    pub unit: TxnId,
+    /// When it was read, microseconds since 1970.
+    pub read_at_micros: i64,
+    /// At most one change per row: its final state.
+    pub changes: Vec<RowChange>,
+    /// Changes of nodes in log order; the last one of a node counts.
+    pub nodes: Vec<NodeChange>,
+    /// New day for windows, if a tick was read. Days only go forward (R39).
+    pub day: Option<i64>,
+    /// Tables whose capture is in doubt, with the reason.
+    pub stopped: Vec<(String, String)>,
+    /// Definition announced in the log.
+    pub revision: Option<Revision>,
+}
+
+/// The final state of one row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowChange {
+    /// Its table.
+    pub table: TableIndex,
+    /// Its primary key.
+    pub key: RowKey,
+    /// Its captured columns; `None` if it is gone.
+    pub row: Option<Row>,
+}
+
+/// A change of a registered node.
+#[derive(Debug, Clone, PartialEq)]
+pub enum NodeChange {
+    /// Its whole new record.
+    Set(Node),
+    /// It was deleted.
+    Deleted(NodeName),
+}
+
+/// How a node's part in the stream changes with a unit.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum NodeStep {
+    Start,
+    Keys,
+    Stop,
+}
+
+impl Cds {
+    /// Takes a unit in and returns its events. The transaction stays open until `commit` or `rollback`.
+    ///
+    /// # Errors
+    /// On any error the unit is rolled back and the data store is as before.
+    pub fn process(&mut self, input: &UnitInput) -> Result<UnitEvents, CdsError> {
+        self.conn.execute_batch("BEGIN IMMEDIATE").map_err(self.sql("begin a unit"))?;
+        match self.process_inside(input) {
+            Ok(events) => Ok(events),
+            Err(error) => {
+                self.rollback()?;
+                Err(error)
+            }
+        }
+    }
+
+    fn process_inside(&mut self, input: &UnitInput) -> Result<UnitEvents, CdsError> {
+        let day = input.day.map_or(self.state.day, |day| day.max(self.state.day));
+        let mut touched = self.apply_changes(&input.changes)?;
+        self.touch_windows(self.state.day, day, &mut touched)?;
+
+        let (steps, changed_nodes) = self.change_nodes(input, &touched)?;
+        let nodes = changed_nodes.as_ref().unwrap_or(&self.nodes);
+
+        let mut scope = UnitScope::new(self, touched, (self.state.day, day));
+        scope.run()?;
+        let events = scope.events(input, &steps, nodes)?;
+        scope.overlay.write(self)?;
+
+        let mut state = self.state.clone();
+        state.position = input.unit;
+        state.day = day;
+        if let Some(revision) = input.revision {
+            state.revision = revision;
+        }
+        for (table, reason) in &input.stopped {
+            self.conn
+                .execute(
+                    "INSERT INTO stopped(table_name, reason) VALUES(?1, ?2) ON CONFLICT(table_name) DO UPDATE SET reason = excluded.reason",
+                    [table, reason],
+                )
+                .map_err(self.sql("note a stopped table"))?;
+        }
+        self.pending = Some((state, changed_nodes));
+        Ok(events)
+    }
+
+    /// Commits the open unit together with the ledger row of its file and the nonce of its read.
+    pub fn commit(&mut self, file: &TxnprocFile, nonce: Nonce) -> Result<(), CdsError> {
+        let Some((mut state, nodes)) = self.pending.take() else {
+            return Err(CdsError::Inconsistent { what: "commit without an open unit".to_owned() });
+        };
+        state.nonce = nonce;
+        let sql = self.sql("commit a unit");
+        layout::write_state(&self.conn, &state).map_err(&sql)?;
+        self.conn
+            .execute(
+                "INSERT INTO txnproc_file(file_no, first, last, content_hash, bytes, created) VALUES(?1, ?2, ?3, ?4, ?5, ?6)",
+                params![
+                    file.file_no.0.cast_signed(),
+                    file.first.0,
+                    file.last.0,
+                    file.content_hash.0,
+                    file.bytes.cast_signed(),
+                    file.created_micros
+                ],
+            )
+            .map_err(&sql)?;
+        self.conn.execute_batch("COMMIT").map_err(&sql)?;
+        drop(sql);
+        self.state = state;
+        if let Some(nodes) = nodes {
+            self.nodes = nodes;
+        }
+        Ok(())
+    }
+
+    /// Gives up the open unit.
+    pub fn rollback(&mut self) -> Result<(), CdsError> {
+        self.pending = None;
+        if !self.conn.is_autocommit() {
+            self.conn.execute_batch("ROLLBACK").map_err(self.sql("roll back a unit"))?;
+        }
+        let forgotten = self.keys.borrow_mut().forget(&self.conn);
+        forgotten.map_err(self.sql("read keys again"))
+    }
+
+    /// Forgets txnproc files up to a number that every stage has passed.
+    pub fn forget_files(&self, upto: FileNo) -> Result<(), CdsError> {
+        self.conn
+            .execute("DELETE FROM txnproc_file WHERE file_no <= ?1", [upto.0.cast_signed()])
+            .map(|_| ())
+            .map_err(self.sql("forget txnproc files"))
+    }
+
+    /// Brings the rows up to the end of the unit and returns what really changed. Deletes go first, so that two keys that
+    /// SQLite holds equal (`1` and `1.0`) never meet.
+    fn apply_changes(&self, changes: &[RowChange]) -> Result<Vec<HashMap<RowKey, Touched>>, CdsError> {
+        let mut touched: Vec<HashMap<RowKey, Touched>> = vec![HashMap::new(); self.dock.tables.len()];
+        for change in changes {
+            let before = self.row_exact(change.table, &change.key)?;
+            if before != change.row {
+                touched[change.table].insert(change.key.clone(), Touched { before, after: change.row.clone() });
+            }
+        }
+        for (table, rows) in touched.iter().enumerate() {
+            for (key, row) in rows {
+                if row.after.is_none() {
+                    self.delete_row(table, key)?;
+                }
+            }
+            for (key, row) in rows {
+                match (&row.before, &row.after) {
+                    (Some(before), Some(after)) => {
+                        let changed: Vec<usize> = (0..after.len()).filter(|column| before.get(*column) != after.get(*column)).collect();
+                        self.update_row(table, key, after, &changed)?;
+                    }
+                    (None, Some(after)) => self.insert_row(table, after)?,
+                    (_, None) => {}
+                }
+            }
+        }
+        Ok(touched)
+    }
+
+    /// Adds the rows that a window passed between two days.
+    fn touch_windows(&self, from: i64, to: i64, touched: &mut [HashMap<RowKey, Touched>]) -> Result<(), CdsError> {
+        if from == to {
+            return Ok(());
+        }
+        let sql = self.sql("search a window");
+        for vertex in &self.graph.vertices {
+            for window in vertex.inputs.iter().flat_map(|input| &input.guard.windows) {
+                let declared = &self.dock.tables[vertex.table];
+                let (first, end) = (from - i64::from(window.days), to - i64::from(window.days));
+                let column = format!("c{}", window.column);
+                let text = format!(
+                    "SELECT {} FROM {} WHERE ({column} >= ?1 AND {column} < ?2) OR ({column} >= ?3 AND {column} < ?4)",
+                    layout::column_list(declared),
+                    layout::data_table(vertex.table)
+                );
+                let mut statement = self.conn.prepare_cached(&text).map_err(&sql)?;
+                let mut rows = statement.query(params![date_text(first), date_text(end), first * 86_400, end * 86_400]).map_err(&sql)?;
+                while let Some(row) = rows.next().map_err(&sql)? {
+                    let row = super::rows::read_row(row, declared.columns.len()).map_err(&sql)?;
+                    let key = key_of(declared, &row);
+                    touched[vertex.table].entry(key).or_insert_with(|| Touched { before: Some(row.clone()), after: Some(row) });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns whose part in the stream the unit changes, and the nodes after it if it changes any.
+    fn change_nodes(
+        &self,
+        input: &UnitInput,
+        touched: &[HashMap<RowKey, Touched>],
+    ) -> Result<(BTreeMap<NodeName, NodeStep>, Option<NodeIndex>), CdsError> {
+        let mut steps = BTreeMap::new();
+        let mut last: BTreeMap<&NodeName, &NodeChange> = BTreeMap::new();
+        for change in &input.nodes {
+            let (NodeChange::Set(Node { name, .. }) | NodeChange::Deleted(name)) = change;
+            last.insert(name, change);
+        }
+        let mut derived_anew = BTreeSet::new();
+        for (table, rows) in touched.iter().enumerate() {
+            for row in rows.values() {
+                for image in [&row.before, &row.after].into_iter().flatten() {
+                    self.nodes.users_of(self, table, image, &mut derived_anew);
+                }
+            }
+        }
+        if last.is_empty() && derived_anew.is_empty() {
+            return Ok((steps, None));
+        }
+        let mut nodes = self.nodes.clone();
+        for (name, change) in last {
+            let known = self.nodes.get(name);
+            match change {
+                NodeChange::Set(node) if node.state == NodeState::Active => {
+                    let record = serde_json::to_string(node)
+                        .map_err(|_| CdsError::State { path: self.path.clone(), name: format!("node {name}") })?;
+                    self.conn
+                        .execute(
+                            "INSERT INTO node(name, record) VALUES(?1, ?2) ON CONFLICT(name) DO UPDATE SET record = excluded.record",
+                            [name.as_str(), &record],
+                        )
+                        .map_err(self.sql("store a node"))?;
+                    nodes.insert(self.derive_node(node)?);
+                    let started = known.is_none_or(|known| known.node.incarnation < node.incarnation);
+                    steps.insert(name.clone(), if started { NodeStep::Start } else { NodeStep::Keys });
+                }
+                NodeChange::Set(_) | NodeChange::Deleted(_) => {
+                    self.conn.execute("DELETE FROM node WHERE name = ?1", [name.as_str()]).map_err(self.sql("delete a node"))?;
+                    if nodes.remove(name).is_some() {
+                        steps.insert(name.clone(), NodeStep::Stop);
+                    }
+                }
+            }
+        }
+        for name in derived_anew {
+            let Some(scope) = nodes.get(&name) else { continue };
+            let node = scope.node.clone();
+            nodes.insert(self.derive_node(&node)?);
+            steps.entry(name).or_insert(NodeStep::Keys);
+        }
+        Ok((steps, Some(nodes)))
+    }
+}
+
+/// Returns a day as `YYYY-MM-DD`; days outside the calendar as the text that sorts at that end.
+fn date_text(day: i64) -> String {
+    let days = jiff::Span::new().try_days(day).ok();
+    match days.and_then(|days| jiff::civil::date(1970, 1, 1).checked_add(days).ok()) {
+        Some(date) => date.to_string(),
+        None if day < 0 => String::new(),
+        None => "9999-12-32".to_owned(),
+    }
+}

@@ -1,0 +1,156 @@
+//! What one node sees, as sets of rowids: the set-based reading of the rules for an extract.
+//!
+//! It uses the data alone, not the counts, so it also serves as a check on them.
+
+use super::layout::data_table;
+use super::nodes::NodeScope;
+use super::scope::day_of;
+use crate::model::dock::{ColumnIndex, Dock, RuleKind, RulePath, TableIndex, Window};
+use crate::model::value::Value;
+use crate::rules::graph::{ScopeGraph, column_collation, join_collations};
+use crate::store::predicate::select_rowids;
+use crate::store::sqlite::{SqlValue, value_of};
+use rusqlite::functions::FunctionFlags;
+use rusqlite::{Connection, params};
+
+/// Returns the name of the temporary table that holds the rowids of a table's visible rows.
+pub fn visible_table(table: TableIndex) -> String {
+    format!("vis_{table}")
+}
+
+/// Fills `temp.vis_{i}(rid)` for every table that belongs to an object, with the rows that the node sees in the snapshot
+/// that the connection holds. `day` is the data store's window day.
+pub fn visible_rows(conn: &Connection, dock: &Dock, graph: &ScopeGraph, node: &NodeScope, day: i64) -> rusqlite::Result<()> {
+    conn.create_scalar_function("dock_day", 1, FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DETERMINISTIC, |context| {
+        Ok(day_of(&value_of(context.get_raw(0))))
+    })?;
+    conn.execute_batch("CREATE TEMP TABLE node_value(attribute INTEGER NOT NULL, value)")?;
+    for (attribute, values) in node.values.iter().enumerate() {
+        for value in values {
+            conn.execute(
+                "INSERT INTO temp.node_value(attribute, value) VALUES(?1, ?2)",
+                params![i64::try_from(attribute).unwrap_or_default(), SqlValue(value)],
+            )?;
+        }
+    }
+    let mut tables: Vec<(usize, TableIndex)> =
+        graph.visible.iter().enumerate().filter_map(|(table, vertex)| Some(((*vertex)?, table))).collect();
+    tables.sort_unstable();
+    for (_, table) in &tables {
+        conn.execute_batch(&format!("CREATE TEMP TABLE {}(rid INTEGER PRIMARY KEY)", visible_table(*table)))?;
+    }
+    for (_, table) in tables {
+        for select in selects(dock, node, table, day) {
+            conn.execute(&format!("INSERT OR IGNORE INTO temp.{}(rid) {select}", visible_table(table)), [])?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns the SELECTs of rowids that together make a table's visible rows.
+fn selects(dock: &Dock, node: &NodeScope, table: TableIndex, day: i64) -> Vec<String> {
+    let declared = &dock.tables[table];
+    let here = data_table(table);
+    let Some(object) = declared.object else { return Vec::new() };
+    if let Some(reference) = &declared.member_of {
+        let on = join_terms(dock, ("t", table, &reference.columns), ("p", reference.to_table, &reference.to_columns));
+        return vec![format!(
+            "SELECT t.rowid FROM {here} t JOIN {} p ON {on} JOIN temp.{} v ON v.rid = p.rowid",
+            data_table(reference.to_table),
+            visible_table(reference.to_table)
+        )];
+    }
+    let mut selects = Vec::new();
+    for (number, rule) in dock.rules.iter().enumerate() {
+        if rule.object != object || !dock.model_has_rule(node.node.model.as_deref(), number) {
+            continue;
+        }
+        let mut guard = String::new();
+        if let Some(predicate) = &rule.predicate {
+            guard.push_str(&format!(" AND t.rowid IN ({})", select_rowids(predicate, declared, &here)));
+        }
+        for window in rule.window.iter().chain(&dock.objects[object].window) {
+            guard.push_str(&window_term(window, day));
+        }
+        match &rule.kind {
+            RuleKind::Nobody => {}
+            RuleKind::Everyone => selects.push(format!("SELECT t.rowid FROM {here} t WHERE true{guard}")),
+            RuleKind::Path(path) => selects.push(format!("{}{guard}", path_select(dock, table, path))),
+            RuleKind::Referenced(references) => {
+                for reference in references.iter().filter(|reference| dock.tables[reference.table].object.is_some()) {
+                    let on = join_terms(dock, ("t", table, &reference.to_columns), ("s", reference.table, &reference.columns));
+                    selects.push(format!(
+                        "SELECT t.rowid FROM {here} t JOIN {} s ON {on} JOIN temp.{} v ON v.rid = s.rowid WHERE true{guard}",
+                        data_table(reference.table),
+                        visible_table(reference.table)
+                    ));
+                }
+            }
+        }
+    }
+    selects
+}
+
+fn path_select(dock: &Dock, table: TableIndex, path: &RulePath) -> String {
+    let mut from = format!("SELECT t.rowid FROM {} t", data_table(table));
+    let mut left: (String, TableIndex, &[ColumnIndex]) = ("t".to_owned(), table, &path.start);
+    for (number, hop) in path.hops.iter().enumerate() {
+        let name = format!("h{number}");
+        let mut on = join_terms(dock, (&left.0, left.1, left.2), (&name, hop.table, &hop.join));
+        for (column, value) in &hop.filters {
+            on.push_str(&format!(
+                " AND +{name}.c{column} = {} COLLATE {}",
+                literal(value),
+                column_collation(dock, hop.table, *column).name()
+            ));
+        }
+        from.push_str(&format!(" JOIN {} {name} ON {on}", data_table(hop.table)));
+        left = (name, hop.table, &hop.out);
+    }
+    let column = left.2.first().copied().unwrap_or_default();
+    let collation = column_collation(dock, left.1, column).name();
+    let as_they_are = if is_rowid(dock, left.1, column) { no_text("n", "value") } else { String::new() };
+    format!(
+        "{from} JOIN temp.node_value n ON n.attribute = {} AND {}.c{column} = n.value COLLATE {collation}{as_they_are} WHERE true",
+        path.attribute, left.0
+    )
+}
+
+type Side<'a> = (&'a str, TableIndex, &'a [ColumnIndex]);
+
+fn join_terms(dock: &Dock, left: Side<'_>, right: Side<'_>) -> String {
+    let collations = join_collations(dock, left.1, left.2, right.1, right.2);
+    let terms = left.2.iter().zip(right.2).zip(collations).map(|((a, b), collation)| {
+        let equal = format!("{}.c{a} = {}.c{b} COLLATE {}", left.0, right.0, collation.name());
+        match (is_rowid(dock, left.1, *a), is_rowid(dock, right.1, *b)) {
+            (true, false) => format!("{equal}{}", no_text(right.0, &format!("c{b}"))),
+            (false, true) => format!("{equal}{}", no_text(left.0, &format!("c{a}"))),
+            _ => equal,
+        }
+    });
+    terms.collect::<Vec<_>>().join(" AND ")
+}
+
+fn is_rowid(dock: &Dock, table: TableIndex, column: ColumnIndex) -> bool {
+    let table = &dock.tables[table];
+    table.key_is_rowid && table.key == [column]
+}
+
+/// A rowid column has integer affinity, which would make '5' equal 5; what is compared here are the values as they are.
+fn no_text(table: &str, column: &str) -> String {
+    format!(" AND typeof({table}.{column}) <> 'text'")
+}
+
+fn window_term(window: &Window, day: i64) -> String {
+    let first = day - i64::from(window.days);
+    format!(" AND (dock_day(t.c{0}) IS NULL OR dock_day(t.c{0}) >= {first})", window.column)
+}
+
+fn literal(value: &Value) -> String {
+    match value {
+        // The text form of a literal may not hold NUL; its bytes may hold anything.
+        Value::Text(bytes) => format!("CAST(X'{}' AS TEXT)", hex::encode(bytes)),
+        Value::Real(real) => format!("{real:e}"),
+        other => other.to_string(),
+    }
+}

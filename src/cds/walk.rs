@@ -1,0 +1,75 @@
+//! Which rows hold a key: the rule graph walked from the key's own column, as an extract does.
+//!
+//! The count tables have no index by key; a node that gains or loses a key costs the rows of that key, nothing else.
+
+use super::rows::key_of;
+use super::scope::{UnitScope, When, came_from, fits, junction_values};
+use super::{CdsError, keys::KeyId};
+use crate::model::value::{Collation, Row, RowKey, Value};
+use crate::rules::graph::{Guard, PathIndex, Source, Vertex, VertexIndex};
+use std::collections::{BTreeMap, HashSet};
+
+impl UnitScope<'_> {
+    /// Returns the rows that hold a key at a vertex after the unit.
+    pub(crate) fn rows_with_key(&self, vertex: VertexIndex, key: KeyId) -> Result<BTreeMap<RowKey, Row>, CdsError> {
+        match self.cds.key_parts(key)? {
+            Some((path, value)) => self.rows_with_value(vertex, path, &value),
+            None => Ok(BTreeMap::new()),
+        }
+    }
+
+    /// The same for a path and a folded value: the keys on the way need not be numbered.
+    fn rows_with_value(&self, index: VertexIndex, path: PathIndex, value: &Value) -> Result<BTreeMap<RowKey, Row>, CdsError> {
+        let vertex = &self.cds.graph.vertices[index];
+        let mut found = BTreeMap::new();
+        if !vertex.paths.contains(&path) {
+            return Ok(found);
+        }
+        for input in &vertex.inputs {
+            match &input.source {
+                Source::Base { path: base, .. } if *base != path => {}
+                Source::Base { column: None, .. } => {
+                    self.cds.scan(vertex.table, |row| self.add(vertex, &input.guard, row, &mut found))?;
+                }
+                Source::Base { column: Some(column), path } => {
+                    let collation = self.cds.base_collation(vertex.table, *column, *path);
+                    for row in self.cds.rows_where(vertex.table, &[(*column, collation)], std::slice::from_ref(value))? {
+                        self.add(vertex, &input.guard, row, &mut found)?;
+                    }
+                }
+                Source::Follow { vertex: source, columns, map } => {
+                    let Some(from) = came_from(map, path) else { continue };
+                    let search: Vec<(usize, Collation)> = columns.iter().map(|column| (*column, Collation::Binary)).collect();
+                    for parent in self.rows_with_value(*source, from, value)?.into_keys() {
+                        for row in self.cds.rows_where(vertex.table, &search, &parent)? {
+                            self.add(vertex, &input.guard, row, &mut found)?;
+                        }
+                    }
+                }
+                Source::Junction { junction, columns, map } => {
+                    let Some(from) = came_from(map, path) else { continue };
+                    let declared = &self.cds.graph.junctions[*junction];
+                    let search: Vec<(usize, Collation)> = columns.iter().copied().zip(declared.collations.iter().copied()).collect();
+                    let values: HashSet<Vec<Value>> = self
+                        .rows_with_value(declared.source, from, value)?
+                        .values()
+                        .filter_map(|row| junction_values(&declared.columns, &declared.collations, row))
+                        .collect();
+                    for values in values {
+                        for row in self.cds.rows_where(vertex.table, &search, &values)? {
+                            self.add(vertex, &input.guard, row, &mut found)?;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn add(&self, vertex: &Vertex, guard: &Guard, row: Row, found: &mut BTreeMap<RowKey, Row>) -> Result<(), CdsError> {
+        if fits(self.cds, vertex, &row) && self.guard_holds(vertex, guard, &row, When::After)? {
+            found.insert(key_of(&self.cds.dock.tables[vertex.table], &row), row);
+        }
+        Ok(())
+    }
+}

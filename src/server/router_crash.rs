@@ -1,0 +1,1 @@
+//! Crash sweep of the Router.

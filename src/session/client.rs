@@ -1,0 +1,544 @@
+//! The node's half of a session as a state machine: events in, actions out.
+//!
+//! The machine never trusts the order of what comes: a file or chunk that was not asked for, or does not continue what is there,
+//! ends the session. After a damaged file it asks again under a new request number and skips what is still on its way under the old.
+
+use crate::base::ids::{Epoch, FileNo, Incarnation, InstallId, ServerId};
+use crate::base::limits::DX_FILE_BYTES_MAX;
+use crate::session::message::{AppliedTo, ExtractOffer, Hello, Message, Mode, OfferedFile, Refusal, Unavailable, Versions, Welcome};
+use bytes::Bytes;
+use std::collections::{BTreeSet, VecDeque};
+
+/// Files to ask for in one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    /// First file.
+    pub first: FileNo,
+    /// Last file; `None` = all, and those to come.
+    pub last: Option<FileNo>,
+    /// Bytes of the first file that are here already.
+    pub offset: u64,
+}
+
+/// Returns what is missing: the gaps between the files that the inbox has, then the rest up to `last`, in watch mode without end.
+/// `part` is a file of which some bytes are here.
+pub fn plan(applied: FileNo, inbox: &BTreeSet<FileNo>, last: FileNo, mode: Mode, part: Option<(FileNo, u64)>) -> Vec<Range> {
+    let mut ranges = Vec::new();
+    let mut next = applied.next();
+    for have in inbox.iter().copied().filter(|have| *have > applied) {
+        if have > next {
+            ranges.push(Range { first: next, last: Some(FileNo(have.0 - 1)), offset: 0 });
+        }
+        next = have.next();
+    }
+    if mode == Mode::Watch {
+        ranges.push(Range { first: next, last: None, offset: 0 });
+    } else if next <= last {
+        ranges.push(Range { first: next, last: Some(last), offset: 0 });
+    }
+    if let (Some(first), Some((file, bytes))) = (ranges.first_mut(), part)
+        && first.first == file
+    {
+        first.offset = bytes;
+    }
+    ranges
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The line is there.
+    Connected,
+    /// The peer sent a message.
+    Message(Message),
+    /// After `Action::Welcomed`, mode sync or watch: what to ask for, from `plan`.
+    Plan(Vec<Range>),
+    /// The file that `FinishFile` named has the right bytes.
+    Verified,
+    /// It has not.
+    Damaged,
+    /// All files to this one lie durable in the inbox.
+    Durable(FileNo),
+    /// The local database has committed this.
+    Applied(AppliedTo),
+    /// After `Action::Welcomed`, mode init: ask for the extract.
+    AskExtract {
+        /// A new one, even if there is one.
+        renew: bool,
+    },
+    /// After `Action::ExtractOffered`: fetch it from this byte on.
+    FetchExtract {
+        /// Bytes that are here already.
+        offset: u64,
+    },
+    /// The server has been silent for one heartbeat.
+    Quiet,
+    /// Everything wanted is done, or the user wants to stop.
+    Leave,
+    /// The server is gone.
+    Gone(String),
+}
+
+/// Something to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Send a message.
+    Send(Message),
+    /// The server accepted us; answer with `Plan` or `AskExtract`.
+    Welcomed(Box<Welcome>),
+    /// These files come next (for the progress display).
+    Offered(Vec<OfferedFile>),
+    /// Open the part file of this file; keep its first `offset` bytes, no more.
+    BeginFile {
+        /// The file.
+        file: OfferedFile,
+        /// Where its first chunk will begin.
+        offset: u64,
+    },
+    /// Write some bytes of the file or extract that was begun last.
+    Store {
+        /// Where.
+        offset: u64,
+        /// What.
+        bytes: Bytes,
+    },
+    /// Compare the file with its hash; answer `Verified` or `Damaged` before anything else.
+    FinishFile(OfferedFile),
+    /// All that was planned is here.
+    Complete,
+    /// The extract is there; answer with `FetchExtract` or `Leave`.
+    ExtractOffered(ExtractOffer),
+    /// Open the part file of the extract; keep its first `offset` bytes, no more.
+    BeginExtract {
+        /// Where its first chunk will begin.
+        offset: u64,
+    },
+    /// The extract is whole.
+    FinishExtract(ExtractOffer),
+    /// The session is over.
+    Close(Closed),
+}
+
+/// How a session ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Closed {
+    /// In peace.
+    Done,
+    /// The server refused or ended it.
+    Refused(Refusal),
+    /// The server ended it in peace (it stops).
+    Stopped(String),
+    /// The line broke, or the server fell silent.
+    Lost(String),
+    /// The server broke the protocol.
+    Violation(String),
+    /// Not the server that the local database belongs to; nothing was exchanged.
+    WrongServer {
+        /// Name of the server that answered.
+        name: String,
+        /// Its identity.
+        server_id: ServerId,
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// The same file was damaged twice in a row.
+    DamagedTwice(FileNo),
+    /// The server cannot send a file.
+    Unavailable(FileNo, Unavailable),
+    /// The server sent all that it has, and that is less than it announced.
+    Incomplete {
+        /// First file that is missing.
+        file: FileNo,
+        /// Last file announced.
+        last: FileNo,
+    },
+}
+
+/// An event that does not fit the state. The session has ended with it; the actions to take are in it.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{event} does not fit the state {state}: {why}")]
+pub struct Illegal {
+    /// State at that time.
+    pub state: &'static str,
+    /// Name of the event or message.
+    pub event: &'static str,
+    /// What is wrong.
+    pub why: String,
+    /// What is left to do.
+    pub actions: Vec<Action>,
+}
+
+/// A file of which chunks are coming.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Current {
+    file: OfferedFile,
+    at: u64,
+    /// Its end came; the driver compares it with its hash.
+    whole: bool,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Fetching {
+    request: u32,
+    range: Range,
+    next: FileNo,
+    current: Option<Current>,
+    rest: VecDeque<Range>,
+    /// File that came damaged last.
+    damaged: Option<FileNo>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum State {
+    /// No line yet.
+    Start,
+    /// The hello is out.
+    Greeting,
+    /// Accepted; nothing asked for, or everything is here.
+    Idle,
+    /// Files are coming.
+    Fetching(Fetching),
+    /// Mode init, accepted.
+    InitIdle,
+    /// The extract was asked for.
+    InitWaiting,
+    /// The extract is there.
+    InitOffered(ExtractOffer),
+    /// The extract is coming. `at` is `None` until its first byte was announced.
+    InitFetching { request: u32, offer: ExtractOffer, asked: u64, at: Option<u64> },
+    /// Over; final.
+    Closed,
+}
+
+impl State {
+    fn name(&self) -> &'static str {
+        match self {
+            State::Start => "start",
+            State::Greeting => "greeting",
+            State::Idle => "idle",
+            State::Fetching(_) => "fetching",
+            State::InitIdle => "init-idle",
+            State::InitWaiting => "init-waiting",
+            State::InitOffered(_) => "init-offered",
+            State::InitFetching { .. } => "init-fetching",
+            State::Closed => "closed",
+        }
+    }
+}
+
+type Outcome = Result<Vec<Action>, Illegal>;
+
+/// The node's half of one session.
+#[derive(Debug)]
+pub struct ClientSession {
+    hello: Hello,
+    state: State,
+    request: u32,
+    pings: u32,
+    durable: FileNo,
+    applied: AppliedTo,
+}
+
+impl ClientSession {
+    /// Returns a session that will introduce itself with `hello`.
+    pub fn new(hello: Hello) -> ClientSession {
+        let (durable, applied) = (hello.received, hello.applied);
+        ClientSession { hello, state: State::Start, request: 0, pings: 0, durable, applied }
+    }
+
+    /// Returns the name of the state, for logs.
+    pub fn state(&self) -> &'static str {
+        self.state.name()
+    }
+
+    /// Whether the session is over.
+    pub fn is_over(&self) -> bool {
+        self.state == State::Closed
+    }
+
+    /// Returns the extract that was offered.
+    pub fn extract(&self) -> Option<ExtractOffer> {
+        match self.state {
+            State::InitOffered(offer) | State::InitFetching { offer, .. } => Some(offer),
+            _ => None,
+        }
+    }
+
+    /// Takes one event and returns what is to be done, in order.
+    ///
+    /// # Errors
+    /// `Illegal` if the event does not fit the state; the session has ended then, and the error holds the last actions.
+    pub fn on(&mut self, event: Event) -> Outcome {
+        if self.is_over() {
+            return Ok(Vec::new());
+        }
+        match event {
+            Event::Connected => match self.state {
+                State::Start => {
+                    self.state = State::Greeting;
+                    Ok(vec![Action::Send(Message::Hello(Box::new(self.hello.clone())))])
+                }
+                _ => self.illegal("Connected", "there is a line already"),
+            },
+            Event::Message(message) => self.on_message(message),
+            Event::Plan(ranges) => match self.state {
+                State::Idle => Ok(self.next_range(ranges.into(), None)),
+                _ => self.illegal("Plan", "not welcome yet"),
+            },
+            Event::Verified => self.on_verified(),
+            Event::Damaged => self.on_damaged(),
+            Event::Durable(file) => Ok(if self.is_welcome() && file > self.durable {
+                self.durable = file;
+                vec![Action::Send(Message::Received { file })]
+            } else {
+                Vec::new()
+            }),
+            Event::Applied(applied) => Ok(if self.is_welcome() && applied.file >= self.applied.file && applied != self.applied {
+                self.applied = applied;
+                vec![Action::Send(Message::Applied(applied))]
+            } else {
+                Vec::new()
+            }),
+            Event::AskExtract { renew } => match self.state {
+                State::InitIdle => {
+                    self.state = State::InitWaiting;
+                    Ok(vec![Action::Send(Message::RequestExtract { renew })])
+                }
+                _ => self.illegal("AskExtract", "not in mode init"),
+            },
+            Event::FetchExtract { offset } => match self.state {
+                State::InitOffered(offer) if offset <= offer.bytes => {
+                    self.request += 1;
+                    self.state = State::InitFetching { request: self.request, offer, asked: offset, at: None };
+                    let incarnation = offer.incarnation;
+                    Ok(vec![Action::Send(Message::FetchExtract { request: self.request, incarnation, offset })])
+                }
+                _ => self.illegal("FetchExtract", "no extract was offered"),
+            },
+            Event::Quiet => {
+                self.pings = self.pings.wrapping_add(1);
+                let speaks = !matches!(self.state, State::Start | State::Greeting);
+                Ok(if speaks { vec![Action::Send(Message::Ping(self.pings))] } else { Vec::new() })
+            }
+            Event::Leave => {
+                self.state = State::Closed;
+                Ok(vec![Action::Send(Message::Bye(String::new())), Action::Close(Closed::Done)])
+            }
+            Event::Gone(text) => Ok(self.close(Closed::Lost(text))),
+        }
+    }
+
+    fn is_welcome(&self) -> bool {
+        matches!(self.state, State::Idle | State::Fetching(_))
+    }
+
+    fn close(&mut self, closed: Closed) -> Vec<Action> {
+        self.state = State::Closed;
+        vec![Action::Close(closed)]
+    }
+
+    /// Ends the session from this side; the server is told that we go.
+    fn leave(&mut self, closed: Closed, text: &str) -> Vec<Action> {
+        self.state = State::Closed;
+        vec![Action::Send(Message::Bye(text.to_owned())), Action::Close(closed)]
+    }
+
+    fn on_message(&mut self, message: Message) -> Outcome {
+        let name = message.name();
+        match message {
+            Message::Refused(refusal) => Ok(self.close(Closed::Refused(refusal))),
+            Message::Bye(text) => Ok(self.close(Closed::Stopped(text))),
+            Message::Ping(number) => Ok(vec![Action::Send(Message::Pong(number))]),
+            Message::Pong(_) | Message::Ignored(_) => Ok(Vec::new()),
+            Message::Welcome(welcome) => match self.state {
+                State::Greeting => self.on_welcome(welcome),
+                _ => self.illegal(name, "welcome twice"),
+            },
+            Message::Offer(files) if matches!(self.state, State::Fetching(_)) => Ok(vec![Action::Offered(files)]),
+            Message::FileBegin { request, file, offset } => self.on_file_begin(request, file, offset),
+            Message::Chunk { offset, bytes } => self.on_chunk(offset, bytes),
+            Message::FileEnd { request, file } => self.on_file_end(request, file),
+            Message::FetchEnd { request } => match &self.state {
+                State::Fetching(fetching) if request < fetching.request => Ok(Vec::new()),
+                State::Fetching(fetching) if request == fetching.request && fetching.current.is_none() => {
+                    let fetching = fetching.clone();
+                    match fetching.range.last {
+                        Some(last) if fetching.next > last => Ok(self.next_range(fetching.rest, fetching.damaged)),
+                        Some(last) => Ok(self.leave(Closed::Incomplete { file: fetching.next, last }, "files are missing")),
+                        None => self.illegal(name, "the request has no end"),
+                    }
+                }
+                _ => self.illegal(name, "not in a request"),
+            },
+            Message::FileUnavailable { request, file, why } => match &self.state {
+                State::Fetching(fetching) if request < fetching.request => Ok(Vec::new()),
+                State::Fetching(_) => Ok(self.leave(Closed::Unavailable(file, why), "a file is not available")),
+                _ => self.illegal(name, "not in a request"),
+            },
+            Message::ExtractOffer(offer) => match self.state {
+                State::InitWaiting => {
+                    self.state = State::InitOffered(offer);
+                    Ok(vec![Action::ExtractOffered(offer)])
+                }
+                _ => self.illegal(name, "nobody asked for it"),
+            },
+            Message::ExtractBegin { request, offset } => match self.state {
+                State::InitFetching { request: ours, offer, asked, at: None } if request == ours && (offset == asked || offset == 0) => {
+                    self.state = State::InitFetching { request, offer, asked, at: Some(offset) };
+                    Ok(vec![Action::BeginExtract { offset }])
+                }
+                _ => self.illegal(name, "it does not answer the request"),
+            },
+            Message::ExtractEnd { request } => match self.state {
+                State::InitFetching { request: ours, offer, at: Some(at), .. } if request == ours && at == offer.bytes => {
+                    self.state = State::InitOffered(offer);
+                    Ok(vec![Action::FinishExtract(offer)])
+                }
+                _ => self.illegal(name, "the extract is not whole"),
+            },
+            Message::Hello(_)
+            | Message::Foreign(_)
+            | Message::Fetch { .. }
+            | Message::Received { .. }
+            | Message::Applied(_)
+            | Message::RequestExtract { .. }
+            | Message::FetchExtract { .. }
+            | Message::Offer(_) => self.illegal(name, "a server does not send that now"),
+        }
+    }
+
+    fn on_welcome(&mut self, welcome: Box<Welcome>) -> Outcome {
+        let wrong_id = self.hello.server_id.is_some_and(|ours| ours != welcome.server_id);
+        let wrong_epoch = self.hello.mode != Mode::Init && self.hello.epoch != welcome.epoch;
+        if wrong_id || wrong_epoch {
+            let (name, server_id, epoch) = (welcome.server_name, welcome.server_id, welcome.epoch);
+            return Ok(self.leave(Closed::WrongServer { name, server_id, epoch }, "not my server"));
+        }
+        let ours = self.hello.protocol.unwrap_or(Versions::PROTOCOL);
+        if !(ours.min..=ours.max).contains(&welcome.protocol) {
+            return self.illegal("Welcome", &format!("protocol {} was not offered", welcome.protocol));
+        }
+        if self.hello.mode != Mode::Init && welcome.incarnation != self.hello.incarnation {
+            return self.illegal("Welcome", &format!("extract {} is not ours", welcome.incarnation));
+        }
+        self.state = if self.hello.mode == Mode::Init { State::InitIdle } else { State::Idle };
+        Ok(vec![Action::Welcomed(welcome)])
+    }
+
+    fn next_range(&mut self, mut rest: VecDeque<Range>, damaged: Option<FileNo>) -> Vec<Action> {
+        let Some(range) = rest.pop_front() else {
+            self.state = State::Idle;
+            return vec![Action::Complete];
+        };
+        self.ask(range, rest, damaged)
+    }
+
+    fn ask(&mut self, range: Range, rest: VecDeque<Range>, damaged: Option<FileNo>) -> Vec<Action> {
+        self.request += 1;
+        let request = self.request;
+        self.state = State::Fetching(Fetching { request, range, next: range.first, current: None, rest, damaged });
+        vec![Action::Send(Message::Fetch { request, first: range.first, last: range.last, offset: range.offset })]
+    }
+
+    fn on_file_begin(&mut self, request: u32, file: OfferedFile, offset: u64) -> Outcome {
+        let State::Fetching(fetching) = &mut self.state else {
+            return self.illegal("FileBegin", "nothing was asked for");
+        };
+        if request < fetching.request {
+            return Ok(Vec::new());
+        }
+        let asked = if file.file == fetching.range.first { fetching.range.offset } else { 0 };
+        let fits = request == fetching.request
+            && fetching.current.is_none()
+            && file.file == fetching.next
+            && fetching.range.last.is_none_or(|last| file.file <= last)
+            && (offset == asked || offset == 0)
+            && offset <= file.bytes
+            && file.bytes <= DX_FILE_BYTES_MAX;
+        if !fits {
+            return self.illegal("FileBegin", &format!("file {} at {offset} is not what was asked for", file.file));
+        }
+        fetching.current = Some(Current { file, at: offset, whole: false });
+        Ok(vec![Action::BeginFile { file, offset }])
+    }
+
+    fn on_chunk(&mut self, offset: u64, bytes: Bytes) -> Outcome {
+        let (at, end) = match &mut self.state {
+            // Chunks of a request that was replaced are still on their way until the new one is answered.
+            State::Fetching(Fetching { current: None, range, next, .. }) if *next == range.first => return Ok(Vec::new()),
+            State::Fetching(Fetching { current: Some(Current { at, file, whole: false }), .. }) => (at, file.bytes),
+            State::InitFetching { at: Some(at), offer, .. } => (at, offer.bytes),
+            _ => return self.illegal("Chunk", "no file was begun"),
+        };
+        let length = bytes.len() as u64;
+        if offset != *at || length == 0 || length > end - *at {
+            let why = format!("{length} bytes at {offset} do not continue at {at} of {end}");
+            return self.illegal("Chunk", &why);
+        }
+        *at += length;
+        Ok(vec![Action::Store { offset, bytes }])
+    }
+
+    fn on_file_end(&mut self, request: u32, file: FileNo) -> Outcome {
+        match &mut self.state {
+            State::Fetching(fetching) if request < fetching.request => Ok(Vec::new()),
+            State::Fetching(Fetching { current: Some(current), .. })
+                if !current.whole && current.file.file == file && current.at == current.file.bytes =>
+            {
+                current.whole = true;
+                Ok(vec![Action::FinishFile(current.file)])
+            }
+            _ => self.illegal("FileEnd", "the file is not whole"),
+        }
+    }
+
+    fn on_verified(&mut self) -> Outcome {
+        match &mut self.state {
+            State::Fetching(fetching) if fetching.current.is_some_and(|current| current.whole) => {
+                fetching.current = None;
+                fetching.next = fetching.next.next();
+                Ok(Vec::new())
+            }
+            _ => self.illegal("Verified", "no file was finished"),
+        }
+    }
+
+    fn on_damaged(&mut self) -> Outcome {
+        match &self.state {
+            State::Fetching(fetching) if fetching.current.is_some_and(|current| current.whole) => {
+                let fetching = fetching.clone();
+                let file = fetching.next;
+                if fetching.damaged == Some(file) {
+                    return Ok(self.leave(Closed::DamagedTwice(file), "a file was damaged twice"));
+                }
+                let range = Range { first: file, last: fetching.range.last, offset: 0 };
+                Ok(self.ask(range, fetching.rest, Some(file)))
+            }
+            _ => self.illegal("Damaged", "no file was finished"),
+        }
+    }
+
+    fn illegal(&mut self, event: &'static str, why: &str) -> Outcome {
+        let state = self.state.name();
+        let actions = self.leave(Closed::Violation(format!("{event} in state {state}: {why}")), "the protocol was broken");
+        Err(Illegal { state, event, why: why.to_owned(), actions })
+    }
+}
+
+/// What a node that has no local database yet says of itself.
+pub fn init_hello(node: &str, install_id: InstallId, server_id: Option<ServerId>) -> Hello {
+    Hello {
+        protocol: Some(Versions::PROTOCOL),
+        dx: Versions::DX,
+        program: crate::session::message::program(),
+        node: node.to_owned(),
+        install_id,
+        server_id,
+        epoch: Epoch(0),
+        incarnation: Incarnation(0),
+        applied: AppliedTo::default(),
+        received: FileNo(0),
+        mode: Mode::Init,
+        features: Vec::new(),
+    }
+}
