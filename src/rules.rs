@@ -17,4 +17,5 @@ pub mod settings;
 mod sqltext;
 pub mod starter;
 pub mod tables;
+mod tables;
 mod visibility;

@@ -3,6 +3,8 @@
 //!
 //! `SCOPE_SEED=<definition>:<seed>` replays one run, `SCOPE_SEEDS=<n>` sets how many there are.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests: a test fails by panicking")]
+
 use super::oracle::World;
 use super::oracle_random::{Random, Step};
 use super::oracle_router::{Fault, Router};
