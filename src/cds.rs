@@ -10,6 +10,7 @@
 pub mod counts;
 pub mod emit;
 pub mod fill;
+pub mod guard;
 pub mod keys;
 pub mod layout;
 pub mod nodes;
@@ -93,6 +94,8 @@ pub struct Cds {
     dock: Dock,
     schema: Schema,
     graph: ScopeGraph,
+    /// By table.
+    statements: Vec<rows::TableSql>,
     state: CdsState,
     keys: RefCell<keys::KeyCache>,
     /// By table and expression.

@@ -128,7 +128,8 @@ impl Emitter<'_> {
         }
         let mut walked_rows: BTreeMap<RowKey, Row> = BTreeMap::new();
         for key in walked {
-            walked_rows.extend(scope.rows_with_key(vertex, *key)?);
+            let found = scope.rows_with_key(vertex, *key)?;
+            walked_rows.extend(found.iter().map(|(key, row)| (key.clone(), row.clone())));
         }
         for (key, row) in walked_rows {
             if !scope.deltas[vertex].contains_key(&key) {

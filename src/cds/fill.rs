@@ -5,7 +5,7 @@
 
 use super::layout;
 use super::scope::{UnitScope, junction_values};
-use super::{Cds, CdsError, CdsState, counts, keys::KeyCache, nodes::NodeIndex};
+use super::{Cds, CdsError, CdsState, counts, keys::KeyCache, nodes::NodeIndex, rows::TableSql};
 use crate::model::dock::{Dock, TableIndex};
 use crate::model::node::{Node, NodeState};
 use crate::model::schema::Schema;
@@ -45,6 +45,7 @@ impl Filling {
         let cds = Cds {
             path: path.to_owned(),
             conn,
+            statements: TableSql::of(&dock),
             dock,
             schema,
             graph,

@@ -8,10 +8,13 @@ use crate::store::sqlite::{SqlValue, value_of};
 use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::HashMap;
 
+/// So many keys are kept in memory; then they are read anew.
+const CACHED_MAX: usize = 1_000_000;
+
 /// Number of a key in `scope_key`.
 pub(crate) type KeyId = i64;
 
-/// What is known of keys in memory. Filled at need, dropped as a whole when a unit is rolled back.
+/// What is known of keys in memory. Filled at need, dropped as a whole when a unit is rolled back or when there are too many.
 #[derive(Debug, Default)]
 pub(crate) struct KeyCache {
     /// Per path of the graph its id in `scope_path`.
@@ -60,8 +63,7 @@ impl KeyCache {
             .query_row(params![path_id, SqlValue(value)], |row| row.get(0))
             .optional()?;
         if let Some(id) = found {
-            self.by_key.insert(pair.clone(), id);
-            self.by_id.insert(id, pair);
+            self.keep(id, path, value);
         }
         Ok(found)
     }
@@ -75,8 +77,7 @@ impl KeyCache {
         let path_id = self.path_ids.get(path).copied().unwrap_or_default();
         conn.prepare_cached("INSERT INTO scope_key(id, path, value) VALUES(?1, ?2, ?3)")?.execute(params![id, path_id, SqlValue(value)])?;
         self.next += 1;
-        self.by_key.insert((path, value.clone()), id);
-        self.by_id.insert(id, (path, value.clone()));
+        self.keep(id, path, value);
         Ok(id)
     }
 
@@ -91,8 +92,16 @@ impl KeyCache {
             .optional()?;
         let Some((path_id, value)) = found else { return Ok(None) };
         let Some(path) = self.path_ids.iter().position(|known| *known == path_id) else { return Ok(None) };
+        self.keep(id, path, &value);
+        Ok(Some((path, value)))
+    }
+
+    fn keep(&mut self, id: KeyId, path: PathIndex, value: &Value) {
+        if self.by_id.len() >= CACHED_MAX {
+            self.by_key.clear();
+            self.by_id.clear();
+        }
         self.by_key.insert((path, value.clone()), id);
         self.by_id.insert(id, (path, value.clone()));
-        Ok(Some((path, value)))
     }
 }

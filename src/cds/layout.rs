@@ -3,7 +3,7 @@
 //! `d{i}` holds the captured columns `c0..` of table `i` of the dock, untyped, so every value keeps its storage class;
 //! `j{i}` holds the counts of junction `i`. There is no constraint but the primary key (R36).
 
-use super::{Cds, CdsError, CdsState, keys::KeyCache, nodes::NodeIndex};
+use super::{Cds, CdsError, CdsState, keys::KeyCache, nodes::NodeIndex, rows::TableSql};
 use crate::base::ids::{Epoch, FileNo, Nonce, Revision, ServerId, TxnId};
 use crate::model::dock::{Dock, DockTable, TableIndex};
 use crate::model::schema::Schema;
@@ -173,6 +173,7 @@ impl Cds {
         let mut cds = Cds {
             path: path.to_owned(),
             conn,
+            statements: TableSql::of(&dock),
             dock,
             schema,
             graph,

@@ -1,7 +1,7 @@
 //! Reading and writing rows of the data store.
 
 use super::{Cds, CdsError, layout};
-use crate::model::dock::{ColumnIndex, DockTable, TableIndex};
+use crate::model::dock::{ColumnIndex, Dock, DockTable, TableIndex};
 use crate::model::value::{Collation, Row, RowKey, Value};
 use crate::store::sqlite::{SqlValue, value_of};
 use rusqlite::params_from_iter;
@@ -25,12 +25,46 @@ pub(crate) fn read_row(row: &rusqlite::Row<'_>, columns: usize) -> rusqlite::Res
     (0..columns).map(|column| row.get_ref(column).map(value_of)).collect()
 }
 
+/// Texts of the statements on one data table, built once.
+#[derive(Debug)]
+pub(crate) struct TableSql {
+    /// `SELECT c0, c1, .. FROM d0`
+    select: String,
+    insert: String,
+    delete: String,
+    /// ` WHERE c0 = ?1 AND ..`, the primary key.
+    by_key: String,
+}
+
+impl TableSql {
+    /// Returns the texts of every table of a definition.
+    pub(crate) fn of(dock: &Dock) -> Vec<TableSql> {
+        let of_table = |(index, declared): (usize, &DockTable)| {
+            let (table, columns) = (layout::data_table(index), layout::column_list(declared));
+            let terms = declared.key.iter().enumerate().map(|(at, column)| format!("c{column} = ?{}", at + 1)).collect::<Vec<_>>();
+            let by_key = format!(" WHERE {}", terms.join(" AND "));
+            let marks = (1..=declared.columns.len()).map(|at| format!("?{at}")).collect::<Vec<_>>().join(", ");
+            TableSql {
+                select: format!("SELECT {columns} FROM {table}"),
+                insert: format!("INSERT INTO {table}({columns}) VALUES({marks})"),
+                delete: format!("DELETE FROM {table}{by_key}"),
+                by_key,
+            }
+        };
+        dock.tables.iter().enumerate().map(of_table).collect()
+    }
+}
+
 impl Cds {
     /// Returns the row whose primary key is equal, in SQLite's sense, to these values.
     pub(crate) fn row_equal(&self, table: TableIndex, key: &[Value]) -> Result<Option<Row>, CdsError> {
         let declared = &self.dock.tables[table];
         let wanted: Vec<(ColumnIndex, Collation)> = declared.key.iter().map(|column| (*column, Collation::Binary)).collect();
-        Ok(self.rows_where(table, &wanted, key)?.pop())
+        if key.iter().any(Value::is_null) {
+            return Ok(None);
+        }
+        let TableSql { select, by_key, .. } = &self.statements[table];
+        Ok(self.rows_of(&format!("{select}{by_key}"), table, &wanted, key)?.pop())
     }
 
     /// Returns the row with exactly this primary key, by type and bytes.
@@ -49,7 +83,6 @@ impl Cds {
         if values.iter().any(Value::is_null) {
             return Ok(Vec::new());
         }
-        let declared = &self.dock.tables[table];
         let terms = columns
             .iter()
             .enumerate()
@@ -59,9 +92,13 @@ impl Cds {
             })
             .collect::<Vec<_>>()
             .join(" AND ");
-        let text = format!("SELECT {} FROM {} WHERE {terms}", layout::column_list(declared), layout::data_table(table));
+        self.rows_of(&format!("{} WHERE {terms}", self.statements[table].select), table, columns, values)
+    }
+
+    fn rows_of(&self, text: &str, table: TableIndex, columns: &[(ColumnIndex, Collation)], values: &[Value]) -> Result<Vec<Row>, CdsError> {
+        let declared = &self.dock.tables[table];
         let sql = self.sql("search rows");
-        let mut statement = self.conn.prepare_cached(&text).map_err(&sql)?;
+        let mut statement = self.conn.prepare_cached(text).map_err(&sql)?;
         let mut rows = statement.query(params_from_iter(values.iter().map(SqlValue))).map_err(&sql)?;
         let mut found = Vec::new();
         while let Some(row) = rows.next().map_err(&sql)? {
@@ -82,8 +119,7 @@ impl Cds {
     pub(crate) fn scan(&self, table: TableIndex, mut each: impl FnMut(Row) -> Result<(), CdsError>) -> Result<(), CdsError> {
         let declared = &self.dock.tables[table];
         let sql = self.sql("scan rows");
-        let text = format!("SELECT {} FROM {}", layout::column_list(declared), layout::data_table(table));
-        let mut statement = self.conn.prepare(&text).map_err(&sql)?;
+        let mut statement = self.conn.prepare(&self.statements[table].select).map_err(&sql)?;
         let mut rows = statement.query([]).map_err(&sql)?;
         while let Some(row) = rows.next().map_err(&sql)? {
             each(read_row(row, declared.columns.len()).map_err(&sql)?)?;
@@ -93,12 +129,9 @@ impl Cds {
 
     /// Deletes the row with this key.
     pub(crate) fn delete_row(&self, table: TableIndex, key: &[Value]) -> Result<(), CdsError> {
-        let declared = &self.dock.tables[table];
-        let terms =
-            declared.key.iter().enumerate().map(|(at, column)| format!("c{column} = ?{}", at + 1)).collect::<Vec<_>>().join(" AND ");
         let sql = self.sql("delete a row");
         self.conn
-            .prepare_cached(&format!("DELETE FROM {} WHERE {terms}", layout::data_table(table)))
+            .prepare_cached(&self.statements[table].delete)
             .and_then(|mut statement| statement.execute(params_from_iter(key.iter().map(SqlValue))))
             .map_err(sql)?;
         Ok(())
@@ -106,11 +139,9 @@ impl Cds {
 
     /// Inserts a row.
     pub(crate) fn insert_row(&self, table: TableIndex, row: &[Value]) -> Result<(), CdsError> {
-        let declared = &self.dock.tables[table];
-        let marks = (1..=declared.columns.len()).map(|at| format!("?{at}")).collect::<Vec<_>>().join(", ");
         let sql = self.sql("insert a row");
         self.conn
-            .prepare_cached(&format!("INSERT INTO {}({}) VALUES({marks})", layout::data_table(table), layout::column_list(declared)))
+            .prepare_cached(&self.statements[table].insert)
             .and_then(|mut statement| statement.execute(params_from_iter(row.iter().map(SqlValue))))
             .map_err(sql)?;
         Ok(())

@@ -8,13 +8,15 @@
 //! overlay hold the other side of each.
 
 use super::counts::{Overlay, Transition};
+use super::guard::{fits, window_holds};
 use super::rows::{fold_all, key_of, pick};
 use super::{Cds, CdsError, keys::KeyId};
-use crate::model::dock::{ColumnIndex, TableIndex, Window};
+use crate::model::dock::{ColumnIndex, TableIndex};
 use crate::model::value::{Collation, Row, RowKey, Value};
 use crate::rules::graph::{Guard, Input, Junction, JunctionIndex, PathIndex, PathMap, RAW, Source, Vertex, VertexIndex, column_collation};
-use crate::store::predicate::Evaluator;
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 
 /// Which side of the unit is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +58,12 @@ pub(crate) struct UnitScope<'c> {
     /// Per vertex the rows whose keys were looked at.
     pub(crate) deltas: Vec<HashMap<RowKey, Delta>>,
     transitions: Vec<HashMap<Vec<Value>, Transition>>,
+    /// Rows found by a walk, so that a source is searched once.
+    pub(crate) walked: RefCell<Walked>,
 }
+
+/// Vertex, path and value -> the rows that hold that key there.
+pub(crate) type Walked = HashMap<(VertexIndex, PathIndex, Value), Rc<BTreeMap<RowKey, Row>>>;
 
 impl<'c> UnitScope<'c> {
     pub(crate) fn new(cds: &'c Cds, touched: Vec<HashMap<RowKey, Touched>>, days: (i64, i64)) -> UnitScope<'c> {
@@ -84,6 +91,7 @@ impl<'c> UnitScope<'c> {
             overlay: Overlay::default(),
             deltas: Vec::new(),
             transitions: vec![HashMap::new(); cds.graph.junctions.len()],
+            walked: RefCell::default(),
         }
     }
 
@@ -404,7 +412,7 @@ impl<'c> UnitScope<'c> {
 
     pub(crate) fn guard_holds(&self, vertex: &Vertex, guard: &Guard, row: &Row, when: When) -> Result<bool, CdsError> {
         let day = if when == When::Before { self.days.0 } else { self.days.1 };
-        Ok(guard.windows.iter().all(|window| window_holds(window, row, day)) && self.cds.predicate_holds(vertex.table, guard, row)?)
+        self.cds.guard_holds(vertex.table, guard, row, day)
     }
 
     /// Returns the vertex whose keys are the visibility of a table's rows, if changes of it are sent.
@@ -431,33 +439,6 @@ pub(crate) fn junction_values(columns: &[ColumnIndex], collations: &[Collation],
 /// Returns the path at the source that an edge takes to a path here; an edge never joins two into one.
 pub(crate) fn came_from(map: &PathMap, path: PathIndex) -> Option<PathIndex> {
     map.iter().find(|(_, to)| *to == path).map(|(from, _)| *from)
-}
-
-/// Returns whether a row passes the filters of a chain vertex.
-pub(crate) fn fits(cds: &Cds, vertex: &Vertex, row: &[Value]) -> bool {
-    vertex.filters.iter().all(|(column, wanted)| {
-        let collation = cds.dock.tables[vertex.table].columns.get(*column).map_or(Collation::Binary, |column| column.collation);
-        row.get(*column).is_some_and(|value| !value.is_null() && value.fold(collation) == *wanted)
-    })
-}
-
-/// Returns whether a row is inside a window on a day (days since 1970). NULL and unreadable dates stay inside.
-pub(crate) fn window_holds(window: &Window, row: &[Value], day: i64) -> bool {
-    row.get(window.column).and_then(day_of).is_none_or(|date| date >= day - i64::from(window.days))
-}
-
-/// Returns the day of a date value: text that begins `YYYY-MM-DD`, or whole seconds since 1970.
-pub(crate) fn day_of(value: &Value) -> Option<i64> {
-    match value {
-        Value::Text(bytes) => {
-            let text = std::str::from_utf8(bytes.get(..10)?).ok()?;
-            let date: jiff::civil::Date = text.parse().ok()?;
-            // The parser also takes other spellings of ten characters; only this one sorts as text.
-            (date.to_string() == text).then(|| (date - jiff::civil::date(1970, 1, 1)).get_days().into())
-        }
-        Value::Integer(seconds) => Some(seconds.div_euclid(86_400)),
-        _ => None,
-    }
 }
 
 impl Cds {
@@ -496,18 +477,5 @@ impl Cds {
 
     pub(crate) fn key_parts(&self, key: KeyId) -> Result<Option<(usize, Value)>, CdsError> {
         self.keys.borrow_mut().get(&self.conn, key).map_err(self.sql("read a key"))
-    }
-
-    fn predicate_holds(&self, table: TableIndex, guard: &Guard, row: &[Value]) -> Result<bool, CdsError> {
-        let Some(predicate) = &guard.predicate else { return Ok(true) };
-        let mut evaluators = self.evaluators.borrow_mut();
-        let of_table = evaluators.entry(table).or_default();
-        if let Some(known) = of_table.get(&predicate.sql) {
-            return Ok(known.matches(row)?);
-        }
-        let evaluator = Evaluator::for_table(predicate, &self.dock.tables[table])?;
-        let fits = evaluator.matches(row)?;
-        of_table.insert(predicate.sql.clone(), evaluator);
-        Ok(fits)
     }
 }

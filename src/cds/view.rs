@@ -2,9 +2,9 @@
 //!
 //! It uses the data alone, not the counts, so it also serves as a check on them.
 
+use super::guard::day_of;
 use super::layout::data_table;
 use super::nodes::NodeScope;
-use super::scope::day_of;
 use crate::model::dock::{ColumnIndex, Dock, RuleKind, RulePath, TableIndex, Window};
 use crate::model::value::Value;
 use crate::rules::graph::{ScopeGraph, column_collation, join_collations};
@@ -120,19 +120,14 @@ type Side<'a> = (&'a str, TableIndex, &'a [ColumnIndex]);
 
 fn join_terms(dock: &Dock, left: Side<'_>, right: Side<'_>) -> String {
     let collations = join_collations(dock, left.1, left.2, right.1, right.2);
-    let terms = left
-        .2
-        .iter()
-        .zip(right.2)
-        .zip(collations)
-        .map(|((a, b), collation)| {
-            let equal = format!("{}.c{a} = {}.c{b} COLLATE {}", left.0, right.0, collation.name());
-            match (is_rowid(dock, left.1, *a), is_rowid(dock, right.1, *b)) {
-                (true, false) => format!("{equal}{}", no_text(right.0, &format!("c{b}"))),
-                (false, true) => format!("{equal}{}", no_text(left.0, &format!("c{a}"))),
-                _ => equal,
-            }
-        });
+    let terms = left.2.iter().zip(right.2).zip(collations).map(|((a, b), collation)| {
+        let equal = format!("{}.c{a} = {}.c{b} COLLATE {}", left.0, right.0, collation.name());
+        match (is_rowid(dock, left.1, *a), is_rowid(dock, right.1, *b)) {
+            (true, false) => format!("{equal}{}", no_text(right.0, &format!("c{b}"))),
+            (false, true) => format!("{equal}{}", no_text(left.0, &format!("c{a}"))),
+            _ => equal,
+        }
+    });
     terms.collect::<Vec<_>>().join(" AND ")
 }
 
@@ -155,6 +150,7 @@ fn literal(value: &Value) -> String {
     match value {
         // The text form of a literal may not hold NUL; its bytes may hold anything.
         Value::Text(bytes) => format!("CAST(X'{}' AS TEXT)", hex::encode(bytes)),
+        Value::Real(real) if real.is_infinite() => if *real > 0.0 { "9e999" } else { "-9e999" }.to_owned(),
         Value::Real(real) => format!("{real:e}"),
         other => other.to_string(),
     }

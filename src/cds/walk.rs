@@ -2,29 +2,36 @@
 //!
 //! The count tables have no index by key; a node that gains or loses a key costs the rows of that key, nothing else.
 
+use super::guard::fits;
 use super::rows::key_of;
-use super::scope::{UnitScope, When, came_from, fits, junction_values};
+use super::scope::{UnitScope, When, came_from, junction_values};
 use super::{CdsError, keys::KeyId};
 use crate::model::value::{Collation, Row, RowKey, Value};
 use crate::rules::graph::{Guard, PathIndex, Source, Vertex, VertexIndex};
 use std::collections::{BTreeMap, HashSet};
+use std::rc::Rc;
 
 impl UnitScope<'_> {
     /// Returns the rows that hold a key at a vertex after the unit.
-    pub(crate) fn rows_with_key(&self, vertex: VertexIndex, key: KeyId) -> Result<BTreeMap<RowKey, Row>, CdsError> {
+    pub(crate) fn rows_with_key(&self, vertex: VertexIndex, key: KeyId) -> Result<Rc<BTreeMap<RowKey, Row>>, CdsError> {
         match self.cds.key_parts(key)? {
             Some((path, value)) => self.rows_with_value(vertex, path, &value),
-            None => Ok(BTreeMap::new()),
+            None => Ok(Rc::default()),
         }
     }
 
     /// The same for a path and a folded value: the keys on the way need not be numbered.
-    fn rows_with_value(&self, index: VertexIndex, path: PathIndex, value: &Value) -> Result<BTreeMap<RowKey, Row>, CdsError> {
+    fn rows_with_value(&self, index: VertexIndex, path: PathIndex, value: &Value) -> Result<Rc<BTreeMap<RowKey, Row>>, CdsError> {
         let vertex = &self.cds.graph.vertices[index];
-        let mut found = BTreeMap::new();
         if !vertex.paths.contains(&path) {
-            return Ok(found);
+            return Ok(Rc::default());
         }
+        // Every member table and every referenced table asks for the same rows of its source.
+        let asked = (index, path, value.clone());
+        if let Some(known) = self.walked.borrow().get(&asked) {
+            return Ok(known.clone());
+        }
+        let mut found = BTreeMap::new();
         for input in &vertex.inputs {
             match &input.source {
                 Source::Base { path: base, .. } if *base != path => {}
@@ -40,8 +47,8 @@ impl UnitScope<'_> {
                 Source::Follow { vertex: source, columns, map } => {
                     let Some(from) = came_from(map, path) else { continue };
                     let search: Vec<(usize, Collation)> = columns.iter().map(|column| (*column, Collation::Binary)).collect();
-                    for parent in self.rows_with_value(*source, from, value)?.into_keys() {
-                        for row in self.cds.rows_where(vertex.table, &search, &parent)? {
+                    for parent in self.rows_with_value(*source, from, value)?.keys() {
+                        for row in self.cds.rows_where(vertex.table, &search, parent)? {
                             self.add(vertex, &input.guard, row, &mut found)?;
                         }
                     }
@@ -63,6 +70,8 @@ impl UnitScope<'_> {
                 }
             }
         }
+        let found = Rc::new(found);
+        self.walked.borrow_mut().insert(asked, found.clone());
         Ok(found)
     }
 

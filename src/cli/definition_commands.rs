@@ -6,11 +6,11 @@ use crate::cli::exit::{Exit, Outcome};
 use crate::cli::output::{Output, count};
 use crate::cli::project::{Project, Settings};
 use crate::docking::root::{Access, DockingRoot};
-use crate::server::deploy::{self, DeployOptions, DeployPlan};
-use crate::server::pass::window_day;
 use crate::rules::check::Checked;
 use crate::rules::problem::Problem;
 use crate::rules::starter;
+use crate::server::deploy::{self, DeployOptions, DeployPlan};
+use crate::server::pass::window_day;
 use crate::store::sqlite::ServerDatabase;
 use serde_json::{Value as Json, json};
 use std::path::{Path, PathBuf};
@@ -49,7 +49,11 @@ pub(crate) fn init(named: Option<&Path>, args: &InitArgs, output: Output) -> Out
 /// The path of the database as the file in another folder has to write it.
 fn path_from(config: &Path, database: &Path) -> PathBuf {
     let same_folder = config.parent().is_none_or(|folder| folder.as_os_str().is_empty() || folder == Path::new("."));
-    if same_folder || database.is_absolute() { database.to_owned() } else { std::path::absolute(database).unwrap_or_else(|_| database.to_owned()) }
+    if same_folder || database.is_absolute() {
+        database.to_owned()
+    } else {
+        std::path::absolute(database).unwrap_or_else(|_| database.to_owned())
+    }
 }
 
 /// Says everything that is wrong with the definition.
@@ -178,7 +182,9 @@ fn plan_text(plan: &DeployPlan, settings: &Settings) -> String {
 
 /// Arguments of `uninstall`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "The rows of your tables stay as they are; so do the docking root and the databases of the nodes, which get nothing any more.")]
+#[command(
+    after_help = "The rows of your tables stay as they are; so do the docking root and the databases of the nodes, which get nothing any more."
+)]
 pub(crate) struct UninstallArgs {
     /// Do not ask
     #[arg(short, long)]

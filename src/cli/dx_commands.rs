@@ -13,10 +13,14 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum DxCommand {
     /// Print what a file says: header, units, operations with table and column names
-    #[command(after_help = "Example:\n  dockmaster dx show docking/SHOP-01/outbox/00000042.dx\n  dockmaster dx show --json FILE | jq .header")]
+    #[command(
+        after_help = "Example:\n  dockmaster dx show docking/SHOP-01/outbox/00000042.dx\n  dockmaster dx show --json FILE | jq .header"
+    )]
     Show(ShowArgs),
     /// Check files whole (lengths, checksums, hashes, counts, every record) and print one line for each
-    #[command(after_help = "Example:\n  dockmaster dx verify docking/SHOP-01/outbox/*.dx\n\nEnds with 2 if any file is bad; the others are checked all the same.")]
+    #[command(
+        after_help = "Example:\n  dockmaster dx verify docking/SHOP-01/outbox/*.dx\n\nEnds with 2 if any file is bad; the others are checked all the same."
+    )]
     Verify(VerifyArgs),
 }
 

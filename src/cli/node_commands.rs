@@ -32,7 +32,9 @@ Examples:
     /// Show one node: what it is set to, how far it is, its last sessions
     Show(NameArgs),
     /// Change attributes or the model of a node; rows enter and leave its view with the next sync
-    #[command(after_help = "Example:\n  dockmaster node set ANNA --set employee=4\n  dockmaster node set VENUS --set vessel=9074729 --set vessel=9074731      several values\n  dockmaster node set VENUS --set vessel=                                no value")]
+    #[command(
+        after_help = "Example:\n  dockmaster node set ANNA --set employee=4\n  dockmaster node set VENUS --set vessel=9074729 --set vessel=9074731      several values\n  dockmaster node set VENUS --set vessel=                                no value"
+    )]
     Set(SetArgs),
     /// Take a disabled node back; it needs a new extract
     Enable(NameArgs),
@@ -239,8 +241,10 @@ fn show(named: Option<&Path>, name: &NodeName, output: Output) -> Outcome {
         document["alerts"] = json!(alerts.iter().map(|alert| json!({ "at": alert.at, "text": alert.text })).collect::<Vec<_>>());
         document["sessions"] = sessions
             .iter()
-            .map(|s| json!({ "began": s.began, "ended": s.ended, "peer": s.peer, "mode": s.mode, "outcome": s.outcome, "detail": s.detail,
-                             "files_sent": s.files_sent, "bytes_sent": s.bytes_sent }))
+            .map(|s| {
+                json!({ "began": s.began, "ended": s.ended, "peer": s.peer, "mode": s.mode, "outcome": s.outcome, "detail": s.detail,
+                             "files_sent": s.files_sent, "bytes_sent": s.bytes_sent })
+            })
             .collect::<Vec<_>>()
             .into();
         output.json(document)?;
@@ -253,7 +257,13 @@ fn show(named: Option<&Path>, name: &NodeName, output: Output) -> Outcome {
         })?;
         for session in &sessions {
             let outcome = if session.ended.is_none() { "goes on" } else { &session.outcome };
-            output.line(format!("session  {} {} from {}: {outcome} {}", time(session.began), session.mode, session.peer, session.detail))?;
+            output.line(format!(
+                "session  {} {} from {}: {outcome} {}",
+                time(session.began),
+                session.mode,
+                session.peer,
+                session.detail
+            ))?;
         }
         for alert in &alerts {
             output.line(format!("! {} {}", time(alert.at), alert.text))?;
@@ -267,9 +277,7 @@ fn time(seconds: i64) -> String {
 }
 
 fn attributes_text(node: &Node) -> String {
-    let one = |(name, values): (&String, &Vec<Value>)| {
-        format!("{name}={}", values.iter().map(plain).collect::<Vec<_>>().join(","))
-    };
+    let one = |(name, values): (&String, &Vec<Value>)| format!("{name}={}", values.iter().map(plain).collect::<Vec<_>>().join(","));
     if node.attributes.is_empty() { "-".to_owned() } else { node.attributes.iter().map(one).collect::<Vec<_>>().join(" ") }
 }
 

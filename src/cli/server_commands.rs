@@ -1,8 +1,8 @@
 //! `status`, `serve`, `run`, `extract`: the commands around the stages.
 
-use crate::cli::exit::{Exit, Outcome};
 use crate::base::ids::NodeName;
 use crate::cli::confirm::confirm;
+use crate::cli::exit::{Exit, Outcome};
 use crate::cli::output::{Output, some};
 use crate::cli::project::Settings;
 use crate::cli::status_view;

@@ -141,7 +141,9 @@ pub(crate) fn sync(args: &SyncArgs, output: Output) -> Outcome {
     let received = format!("Received {}, {}", some(report.files, "file", "files"), bytes(report.bytes));
     let applied = format!("applied {}", some(total.rows, "row", "rows"));
     output.line(match args.only {
-        None => format!("In step with {} at txn {} in {took:.1} s. {received}; {applied}.", report.server_name, count(total.applied_unit.0)),
+        None => {
+            format!("In step with {} at txn {} in {took:.1} s. {received}; {applied}.", report.server_name, count(total.applied_unit.0))
+        }
         Some(Only::Receive) => format!("{received} from {} in {took:.1} s; nothing applied.", report.server_name),
         Some(Only::Apply) => format!("At txn {}: {applied} in {took:.1} s.", count(total.applied_unit.0)),
     })?;

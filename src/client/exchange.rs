@@ -302,8 +302,6 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, ExchangeError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ExchangeError::Runtime)
 }
 
-/// Silence after which what came whole is made durable, however little it is.
-const FLUSH_PAUSE: Duration = Duration::from_millis(20);
 /// How long after a failed apply another is tried, should nothing come meanwhile.
 const APPLY_RETRY: Duration = Duration::from_secs(30);
 
@@ -436,13 +434,14 @@ impl Exchange<'_> {
                 () = stop.cancelled() => Woken::Event(Event::Leave),
                 _ = tick.tick() => Woken::Tick,
                 applied = finished(&mut running.applying) => Woken::Applied(applied),
-                // In a pause of the stream nothing waits for a fuller group.
-                () = tokio::time::sleep(FLUSH_PAUSE), if running.inbox.has_unflushed() => Woken::Pause,
                 received = running.link.incoming.receive() => Woken::Event(match received {
                     Ok(message) => Event::Message(message),
                     Err(LinkError::Codec(error)) => Event::Gone(format!("bad message: {error}")),
                     Err(error) => Event::Gone(error.to_string()),
                 }),
+                // Nothing has come after one look at the socket: nothing waits for a fuller group. What comes while this one is
+                // flushed makes the next.
+                () = tokio::task::yield_now(), if running.inbox.has_unflushed() => Woken::Pause,
             };
             match woken {
                 Woken::Event(event) => self.handle(running, event).await?,

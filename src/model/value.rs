@@ -84,7 +84,14 @@ impl Value {
             }
             Value::Text(bytes) => match collation {
                 Collation::Binary => self.clone(),
-                Collation::NoCase => Value::Text(bytes.to_ascii_lowercase()),
+                Collation::NoCase => {
+                    let mut folded = bytes.to_ascii_lowercase();
+                    // SQLite compares no further than a NUL; of what follows only the length counts.
+                    if let Some(nul) = folded.iter().position(|byte| *byte == 0) {
+                        folded[nul..].fill(0);
+                    }
+                    Value::Text(folded)
+                }
                 Collation::Rtrim => {
                     let end = bytes.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last + 1);
                     Value::Text(bytes.get(..end).unwrap_or_default().to_vec())

@@ -90,11 +90,11 @@ impl OutboxIndex for Routed {
 
     fn position(&self) -> Result<TxnId, BoxError> {
         let parts = self.parts();
+        // In this order: what the data store held at the first look is routed if the ledger, looked at last, has passed the
+        // last file of the second. A data store that was just filled is ahead of the Router without a file that says so.
+        let filled = read_state(&parts.1)?.map_or(TxnId::default(), |state| state.position);
+        let last = last_routable(&parts.1)?;
         let routed = parts.0.state()?.position;
-        // A data store that was just filled is ahead of the Router without a file that says so.
-        if last_routable(&parts.1)?.is_some_and(|last| last > routed) {
-            return Ok(routed);
-        }
-        Ok(read_state(&parts.1)?.map_or(routed, |state| state.position.max(routed)))
+        Ok(if last.is_none_or(|last| last <= routed) { filled.max(routed) } else { routed })
     }
 }

@@ -20,19 +20,11 @@ use tokio_util::sync::CancellationToken;
 
 /// Safety net for a lost event.
 const POLL: Duration = Duration::from_secs(5);
-/// Looks at the log after an event that showed nothing new. SQLite writes the log file first and makes the commit visible a
-/// moment later, without another event: whoever looks at once may look too early.
-const LOOK_AGAIN: [Duration; 7] = [
-    Duration::from_millis(1),
-    Duration::from_millis(2),
-    Duration::from_millis(4),
-    Duration::from_millis(8),
-    Duration::from_millis(16),
-    Duration::from_millis(32),
-    Duration::from_millis(64),
-];
 /// Pause after a fault that may pass by itself: a lock, a full disk.
 const RETRY: Duration = Duration::from_secs(1);
+/// First pause before the log is looked at again after an event that brought nothing, and the last one.
+const LOOK_AGAIN_FIRST: Duration = Duration::from_micros(100);
+const LOOK_AGAIN_LAST: Duration = Duration::from_millis(500);
 /// Extracts built at once.
 const EXTRACT_WORKERS: usize = 2;
 
@@ -90,7 +82,7 @@ pub fn serve(
             });
         }
         threads.spawn(move || {
-            let mut looks = 0;
+            let mut patience = Patience::default();
             while !stop.is_stopped() {
                 let worked = tick(&txnproc, options).and_then(|()| Ok(txnproc.step()?));
                 match worked {
@@ -102,14 +94,8 @@ pub fn serve(
                             }
                         }
                         match step.progress {
-                            Progress::Worked => {
-                                looks = 0;
-                                route_wake.set();
-                            }
-                            Progress::Idle => {
-                                let woken = read_log.wait(LOOK_AGAIN.get(looks).copied().unwrap_or(POLL));
-                                looks = if woken { 0 } else { looks + 1 };
-                            }
+                            Progress::Worked => route_wake.set(),
+                            Progress::Idle => patience.wait(&read_log),
                         }
                     }
                     Err(error) => pause_or_fail(error, stop, fail),
@@ -131,6 +117,24 @@ pub fn serve(
     match failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
         Some(error) => Err(error),
         None => Ok(()),
+    }
+}
+
+/// How long to wait for the next look at the log.
+///
+/// The event of a commit comes when its frames are written, before they are flushed and can be seen. So after an event
+/// that brought nothing the log is looked at again, soon at first, for about a second; then the next event is awaited.
+#[derive(Debug, Default)]
+struct Patience(Option<Duration>);
+
+impl Patience {
+    fn wait(&mut self, event: &Wake) {
+        let pause = self.0.take();
+        if event.wait(pause.unwrap_or(POLL)) {
+            self.0 = Some(LOOK_AGAIN_FIRST);
+        } else {
+            self.0 = pause.map(|pause| pause * 2).filter(|pause| *pause <= LOOK_AGAIN_LAST);
+        }
     }
 }
 

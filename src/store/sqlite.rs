@@ -275,6 +275,12 @@ mod tests {
     }
 
     #[test]
+    fn a_server_database_may_move_to_another_thread() {
+        fn moves<T: Send>() {}
+        moves::<ServerDatabase>();
+    }
+
+    #[test]
     fn b5_names_are_quoted() {
         assert_eq!(quote_name("a\"b"), "\"a\"\"b\"");
         assert_eq!(quote_text("it's"), "'it''s'");

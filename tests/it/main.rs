@@ -18,5 +18,6 @@ mod oracle_schemas;
 mod route;
 mod router;
 mod scope;
+mod scope_cost;
 mod session;
 mod tidy;

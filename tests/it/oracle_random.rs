@@ -115,6 +115,8 @@ impl<'a> Random<'a> {
                 self.put(table, row, steps);
             }
             83..96 => self.node(steps),
+            // Days only go forward (R39): an earlier one changes nothing.
+            96 => steps.push(Step::Day(self.world.day - 30)),
             _ => {
                 let days = [1, 1, 1, 2, 9, 45][self.rng.usize(0..6)];
                 self.world.day += days;

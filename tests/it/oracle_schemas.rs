@@ -184,11 +184,13 @@ pub(crate) fn crm() -> Subject {
     b.table("opportunity_line", &["id"], &[("id", Id(8)), ("opportunity_id", Maybe(7)), ("product_id", MaybeUntyped(5))]);
     b.table("opportunity_team", &["id"], &[("id", Id(6)), ("opportunity_id", Maybe(7)), ("position_id", Maybe(6)), ("active", Id(2))]);
     b.table("org", &["id"], &[("id", Id(3)), ("name", Any)]);
-    b.table("place", &["id"], &[("id", Untyped(4)), ("name", Any)]);
+    b.table("place", &["id"], &[("id", Untyped(4)), ("name", Any), ("seen_at", Date)]);
     b.table("position", &["id"], &[("id", Id(6)), ("parent_id", Maybe(6)), ("org_id", Maybe(3))]);
-    b.table("product", &["id"], &[("id", Untyped(5)), ("~category", MaybeText(KINDS)), ("price", Any)]);
+    b.table("product", &["id"], &[("id", Untyped(5)), ("category", MaybeText(KINDS)), ("price", Any)]);
+    b.table("product_text", &["id"], &[("id", Id(6)), ("product_id", MaybeUntyped(5)), ("text", Any)]);
     b.table("region_team", &["region_id", "employee_id"], &[("region_id", Untyped(3)), ("employee_id", Id(5)), ("since", Date)]);
     b.table("visit", &["id"], &[("id", Id(5)), ("employee_id", Maybe(5)), ("place_id", MaybeUntyped(4))]);
+    b.table("visit_photo", &["id"], &[("id", Id(5)), ("visit_id", Maybe(5)), ("place_id", MaybeUntyped(4))]);
 
     let node_hop =
         |b: &Building, table: &str, join: &str, out: &str, recursive| NodeHop { hop: b.hop(table, &[join], &[], &[out]), recursive };
@@ -230,10 +232,10 @@ pub(crate) fn crm() -> Subject {
             ("opportunity_team", &["opportunity_id"], "opportunity", &["id"]),
         ],
     );
-    b.object("product", Direction::Download, None, &[]);
+    b.object("product", Direction::Download, None, &[("product_text", &["product_id"], "product", &["id"])]);
     b.object("category", Direction::Download, None, &[]);
     b.object("grp", Direction::Download, None, &[]);
-    b.object("visit", Direction::Upload, None, &[]);
+    b.object("visit", Direction::Upload, None, &[("visit_photo", &["visit_id"], "visit", &["id"])]);
     b.object("place", Direction::Download, None, &[]);
     b.object("feedback", Direction::Upload, None, &[]);
 
@@ -248,14 +250,18 @@ pub(crate) fn crm() -> Subject {
     b.rule("account.needed", RuleKind::Referenced(needed), None, None);
     b.rule("contact.account", b.path("contact", &["account_id"], to_team(&b), "position"), None, None);
     b.rule("contact.mine", b.path("contact", &["owner_id"], vec![], "employee"), None, None);
+    let boss = vec![b.hop("employee", &["id"], &[], &["position_id"]), b.hop("position", &["id"], &[], &["parent_id"])];
+    b.rule("contact.boss", b.path("contact", &["owner_id"], boss, "position"), None, None);
     b.rule("contact.rich", RuleKind::Everyone, Some(("salary > 5", &["salary"])), None);
     // Three hops, the last two through tables that no node gets.
     let regions = vec![
-        b.hop("account", &["id"], &[], &["id"]),
+        b.hop("account", &["id"], &[("kind", Value::text("HOUSE"))], &["id"]),
         b.hop("account_region", &["account_id"], &[], &["region_id"]),
         b.hop("region_team", &["region_id"], &[], &["employee_id"]),
     ];
     b.rule("document.region", b.path("document", &["account_id"], regions, "employee"), None, None);
+    let house = vec![b.hop("account", &["id"], &[("org_id", Value::Integer(2))], &["org_id"])];
+    b.rule("document.house", b.path("document", &["account_id"], house, "org"), None, None);
     b.rule("opportunity.own", b.path("opportunity", &["position_id"], vec![], "position"), None, None);
     let shared = vec![b.hop("opportunity_team", &["opportunity_id"], &[("active", Value::Integer(1))], &["position_id"])];
     b.rule("opportunity.shared", b.path("opportunity", &["id"], shared, "position"), None, None);
@@ -270,7 +276,8 @@ pub(crate) fn crm() -> Subject {
     );
     b.rule("grp.peers", b.path("grp", &["id"], vec![], "peer_org"), None, None);
     b.rule("visit.own", b.path("visit", &["employee_id"], vec![], "employee"), None, None);
-    b.rule("place.used", RuleKind::Referenced(vec![b.reference("visit", &["place_id"], "place", &["id"])]), None, None);
+    let places = ["visit", "visit_photo"].map(|table| b.reference(table, &["place_id"], "place", &["id"]));
+    b.rule("place.used", RuleKind::Referenced(places.to_vec()), Some(("length(name) < 5", &["name"])), b.window("place", "seen_at", 15));
     b.rule("feedback.visible", RuleKind::Nobody, None, None);
     b.model("rep", None, &["*.manager", "*.org", "grp.peers"]);
     b.model("executive", Some(&["*.org", "opportunity.manager"]), &[]);
@@ -284,6 +291,14 @@ pub(crate) fn crm() -> Subject {
         Value::Real(real) => *real > 5.0,
         Value::Text(_) | Value::Blob(_) => true,
         Value::Null => false,
+    });
+    predicates.insert("length(name) < 5".to_owned(), |row| match &row[1] {
+        Value::Null => false,
+        Value::Integer(_) => true,
+        Value::Real(real) => Value::Real(*real).to_string().len() < 5,
+        // Invalid bytes count as SQLite counts them: every byte that does not continue a character.
+        Value::Text(bytes) => bytes.iter().take_while(|byte| **byte != 0).filter(|byte| **byte & 0xc0 != 0x80).count() < 5,
+        Value::Blob(bytes) => bytes.len() < 5,
     });
     predicates.insert("name IS NOT NULL".to_owned(), |row| !row[1].is_null());
     Subject {
@@ -317,7 +332,7 @@ pub(crate) fn ships() -> Subject {
     );
     b.table("manual_issue", &["manual_id", "edition"], &[("manual_id", Id(3)), ("edition", Untyped(3)), ("class_id", Maybe(3))]);
     b.table("manual_page", &["id"], &[("id", Id(8)), ("manual_id", Maybe(3)), ("edition", MaybeUntyped(3)), ("text", Any)]);
-    b.table("noon_report", &["id"], &[("id", Id(4)), ("~imo", MaybeText(SHIPS)), ("_port", MaybeText(PORTS))]);
+    b.table("noon_report", &["id"], &[("id", Id(4)), ("imo", MaybeText(SHIPS)), ("_port", MaybeText(PORTS))]);
     b.table("port", &["code"], &[("_code", Text(PORTS)), ("name", Any)]);
     b.table("vessel", &["imo"], &[("~imo", Text(SHIPS)), ("fleet_id", Maybe(4)), ("class_id", Maybe(3)), ("name", Any)]);
 

@@ -20,10 +20,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 const UNITS: usize = 60;
-const SEEDS: u64 = 100;
+const SEEDS: u64 = 150;
 
 /// A folder in memory where there is one: durability is not what these tests are about.
-fn folder() -> tempfile::TempDir {
+pub(crate) fn folder() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
 }
@@ -41,7 +41,7 @@ fn state(world: &World) -> CdsState {
 }
 
 /// Fills a data store with a world.
-fn fill(path: &Path, world: &World) -> Cds {
+pub(crate) fn fill(path: &Path, world: &World) -> Cds {
     let mut filling = Filling::create(path, world.dock.clone(), Schema::default(), state(world)).unwrap();
     for (table, rows) in world.rows.iter().enumerate() {
         for row in rows {
@@ -52,7 +52,7 @@ fn fill(path: &Path, world: &World) -> Cds {
     Cds::open(path).unwrap()
 }
 
-fn commit(cds: &mut Cds, unit: i64) {
+pub(crate) fn commit(cds: &mut Cds, unit: i64) {
     let file = TxnprocFile {
         file_no: FileNo(unit.unsigned_abs()),
         first: TxnId(unit),
@@ -77,7 +77,7 @@ fn input(unit: i64, steps: &[Step], fault: Fault) -> UnitInput {
                 }
             }
             Step::Node(change) => input.nodes.push(change.clone()),
-            Step::Day(day) => input.day = Some(*day),
+            Step::Day(day) => input.day = input.day.max(Some(*day)),
         }
     }
     input.changes = rows.into_iter().map(|((table, key), row)| RowChange { table, key, row }).collect();
@@ -98,8 +98,7 @@ fn run(subject: &Subject, seed: u64, fault: Fault) -> Result<(), String> {
     for unit in 0..UNITS {
         let steps = random.unit();
         let views = random.world.views();
-        let pieces: Vec<&[Step]> =
-            if fault == Fault::ChangeByChange { steps.chunks(1).collect() } else { vec![steps.as_slice()] };
+        let pieces: Vec<&[Step]> = if fault == Fault::ChangeByChange { steps.chunks(1).collect() } else { vec![steps.as_slice()] };
         for piece in pieces {
             number += 1;
             let input = input(number, piece, fault);
@@ -146,10 +145,7 @@ fn bytes(events: &UnitEvents) -> Vec<u8> {
 }
 
 /// Returns the keys of the nodes that already run: those that their start would tell.
-fn node_keys(
-    cds: &mut Cds,
-    world: &World,
-) -> Result<BTreeMap<NodeName, BTreeSet<dockmaster::model::event::ScopeKey>>, String> {
+fn node_keys(cds: &mut Cds, world: &World) -> Result<BTreeMap<NodeName, BTreeSet<dockmaster::model::event::ScopeKey>>, String> {
     let nodes = world.nodes.values().cloned().map(|mut node| {
         node.incarnation.0 += 1;
         NodeChange::Set(node)
@@ -203,9 +199,7 @@ fn counts(path: &Path, junction: usize) -> BTreeSet<Count> {
         "SELECT j.target, p.name, k.value, j.n FROM j{junction} j JOIN scope_key k ON k.id = j.key JOIN scope_path p ON p.id = k.path"
     );
     let mut statement = conn.prepare(&sql).unwrap();
-    let rows = statement.query_map([], |row| {
-        Ok((value_of(row.get_ref(0)?), row.get(1)?, value_of(row.get_ref(2)?), row.get(3)?))
-    });
+    let rows = statement.query_map([], |row| Ok((value_of(row.get_ref(0)?), row.get(1)?, value_of(row.get_ref(2)?), row.get(3)?)));
     rows.unwrap().collect::<rusqlite::Result<_>>().unwrap()
 }
 

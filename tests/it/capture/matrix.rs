@@ -185,3 +185,32 @@ fn r3_replace_of_a_parent_is_one_update_and_its_children_follow_the_writers_sett
         assert_eq!(of("c").len(), if cascaded { 3 } else { 0 });
     }
 }
+
+#[test]
+fn r5_r2_an_edit_of_case_alone_hints_at_others_and_not_at_itself() {
+    let mut rig = Rig::new("CREATE TABLE t(k INTEGER PRIMARY KEY, u TEXT COLLATE NOCASE UNIQUE); INSERT INTO t VALUES (1, 'a')");
+    let before = rig.after;
+    rig.run("UPDATE t SET u = 'A'");
+    assert_eq!(rig.log_ops(before), "U");
+    rig.sync("case");
+    // The column finds them equal, the index does not: the other row is in the way all the same.
+    let mut rig = Rig::new(
+        "CREATE TABLE t(k INTEGER PRIMARY KEY, u TEXT COLLATE NOCASE); CREATE UNIQUE INDEX i ON t(u COLLATE BINARY);
+         INSERT INTO t VALUES (1, 'a'), (2, 'A')",
+    );
+    rig.run("UPDATE OR REPLACE t SET u = 'A' WHERE k = 1");
+    rig.sync("case under a binary index");
+    assert_eq!(rig.shadow["t"].len(), 1);
+}
+
+#[test]
+fn r1_a_row_that_a_trigger_puts_back_is_not_logged_as_deleted() {
+    let mut rig = Rig::new("CREATE TABLE t(k INTEGER PRIMARY KEY, v); INSERT INTO t VALUES (1, 'a')");
+    // Newer than ours, so it fires first.
+    rig.run("CREATE TRIGGER back AFTER DELETE ON t BEGIN INSERT INTO t VALUES (OLD.k, 'back'); END");
+    let before = rig.after;
+    rig.run("DELETE FROM t");
+    assert_eq!(rig.log_ops(before), "IU");
+    assert_eq!(rig.wrong_images(before), []);
+    rig.sync("put back");
+}

@@ -1,0 +1,57 @@
+//! Row conditions: windows, row predicates, and the filters of a chain's joins.
+//!
+//! All three look at one row and at nothing else but the window day, so they give the same on both sides of a unit unless
+//! the row or the day differs.
+
+use super::{Cds, CdsError};
+use crate::model::dock::{TableIndex, Window};
+use crate::model::value::{Collation, Value};
+use crate::rules::graph::{Guard, Vertex};
+use crate::store::predicate::Evaluator;
+
+/// Returns whether a row passes the filters of a chain vertex.
+pub(crate) fn fits(cds: &Cds, vertex: &Vertex, row: &[Value]) -> bool {
+    vertex.filters.iter().all(|(column, wanted)| {
+        let collation = cds.dock.tables[vertex.table].columns.get(*column).map_or(Collation::Binary, |column| column.collation);
+        row.get(*column).is_some_and(|value| !value.is_null() && value.fold(collation) == *wanted)
+    })
+}
+
+/// Returns whether a row is inside a window on a day (days since 1970). NULL and unreadable dates stay inside.
+pub(crate) fn window_holds(window: &Window, row: &[Value], day: i64) -> bool {
+    row.get(window.column).and_then(day_of).is_none_or(|date| date >= day - i64::from(window.days))
+}
+
+/// Returns the day of a date value: text that begins `YYYY-MM-DD`, or whole seconds since 1970.
+pub(crate) fn day_of(value: &Value) -> Option<i64> {
+    match value {
+        Value::Text(bytes) => {
+            let text = std::str::from_utf8(bytes.get(..10)?).ok()?;
+            let date: jiff::civil::Date = text.parse().ok()?;
+            // The parser also takes other spellings of ten characters; only this one sorts as text.
+            (date.to_string() == text).then(|| (date - jiff::civil::date(1970, 1, 1)).get_days().into())
+        }
+        Value::Integer(seconds) => Some(seconds.div_euclid(86_400)),
+        _ => None,
+    }
+}
+
+impl Cds {
+    /// Returns whether a row meets a guard on a window day.
+    pub(crate) fn guard_holds(&self, table: TableIndex, guard: &Guard, row: &[Value], day: i64) -> Result<bool, CdsError> {
+        Ok(guard.windows.iter().all(|window| window_holds(window, row, day)) && self.predicate_holds(table, guard, row)?)
+    }
+
+    fn predicate_holds(&self, table: TableIndex, guard: &Guard, row: &[Value]) -> Result<bool, CdsError> {
+        let Some(predicate) = &guard.predicate else { return Ok(true) };
+        let mut evaluators = self.evaluators.borrow_mut();
+        let of_table = evaluators.entry(table).or_default();
+        if let Some(known) = of_table.get(&predicate.sql) {
+            return Ok(known.matches(row)?);
+        }
+        let evaluator = Evaluator::for_table(predicate, &self.dock.tables[table])?;
+        let fits = evaluator.matches(row)?;
+        of_table.insert(predicate.sql.clone(), evaluator);
+        Ok(fits)
+    }
+}
