@@ -19,7 +19,8 @@
 //! | 0 | `base` | - | ids, clock, disk (the only writer of files), limits, step |
 //! | 1 | `model` | base | plain data: value, row, schema, dock objects, events, operations, nodes |
 //! | 2 | `dx`, `rules`, `session` | base, model | pure: codec; definition language and route decisions; protocol state |
-//! | 3 | `store`, `cds`, `docking`, `transport` | layers 0-2 | SQL; data store and scope index; folders; sockets |
+//! | 3 | `store`, `docking`, `transport` | layers 0-2 | SQL; folders; sockets |
+//! | 3 | `cds` | layers 0-2, store | data store and scope index |
 //! | 4 | `server`, `client` | layers 0-3 | one file per component |
 //! | 5 | `cli` | all | arguments, configuration, output, exit codes |
 

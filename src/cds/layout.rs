@@ -89,6 +89,11 @@ pub fn connect_read_only(path: &Path) -> rusqlite::Result<Connection> {
     Ok(conn)
 }
 
+/// Begins to read: from here on the connection sees the data store as of the commit made last, until it is dropped.
+pub fn pin(conn: &Connection) -> rusqlite::Result<()> {
+    conn.execute_batch("BEGIN; SELECT count(*) FROM cds_state")
+}
+
 /// Reads one record of `cds_state`.
 pub fn read_record<T: rusqlite::types::FromSql>(conn: &Connection, name: &str) -> rusqlite::Result<Option<T>> {
     conn.query_row("SELECT value FROM cds_state WHERE name = ?1", [name], |row| row.get(0)).optional()

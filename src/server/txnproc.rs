@@ -8,7 +8,7 @@
 use crate::base::disk::DiskError;
 use crate::base::ids::{ContentHash, FileNo, NodeName, Nonce, TxnId};
 use crate::base::step::Progress;
-use crate::cds::layout::{TxnprocFile, connect_read_only};
+use crate::cds::layout::{TxnprocFile, connect_read_only, pin};
 use crate::cds::nodes::NodeScope;
 use crate::cds::unit::{NodeChange, RowChange, UnitInput};
 use crate::cds::view::visible_rows;
@@ -254,7 +254,7 @@ impl TxnProc {
         };
         let snapshot = connect_read_only(&path).map_err(sql("open a snapshot"))?;
         // The first read pins the snapshot at the commit just made; the next commit waits for this call to return.
-        snapshot.execute_batch("BEGIN; SELECT count(*) FROM cds_state").map_err(sql("pin a snapshot"))?;
+        pin(&snapshot).map_err(sql("pin a snapshot"))?;
         Ok(Some(PendingExtract {
             node: node.clone(),
             state: self.cds.state().clone(),

@@ -99,7 +99,11 @@ fn blurred(text: &str, port: u16) -> String {
 
 fn blurred_word(word: &str) -> String {
     // Numbers with a point are times and sizes; `now` and the room on the disk depend on the moment and the machine.
-    if word.contains('.') && word.trim_matches(|c: char| c.is_ascii_digit() || c == '.' || c == ',').is_empty() { "0.0".to_owned() } else { word.to_owned() }
+    if word.contains('.') && word.trim_matches(|c: char| c.is_ascii_digit() || c == '.' || c == ',').is_empty() {
+        "0.0".to_owned()
+    } else {
+        word.to_owned()
+    }
 }
 
 /// Takes out what is about this machine: the disk of `status`, sizes in bytes.
@@ -112,7 +116,9 @@ fn comparable(text: &str, port: u16) -> String {
             .iter()
             .enumerate()
             .map(|(at, word)| {
-                let unit = words.get(at + 1).is_some_and(|next| ["B", "kB", "MB", "B,", "kB,", "kB.", "B;", "kB;", "s", "s.", "s,"].contains(next));
+                let unit = words
+                    .get(at + 1)
+                    .is_some_and(|next| ["B", "kB", "MB", "B,", "kB,", "kB.", "B;", "kB;", "s", "s.", "s,"].contains(next));
                 if unit && word.starts_with(|c: char| c.is_ascii_digit()) { "N".to_owned() } else { (*word).to_owned() }
             })
             .map(|word| if ["kB", "MB"].contains(&word.as_str()) { "B".to_owned() } else { word })
@@ -251,7 +257,10 @@ fn a_docking_root_in_use_and_a_server_that_is_away_are_worth_another_try() {
     let busy = site.dockmaster(&["run"]);
     assert_eq!(busy.status.code(), Some(3), "{}", stderr(&busy));
     let (error, hint) = complaint(&busy);
-    assert!(error.contains("is in use by dockmaster") && error.contains("pid") && hint.contains("dockmaster status"), "{error} {hint}");
+    assert!(
+        error.contains("is in use by process") && error.contains("(dockmaster)") && hint.contains("dockmaster status"),
+        "{error} {hint}"
+    );
     let status = site.dockmaster(&["status", "--json"]);
     assert_eq!(json(&status)["nodes"][0]["node"], "ANNA", "status works while the service runs");
     site.stop();
@@ -309,7 +318,12 @@ fn every_table_has_a_json_shape() {
     let listed = json(&site.dockmaster(&["node", "list", "--json"]));
     assert_eq!((listed["nodes"][0]["state"].as_str(), listed["nodes"][0]["attributes"]["rep"][0].as_i64()), (Some("registered"), Some(1)));
     assert_eq!(json(&site.dockmaster(&["node", "show", "ANNA", "--json"]))["incarnation"], 0);
-    assert_eq!(json(&site.dockmaster(&["node", "set", "ANNA", "--set", "rep=", "--json"]))["nodes"][0]["attributes"]["rep"].as_array().map_or(0, Vec::len), 0);
+    assert_eq!(
+        json(&site.dockmaster(&["node", "set", "ANNA", "--set", "rep=", "--json"]))["nodes"][0]["attributes"]["rep"]
+            .as_array()
+            .map_or(0, Vec::len),
+        0
+    );
     let extracted = json(&site.dockmaster(&["extract", "BEN", "--json"]));
     assert_eq!((&extracted["started"][0]["incarnation"], &extracted["made"]), (&1.into(), &true.into()));
     site.sqlite3("hq.db", "INSERT INTO visit VALUES(2, 1)");
@@ -370,7 +384,10 @@ fn a_problem_of_the_definition_fails_check_and_deploy_and_changes_nothing() {
         let output = site.dockmaster(&arguments);
         assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
         let text = stdout(&output);
-        assert!(text.contains("dockmaster.toml:6:") && text.contains("did you mean rep_id?") && text.contains("1 problem, nothing was changed"), "{text}");
+        assert!(
+            text.contains("dockmaster.toml:6:") && text.contains("did you mean rep_id?") && text.contains("1 problem, nothing was changed"),
+            "{text}"
+        );
     }
     assert_eq!(std::fs::read(site.path("hq.db")).unwrap(), before);
     assert!(!site.path("docking").exists());
