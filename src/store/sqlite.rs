@@ -275,6 +275,16 @@ mod tests {
     }
 
     #[test]
+    fn r13_every_commit_of_ours_is_a_full_sync_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("server.db");
+        Connection::open(&path).unwrap().execute_batch("CREATE TABLE t(a)").unwrap();
+        let database = ServerDatabase::open(&path).unwrap();
+        let mode: i64 = database.connection.query_row("PRAGMA synchronous", [], |row| row.get(0)).unwrap();
+        assert_eq!(mode, 2, "FULL");
+    }
+
+    #[test]
     fn a_server_database_may_move_to_another_thread() {
         fn moves<T: Send>() {}
         moves::<ServerDatabase>();

@@ -32,7 +32,7 @@ fn r13_the_mark_of_the_last_reading_or_the_one_before_must_be_there() {
 }
 
 #[test]
-fn r13_the_tail_is_committed_with_full_sync_in_wal_mode() {
+fn r13_the_tail_is_a_commit_of_its_own_in_wal_mode() {
     let rig = Rig::new(TWO);
     let mode: String = rig.app.query_row("PRAGMA journal_mode", [], |row| row.get(0)).unwrap();
     assert_eq!(mode, "wal");
