@@ -17,5 +17,4 @@ pub mod settings;
 mod sqltext;
 pub mod starter;
 pub mod tables;
-mod tables;
 mod visibility;

@@ -85,8 +85,10 @@ fn latency(args: &LatencyArgs, output: Output) -> Outcome {
     let well = median <= limit;
     let lines = [("bare commit", &measured.bare), ("captured commit", &measured.commit), ("visible on the client", &measured.visible)];
     if output.is_json() {
-        let micros = |times: &[Duration]| json!({ "p50_us": percentile(times, 50).as_micros(), "p95_us": percentile(times, 95).as_micros(),
-                                                  "p99_us": percentile(times, 99).as_micros(), "max_us": percentile(times, 100).as_micros() });
+        let micros = |times: &[Duration]| {
+            json!({ "p50_us": percentile(times, 50).as_micros(), "p95_us": percentile(times, 95).as_micros(),
+                                                  "p99_us": percentile(times, 99).as_micros(), "max_us": percentile(times, 100).as_micros() })
+        };
         output.json(json!({ "rounds": args.rounds, "bare_commit": micros(&measured.bare), "captured_commit": micros(&measured.commit),
                             "visible": micros(&measured.visible), "limit_us": limit.as_micros(), "ok": well }))?;
     } else {
@@ -177,7 +179,8 @@ fn serve(program: &Path, folder: &Path) -> anyhow::Result<(Running, String)> {
     for line in BufReader::new(stdout).lines() {
         text.push_str(&line?);
         if let Ok(document) = serde_json::from_str::<serde_json::Value>(&text) {
-            let address = document.get("listening").and_then(|address| address.as_str()).context("the service does not say where it listens")?;
+            let address =
+                document.get("listening").and_then(|address| address.as_str()).context("the service does not say where it listens")?;
             return Ok((running, address.to_owned()));
         }
     }

@@ -72,7 +72,7 @@ enum Command {
     /// Measure, each figure beside a baseline in the same run
     #[command(subcommand, hide = true)]
     Bench(bench_commands::BenchCommand),
-    /// Look into a .dx file
+    /// Look into .dx files, or check them
     #[command(subcommand)]
     Dx(dx_commands::DxCommand),
 }

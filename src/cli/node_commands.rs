@@ -27,7 +27,7 @@ Examples:
   dockmaster node add ANNA --set employee=1 --model rep
   dockmaster node add --from shops.csv        columns: name, model (optional), then attributes of [node]; all or none")]
     Add(AddArgs),
-    /// List the nodes
+    /// List the nodes with state, model and attributes
     List,
     /// Show one node: what it is set to, how far it is, its last sessions
     Show(NameArgs),

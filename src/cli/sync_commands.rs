@@ -3,7 +3,7 @@
 use crate::base::ids::NodeName;
 use crate::cli::client_commands::DatabaseArgs;
 use crate::cli::exit::{Exit, Outcome};
-use crate::cli::output::{Output, bytes, count};
+use crate::cli::output::{Output, bytes, count, some};
 use crate::cli::signals;
 use crate::client::daemon;
 use crate::client::exchange::{self, ExchangeOptions, SharedApplier};
@@ -85,11 +85,11 @@ pub(crate) fn init(args: &InitArgs, output: Output) -> Outcome {
         }))?;
     } else {
         output.line(format!(
-            "{} is ready as {}: node {} of {}, as of txn {}, {} fetched in {:.1} s.",
+            "{} is ready: node {} of {}, extract {}, as of txn {}, {} fetched in {:.1} s.",
             args.database.display(),
-            report.offer.incarnation,
             args.node,
             report.server_name,
+            report.offer.incarnation,
             count(report.offer.unit.0),
             bytes(report.fetched),
             began.elapsed().as_secs_f32()
@@ -139,8 +139,8 @@ pub(crate) fn sync(args: &SyncArgs, output: Output) -> Outcome {
         return Ok(Exit::Done);
     }
     let took = began.elapsed().as_secs_f32();
-    let received = format!("Received {} files, {}", count(report.files.cast_signed()), bytes(report.bytes));
-    let applied = format!("applied {} rows", count(total.rows.cast_signed()));
+    let received = format!("Received {}, {}", some(report.files, "file", "files"), bytes(report.bytes));
+    let applied = format!("applied {}", some(total.rows, "row", "rows"));
     output.line(match args.only {
         None => {
             format!("In step with {} at txn {} in {took:.1} s. {received}; {applied}.", report.server_name, count(total.applied_unit.0))

@@ -32,6 +32,7 @@ pub(crate) fn timing() -> Timing {
         recheck: Duration::from_millis(200),
         refusal_pause: Duration::from_millis(120),
         farewell: Duration::from_secs(1),
+        catch_up: Duration::from_secs(1),
     }
 }
 
@@ -86,6 +87,10 @@ impl NodeDirectory for Facts {
         Ok(self.nodes.lock().unwrap().get(name).cloned())
     }
 
+    fn log_end(&self) -> Result<TxnId, BoxError> {
+        Ok(TxnId(0))
+    }
+
     fn start(&self, name: &NodeName) -> Result<Incarnation, BoxError> {
         let mut nodes = self.nodes.lock().unwrap();
         let node = nodes.get_mut(name).ok_or("no such node")?;
@@ -110,6 +115,10 @@ impl OutboxIndex for Facts {
     fn last_file(&self, node: &NodeName, incarnation: Incarnation) -> Result<FileNo, BoxError> {
         let ledger = self.ledger.lock().unwrap();
         Ok(ledger.get(&(node.clone(), incarnation)).and_then(|files| files.last()).map_or(FileNo(0), |file| file.file_no))
+    }
+
+    fn position(&self) -> Result<TxnId, BoxError> {
+        Ok(TxnId(0))
     }
 }
 
