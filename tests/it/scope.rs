@@ -90,7 +90,8 @@ fn input(unit: i64, steps: &[Step], fault: Fault) -> UnitInput {
 fn run(subject: &Subject, seed: u64, fault: Fault) -> Result<(), String> {
     let folder = folder();
     let path = folder.path().join("cds.db");
-    let mut random = Random::new(subject, seed);
+    let subject = subject.varied(seed);
+    let mut random = Random::new(&subject, seed);
     let mut cds = fill(&path, &random.world);
     let mut router = Router::new(fault);
     for (name, keys) in node_keys(&mut cds, &random.world)? {
