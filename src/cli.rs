@@ -4,10 +4,22 @@
 //! `dockmaster.rs` and `remote_sync.rs` are the two command trees; each command is one small function in a
 //! `*_commands.rs` file that calls the layer below and hands the answer to `output`.
 
+mod bench_commands;
+pub mod client_commands;
 pub mod config;
+pub mod confirm;
+pub mod definition_commands;
 pub mod dockmaster;
+pub mod dx_commands;
 pub mod exit;
 pub mod hint;
 pub mod logging;
+pub mod node_commands;
 pub mod output;
+pub mod project;
 pub mod remote_sync;
+mod serve_command;
+pub mod server_commands;
+mod signals;
+pub mod status_view;
+mod sync_commands;

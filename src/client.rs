@@ -1,8 +1,13 @@
 //! Layer 4: the client side, one file per step.
 
 pub mod apply;
+mod apply_inbox;
 pub mod daemon;
 pub mod exchange;
 pub mod folder;
+pub mod inbox;
 pub mod init;
+pub mod local_applier;
+pub mod put;
+pub mod report;
 pub mod status;

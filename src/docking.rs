@@ -1,1 +1,11 @@
-//! Layer module (being written).
+//! Layer 3: the docking root. Folders, numbered queues, the lock, the ledger of the Transaction Router, the sessions.
+//!
+//! `docs/docking-format.md` shows the tree, the order of writes and every state that a crash can leave.
+
+pub mod backlog;
+pub mod error;
+pub mod ledger;
+pub mod queue;
+pub mod root;
+pub mod sessions;
+pub mod txnproc;

@@ -19,7 +19,9 @@
 //! | 0 | `base` | - | ids, clock, disk (the only writer of files), limits, step |
 //! | 1 | `model` | base | plain data: value, row, schema, dock objects, events, operations, nodes |
 //! | 2 | `dx`, `rules`, `session` | base, model | pure: codec; definition language and route decisions; protocol state |
-//! | 3 | `store`, `cds`, `docking`, `transport` | layers 0-2 | SQL; data store and scope index; folders; sockets |
+//! | 3 | `store` | layers 0-2 | SQL on the server database and local databases; values and names in SQL; row predicates |
+//! | 3 | `cds`, `docking` | layers 0-2, store | consolidated data store and scope index; folders, queues, ledger, sessions |
+//! | 3 | `transport` | layers 0-2, docking | sockets |
 //! | 4 | `server`, `client` | layers 0-3 | one file per component |
 //! | 5 | `cli` | all | arguments, configuration, output, exit codes |
 

@@ -1,14 +1,20 @@
 //! Layer 2, pure: the definition language, its check, the scope graph and the route decision.
 
-pub mod advice;
+mod advice;
 pub mod check;
-pub mod closure;
+mod closure;
 pub mod definition;
+mod draft;
 pub mod graph;
 pub mod language;
+mod lexer;
+mod nodes;
+mod objects;
 pub mod problem;
 pub mod reader;
-pub mod resolve;
 pub mod route;
+pub mod settings;
+mod sqltext;
 pub mod starter;
 pub mod tables;
+mod visibility;

@@ -1,10 +1,19 @@
 //! Layer 4: the server side, one file per Siebel component.
 
 pub mod deploy;
+pub mod directory;
 pub mod extract;
 pub mod nodes;
+pub mod outbox;
+pub mod pass;
+pub mod round;
 pub mod router;
 pub mod status;
 pub mod supervisor;
+pub mod syncdoor;
 pub mod syncmgr;
+pub mod syncsession;
 pub mod txnproc;
+
+#[cfg(test)]
+mod router_crash;

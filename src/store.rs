@@ -2,13 +2,21 @@
 
 pub mod capture;
 pub mod control;
+pub mod counts;
 pub mod coverage;
 pub mod ddl;
 mod ddl_tokens;
 pub mod indexsql;
 pub mod install;
 pub mod local;
+pub mod local_apply;
+pub mod local_build;
+pub mod local_table;
 pub mod log;
+pub mod nodes;
 pub mod predicate;
+pub mod probe;
 pub mod schema;
+pub mod snapshot;
 pub mod sqlite;
+pub mod swap;

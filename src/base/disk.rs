@@ -1,1 +1,557 @@
-//! Being written.
+//! The only writer of files (PUT and FSY of the failure model).
+//!
+//! Invariants:
+//! - A file under its final name is complete and durable: it was written and flushed under a temporary name, renamed
+//!   without replacing anything, and its folder flushed.
+//! - Nothing that exists is overwritten, and no symbolic link is followed in the last component of a path.
+//! - After a failed flush nothing more is written (poison): the kernel may have thrown the bytes away and would report
+//!   success on a second try. The process has to start again and recover from its database.
+
+use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Threads that flush the files of one group.
+const FLUSH_THREADS: usize = 8;
+/// Files of a group that are open at once; a group may have far more.
+const GROUP_OPEN_FILES_MAX: usize = 128;
+/// Buffer between a writer function and the file.
+const WRITE_BUFFER_BYTES: usize = 64 << 10;
+
+/// A failed operation on a file or folder.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// The operating system refused.
+    #[error("{operation} {}", path.display())]
+    Io {
+        /// What was tried, e.g. `write`.
+        operation: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The final name is taken; nothing was replaced.
+    #[error("{} exists already and is never replaced", path.display())]
+    Exists {
+        /// The taken name.
+        path: PathBuf,
+    },
+    /// An earlier flush failed, so nothing is written until the process starts again.
+    #[error("{operation} {}: an earlier flush to disk failed, nothing is written until a restart", path.display())]
+    Poisoned {
+        /// What was tried.
+        operation: &'static str,
+        /// On which path.
+        path: PathBuf,
+    },
+    /// Something other than an ordinary file stands where one was expected.
+    #[error("{} is not an ordinary file", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+}
+
+impl DiskError {
+    /// Returns whether the disk, or the user's share of it, is full: try again when there is room.
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            DiskError::Io { source, .. } => matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded),
+            _ => false,
+        }
+    }
+
+    /// Returns whether the file or folder was not there.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, DiskError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+/// Handle on the disk; clones share the poison.
+#[derive(Debug, Clone, Default)]
+pub struct Disk {
+    poisoned: Arc<AtomicBool>,
+    temporary_names: Arc<AtomicU64>,
+    #[cfg(test)]
+    stop: Arc<std::sync::Mutex<StopAt>>,
+}
+
+/// Test hook: how many operations were done, and after how many the "process" is dead.
+#[cfg(test)]
+#[derive(Debug, Default)]
+struct StopAt {
+    done: u64,
+    after: Option<u64>,
+}
+
+impl Disk {
+    /// Returns a handle that is not poisoned.
+    pub fn new() -> Disk {
+        Disk::default()
+    }
+
+    /// Returns whether an earlier flush failed.
+    pub fn is_poisoned(&self) -> bool {
+        self.poisoned.load(Ordering::Acquire)
+    }
+
+    /// Marks a place where a crash leaves another state on disk. Every operation of this type passes it; a stage adds
+    /// those around its database commit.
+    ///
+    /// # Errors
+    /// [`DiskError::Poisoned`]; in tests also at the injected stop.
+    pub fn crash_point(&self, operation: &'static str, path: &Path) -> Result<(), DiskError> {
+        if self.is_poisoned() {
+            return Err(DiskError::Poisoned { operation, path: path.to_owned() });
+        }
+        #[cfg(test)]
+        {
+            let mut stop = self.stop.lock().unwrap();
+            if stop.after.is_some_and(|after| stop.done >= after) {
+                return Err(io_error(operation, path)(io::Error::other("injected stop")));
+            }
+            stop.done += 1;
+        }
+        Ok(())
+    }
+
+    /// Test hook: lets `operations` more operations pass, then refuses all.
+    #[cfg(test)]
+    pub(crate) fn stop_after(&self, operations: u64) {
+        let mut stop = self.stop.lock().unwrap();
+        stop.after = Some(stop.done + operations);
+    }
+
+    /// Test hook: how many operations were done so far.
+    #[cfg(test)]
+    pub(crate) fn operations_done(&self) -> u64 {
+        self.stop.lock().unwrap().done
+    }
+
+    /// Test hook: behaves as after a failed flush.
+    #[cfg(test)]
+    pub(crate) fn poison_for_test(&self) {
+        self.poison();
+    }
+
+    #[cfg(test)]
+    fn is_stopped(&self) -> bool {
+        let stop = self.stop.lock().unwrap();
+        stop.after.is_some_and(|after| stop.done >= after)
+    }
+
+    #[cfg(not(test))]
+    fn is_stopped(&self) -> bool {
+        false
+    }
+
+    fn poison(&self) {
+        self.poisoned.store(true, Ordering::Release);
+    }
+
+    /// Writes `bytes` as `final_dir/name` by the PUT protocol. Both folders must be on one file system.
+    ///
+    /// # Errors
+    /// [`DiskError::Exists`] if the name is taken; anything else of the disk. On error nothing stands under the name,
+    /// but for a failed flush of the folder, after which the handle is poisoned.
+    pub fn put(&self, tmp_dir: &Path, final_dir: &Path, name: &str, bytes: &[u8]) -> Result<(), DiskError> {
+        self.put_with(tmp_dir, final_dir, name, |out| out.write_all(bytes))
+    }
+
+    /// Like [`Disk::put`], with the content written by `write`.
+    ///
+    /// # Errors
+    /// As [`Disk::put`].
+    pub fn put_with<T>(
+        &self,
+        tmp_dir: &Path,
+        final_dir: &Path,
+        name: &str,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<T>,
+    ) -> Result<T, DiskError> {
+        let mut group = self.group();
+        match group.add(tmp_dir, final_dir, name, write) {
+            Ok(value) => group.commit().map(|()| value),
+            Err(error) => {
+                group.abandon();
+                Err(error)
+            }
+        }
+    }
+
+    /// Returns an empty group of files that become durable together.
+    pub fn group(&self) -> GroupPut {
+        GroupPut { disk: self.clone(), open: Vec::new(), flushed: Vec::new() }
+    }
+
+    /// Moves a file that is complete and flushed to `final_dir/name`, without replacing, and flushes both folders.
+    ///
+    /// # Errors
+    /// [`DiskError::Exists`] if the name is taken; anything else of the disk.
+    pub fn rename(&self, from: &Path, final_dir: &Path, name: &str) -> Result<(), DiskError> {
+        let to = final_dir.join(name);
+        self.crash_point("rename", &to)?;
+        rename_noreplace(from, &to)?;
+        self.sync_folder(final_dir)?;
+        match from.parent() {
+            Some(folder) if folder != final_dir => self.sync_folder(folder),
+            _ => Ok(()),
+        }
+    }
+
+    /// Moves a file that is complete and flushed to `to` in the same folder, in place of what stands there, and flushes the folder.
+    ///
+    /// # Errors
+    /// Anything of the disk.
+    pub fn replace(&self, from: &Path, to: &Path) -> Result<(), DiskError> {
+        self.crash_point("replace", to)?;
+        std::fs::rename(from, to).map_err(io_error("replace", to))?;
+        to.parent().map_or(Ok(()), |folder| self.sync_folder(folder))
+    }
+
+    /// Flushes an open file.
+    ///
+    /// # Errors
+    /// A failure poisons the handle.
+    pub fn sync_file(&self, file: &File, path: &Path) -> Result<(), DiskError> {
+        self.crash_point("flush", path)?;
+        file.sync_all().map_err(|error| {
+            self.poison();
+            io_error("flush", path)(error)
+        })
+    }
+
+    /// Flushes the entries of a folder. Does nothing where folders cannot be opened (not Unix).
+    ///
+    /// # Errors
+    /// A failure poisons the handle.
+    pub fn sync_folder(&self, folder: &Path) -> Result<(), DiskError> {
+        self.crash_point("flush folder", folder)?;
+        if cfg!(unix) {
+            File::open(folder).and_then(|file| file.sync_all()).map_err(|error| {
+                self.poison();
+                io_error("flush folder", folder)(error)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Deletes a file and flushes nothing: a file that comes back after a power cut is deleted again.
+    ///
+    /// # Errors
+    /// Anything of the disk but "not there", which is what was wanted.
+    pub fn remove(&self, path: &Path) -> Result<(), DiskError> {
+        self.crash_point("delete", path)?;
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("delete", path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Deletes whatever files lie in a `tmp` folder: nobody refers to them. Returns how many.
+    ///
+    /// # Errors
+    /// Anything of the disk; a missing folder is an empty one.
+    pub fn clean_tmp(&self, tmp_dir: &Path) -> Result<usize, DiskError> {
+        let entries = match std::fs::read_dir(tmp_dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            Err(error) => return Err(io_error("read folder", tmp_dir)(error)),
+        };
+        let mut removed = 0;
+        for entry in entries {
+            let entry = entry.map_err(io_error("read folder", tmp_dir))?;
+            let kind = entry.file_type().map_err(io_error("look at", &entry.path()))?;
+            if !kind.is_dir() {
+                self.remove(&entry.path())?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Makes a folder and its parents, only for the owner's eyes (0700 on Unix).
+    ///
+    /// # Errors
+    /// Anything of the disk; also if something that is not a folder, a symbolic link included, stands there.
+    pub fn ensure_folder(&self, folder: &Path) -> Result<(), DiskError> {
+        match std::fs::symlink_metadata(folder) {
+            Ok(found) if found.is_dir() => return Ok(()),
+            Ok(_) => return Err(io_error("make folder", folder)(io::Error::from(io::ErrorKind::NotADirectory))),
+            Err(_) => {}
+        }
+        self.crash_point("make folder", folder)?;
+        let mut builder = std::fs::DirBuilder::new();
+        builder.recursive(true);
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        builder.create(folder).map_err(io_error("make folder", folder))?;
+        match folder.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => self.sync_folder(parent),
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens an ordinary file for reading; a symbolic link, folder or device is refused.
+    ///
+    /// # Errors
+    /// [`DiskError::NotAFile`]; anything else of the disk.
+    pub fn open(&self, path: &Path) -> Result<File, DiskError> {
+        let mut options = OpenOptions::new();
+        options.read(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, nofollow_flags());
+        let file = options.open(path).map_err(|error| {
+            // ELOOP: the last component is a symbolic link.
+            match std::fs::symlink_metadata(path) {
+                Ok(found) if !found.is_file() => DiskError::NotAFile { path: path.to_owned() },
+                _ => io_error("open", path)(error),
+            }
+        })?;
+        let found = file.metadata().map_err(io_error("look at", path))?;
+        if found.is_file() { Ok(file) } else { Err(DiskError::NotAFile { path: path.to_owned() }) }
+    }
+
+    fn create_temporary(&self, tmp_dir: &Path, name: &str) -> Result<(File, PathBuf), DiskError> {
+        let number = self.temporary_names.fetch_add(1, Ordering::Relaxed);
+        let path = tmp_dir.join(format!("{name}.{}-{number}.tmp", std::process::id()));
+        self.crash_point("create", &path)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+            std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, nofollow_flags());
+        }
+        let file = options.open(&path).map_err(io_error("create", &path))?;
+        Ok((file, path))
+    }
+}
+
+/// Files of many folders that are written, flushed and renamed as a group, so that a round over 10,000 nodes does not
+/// cost 10,000 waits one after another. Nothing stands under a final name before [`GroupPut::commit`].
+///
+/// Dropping a group without commit leaves its temporary files for the next [`Disk::clean_tmp`], as a crash would.
+#[derive(Debug)]
+pub struct GroupPut {
+    disk: Disk,
+    open: Vec<(File, Planned)>,
+    flushed: Vec<Planned>,
+}
+
+#[derive(Debug)]
+struct Planned {
+    tmp: PathBuf,
+    folder: PathBuf,
+    name: String,
+}
+
+impl GroupPut {
+    /// Writes one file of the group under a temporary name in `tmp_dir`, to become `final_dir/name`.
+    ///
+    /// # Errors
+    /// Anything of the disk. The group can then only be abandoned.
+    pub fn add<T>(
+        &mut self,
+        tmp_dir: &Path,
+        final_dir: &Path,
+        name: &str,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<T>,
+    ) -> Result<T, DiskError> {
+        let (file, tmp) = self.disk.create_temporary(tmp_dir, name)?;
+        let planned = Planned { tmp, folder: final_dir.to_owned(), name: name.to_owned() };
+        let result = self.disk.crash_point("write", &planned.tmp).and_then(|()| {
+            let mut out = BufWriter::with_capacity(WRITE_BUFFER_BYTES, &file);
+            write(&mut out).and_then(|value| out.flush().map(|()| value)).map_err(io_error("write", &planned.tmp))
+        });
+        self.open.push((file, planned));
+        if self.open.len() >= GROUP_OPEN_FILES_MAX {
+            self.flush_open()?;
+        }
+        result
+    }
+
+    /// Returns how many files the group has.
+    pub fn len(&self) -> usize {
+        self.open.len() + self.flushed.len()
+    }
+
+    /// Returns whether the group has no file.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Flushes every file, then renames every file, then flushes each folder once.
+    ///
+    /// # Errors
+    /// Anything of the disk. Files that were renamed by then stay under their final names; whoever owns the queue
+    /// deletes what its database does not name.
+    pub fn commit(mut self) -> Result<(), DiskError> {
+        let result = self.flush_open().and_then(|()| self.publish());
+        if result.is_err() {
+            self.abandon();
+        }
+        result
+    }
+
+    /// Deletes the temporary files: the disk may be full, and they are of no use.
+    pub fn abandon(self) {
+        if self.disk.is_stopped() {
+            return;
+        }
+        for planned in self.open.iter().map(|(_, planned)| planned).chain(&self.flushed) {
+            if let Err(error) = std::fs::remove_file(&planned.tmp)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(path = %planned.tmp.display(), %error, "temporary file stays until the next start");
+            }
+        }
+    }
+
+    fn flush_open(&mut self) -> Result<(), DiskError> {
+        let open = std::mem::take(&mut self.open);
+        let disk = &self.disk;
+        let result = in_parallel(&open, |(file, planned)| disk.sync_file(file, &planned.tmp));
+        self.flushed.extend(open.into_iter().map(|(_, planned)| planned));
+        result
+    }
+
+    fn publish(&self) -> Result<(), DiskError> {
+        for planned in &self.flushed {
+            let to = planned.folder.join(&planned.name);
+            self.disk.crash_point("rename", &to)?;
+            rename_noreplace(&planned.tmp, &to)?;
+        }
+        let folders: Vec<&Path> =
+            self.flushed.iter().map(|planned| planned.folder.as_path()).collect::<BTreeSet<_>>().into_iter().collect();
+        in_parallel(&folders, |folder| self.disk.sync_folder(folder))
+    }
+}
+
+/// Calls `work` for each item, on a few threads if there are many; returns the first error by position.
+fn in_parallel<T: Sync>(items: &[T], work: impl Fn(&T) -> Result<(), DiskError> + Sync) -> Result<(), DiskError> {
+    if items.len() < 3 {
+        return items.iter().try_for_each(work);
+    }
+    let work = &work;
+    let share = items.len().div_ceil(FLUSH_THREADS);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = items.chunks(share).map(|part| scope.spawn(move || part.iter().try_for_each(work))).collect();
+        let mut result = Ok(());
+        for thread in threads {
+            match thread.join() {
+                Ok(outcome) => result = result.and(outcome),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        result
+    })
+}
+
+fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DiskError + use<> {
+    let path = path.to_owned();
+    move |source| DiskError::Io { operation, path, source }
+}
+
+#[cfg(unix)]
+fn nofollow_flags() -> i32 {
+    rustix::fs::OFlags::NOFOLLOW.bits() as i32
+}
+
+/// Renames unless the target exists; the check and the rename are one step.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn rename_noreplace(from: &Path, to: &Path) -> Result<(), DiskError> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::EXIST) => Err(DiskError::Exists { path: to.to_owned() }),
+        // The file system does not know the flag (some network shares): a hard link refuses a taken name as well.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => link_noreplace(from, to),
+        Err(error) => Err(io_error("rename", to)(error.into())),
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn rename_noreplace(from: &Path, to: &Path) -> Result<(), DiskError> {
+    link_noreplace(from, to)
+}
+
+/// Gives the file its final name by a hard link; where links are unknown, checks and renames (each folder has one writer).
+fn link_noreplace(from: &Path, to: &Path) -> Result<(), DiskError> {
+    match std::fs::hard_link(from, to) {
+        Ok(()) => std::fs::remove_file(from).map_err(io_error("delete", from)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(DiskError::Exists { path: to.to_owned() }),
+        Err(error) if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied) => {
+            if std::fs::symlink_metadata(to).is_ok() {
+                return Err(DiskError::Exists { path: to.to_owned() });
+            }
+            std::fs::rename(from, to).map_err(io_error("rename", to))
+        }
+        Err(error) => Err(io_error("rename", to)(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_stopped_anywhere_leaves_whole_files_or_none() {
+        let run = |stop: Option<u64>| {
+            let folder = tempfile::tempdir().unwrap();
+            let disk = Disk::new();
+            let folders: Vec<PathBuf> = (0..3).map(|number| folder.path().join(number.to_string())).collect();
+            let tmp = folder.path().join("tmp");
+            folders.iter().chain([&tmp]).for_each(|folder| disk.ensure_folder(folder).unwrap());
+            let before = disk.operations_done();
+            if let Some(stop) = stop {
+                disk.stop_after(stop);
+            }
+            let mut group = disk.group();
+            let written = folders
+                .iter()
+                .try_for_each(|folder| group.add(&tmp, folder, "f", |out| out.write_all(b"content")))
+                .and_then(|()| group.commit());
+            assert_eq!(written.is_err(), stop.is_some());
+            let whole = folders.iter().filter(|folder| std::fs::read(folder.join("f")).is_ok_and(|found| found == b"content")).count();
+            let any = folders.iter().filter(|folder| folder.join("f").exists()).count();
+            assert_eq!(whole, any);
+            Disk::new().clean_tmp(&tmp).unwrap();
+            assert_eq!(std::fs::read_dir(&tmp).unwrap().count(), 0);
+            (disk.operations_done() - before, whole)
+        };
+        let (operations, whole) = run(None);
+        // Create, write, flush and rename of three files, flush of three folders.
+        assert_eq!((operations, whole), (15, 3));
+        for stop in 0..operations {
+            run(Some(stop));
+        }
+    }
+
+    #[test]
+    fn fault8_a_poisoned_disk_refuses_everything() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::new();
+        disk.clone().poison_for_test();
+        let path = folder.path();
+        for error in [disk.put(path, path, "f", b"x").unwrap_err(), disk.remove(path).unwrap_err(), disk.sync_folder(path).unwrap_err()] {
+            assert!(matches!(error, DiskError::Poisoned { .. }), "{error}");
+        }
+        assert!(!path.join("f").exists());
+    }
+
+    #[test]
+    fn fault7_a_full_disk_is_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        let full = |_: &mut dyn Write| Err::<(), _>(io::Error::from(io::ErrorKind::StorageFull));
+        let error = Disk::new().put_with(path, path, "f", full).unwrap_err();
+        assert!(error.is_no_space() && !error.is_not_found());
+        // What was written by then does not keep the disk full.
+        assert_eq!(std::fs::read_dir(path).unwrap().count(), 0);
+    }
+}

@@ -89,6 +89,14 @@ pub fn connect_read_only(path: &Path) -> rusqlite::Result<Connection> {
     Ok(conn)
 }
 
+/// Opens a read transaction that stays at the last commit, whatever is committed after it (R15).
+pub fn pin_snapshot(path: &Path) -> rusqlite::Result<Connection> {
+    let conn = connect_read_only(path)?;
+    // The first read takes the snapshot.
+    conn.execute_batch("BEGIN; SELECT count(*) FROM cds_state")?;
+    Ok(conn)
+}
+
 /// Reads one record of `cds_state`.
 pub fn read_record<T: rusqlite::types::FromSql>(conn: &Connection, name: &str) -> rusqlite::Result<Option<T>> {
     conn.query_row("SELECT value FROM cds_state WHERE name = ?1", [name], |row| row.get(0)).optional()
@@ -215,6 +223,11 @@ impl Cds {
     pub fn stopped(&self) -> Result<Vec<(String, String)>, CdsError> {
         read_stopped(&self.conn).map_err(self.sql("read stopped tables"))
     }
+}
+
+/// Returns the last unit for which a txnproc file stands; `None` if there is no file.
+pub fn last_routable(conn: &Connection) -> rusqlite::Result<Option<TxnId>> {
+    conn.query_row("SELECT max(last) FROM txnproc_file", [], |row| Ok(row.get::<_, Option<i64>>(0)?.map(TxnId)))
 }
 
 /// Reads the tables that are stopped, with the reason.

@@ -1,18 +1,19 @@
 //! The command tree of `dockmaster`: what `--help` teaches, and which function each command calls.
 
-use crate::cli::exit::{self, EXIT_CODES, Exit, Outcome};
+use crate::cli::exit::{self, Outcome};
 use crate::cli::output::Output;
-use crate::cli::{config, logging};
-use clap::Parser;
+use crate::cli::{bench_commands, definition_commands, dx_commands, logging, node_commands, serve_command, server_commands};
+use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Keeps many occasionally connected SQLite databases in step with one server database.
 ///
-/// A row that is changed on the server with plain SQL reaches every node that may see it, whole unit by whole unit, in
-/// order, exactly once, and no other node. The definition (dockmaster.toml) says who may see what.
+/// A row that is changed on the server with plain SQL, by any program, reaches every node that may see it, in order, exactly
+/// once, and no other node. Who may see what stands in the definition, dockmaster.toml.
 #[derive(Debug, Parser)]
-#[command(name = "dockmaster", version, after_long_help = AFTER_HELP, propagate_version = true)]
+#[command(name = "dockmaster", version, propagate_version = true, after_help = AFTER_HELP, after_long_help = AFTER_HELP)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
 struct Arguments {
     #[command(flatten)]
     common: Common,
@@ -23,30 +24,57 @@ struct Arguments {
 /// Options of every command.
 #[derive(Debug, clap::Args)]
 struct Common {
-    /// The definition and settings [default: ./dockmaster.toml, then /etc/dockmaster/dockmaster.toml]
-    #[arg(long, global = true, env = "DOCKMASTER_CONFIG", value_name = "FILE", hide_env = true)]
+    /// Definition and settings [default: ./dockmaster.toml, else /etc/dockmaster/dockmaster.toml]
+    #[arg(long, global = true, env = "DOCKMASTER_CONFIG", hide_env_values = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print JSON, for programs
     #[arg(long, global = true)]
     json: bool,
-    /// Say less
+    /// Print results and errors only
     #[arg(short, long, global = true)]
     quiet: bool,
-    /// Log more on stderr; twice for much more
+    /// Log more on stderr; -vv for still more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
 }
 
-const AFTER_HELP: &str = const_format(EXIT_CODES);
+const AFTER_HELP: &str = "\
+First steps:
+  dockmaster init hq.db                    write a first dockmaster.toml for that database
+  dockmaster check                         say what is wrong in it, all at once
+  dockmaster deploy                        show the plan, ask, install
+  dockmaster node add SHOP-01 --set shop=1 register a node
+  dockmaster serve                         run the service; nodes join with: remote-sync init
 
-const fn const_format(text: &'static str) -> &'static str {
-    text
-}
+Exit codes: 0 done; 1 done, but something waits for a person; 2 failed; 3 busy or offline, try again.";
 
-#[derive(Debug, clap::Subcommand)]
+#[derive(Debug, Subcommand)]
 enum Command {
-    /// Show where the configuration file is
-    Where,
+    /// Read a database and write a first dockmaster.toml; touches nothing else
+    Init(definition_commands::InitArgs),
+    /// Say everything that is wrong with the definition, with file, line and column
+    Check,
+    /// Check, show the plan and its effect, ask, then install or change; the same command for every later change
+    Deploy(definition_commands::DeployArgs),
+    /// Take everything of ours out of the server database and prove that nothing is left
+    Uninstall(definition_commands::UninstallArgs),
+    /// Run the service: route as things change, serve nodes as they call
+    Serve,
+    /// Do one pass and end, for cron; all stages unless some are named
+    Run(server_commands::RunArgs),
+    /// Register, list and change nodes
+    #[command(subcommand)]
+    Node(node_commands::NodeCommand),
+    /// Make a new extract for nodes: the ready local database that `remote-sync init` fetches
+    Extract(server_commands::ExtractArgs),
+    /// Show how far everybody is, and what needs a person
+    Status,
+    /// Measure, each figure beside a baseline in the same run
+    #[command(subcommand, hide = true)]
+    Bench(bench_commands::BenchCommand),
+    /// Look into .dx files, or check them
+    #[command(subcommand)]
+    Dx(dx_commands::DxCommand),
 }
 
 /// Runs the program.
@@ -55,16 +83,25 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => error.exit(),
     };
-    logging::start(arguments.common.verbose, false);
+    logging::start(arguments.common.verbose, matches!(arguments.command, Command::Serve) && !arguments.common.quiet);
     exit::finish(run(&arguments))
 }
 
 fn run(arguments: &Arguments) -> Outcome {
-    let output = Output::new(arguments.common.json, arguments.common.quiet);
+    let common = &arguments.common;
+    let named = common.config.as_deref();
+    let output = Output::new(common.json, common.quiet);
     match &arguments.command {
-        Command::Where => {
-            output.line(config::find(arguments.common.config.as_deref())?.display().to_string())?;
-            Ok(Exit::Done)
-        }
+        Command::Init(args) => definition_commands::init(named, args, output),
+        Command::Check => definition_commands::check(named, output),
+        Command::Deploy(args) => definition_commands::deploy(named, args, output),
+        Command::Uninstall(args) => definition_commands::uninstall(named, args, output),
+        Command::Serve => serve_command::serve(named, output),
+        Command::Run(args) => server_commands::run(named, args, output),
+        Command::Node(command) => node_commands::node(named, command, output),
+        Command::Extract(args) => server_commands::extract(named, args, output),
+        Command::Status => server_commands::status(named, output),
+        Command::Bench(command) => bench_commands::bench(command, output),
+        Command::Dx(command) => dx_commands::dx(command, output),
     }
 }

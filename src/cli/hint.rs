@@ -2,24 +2,260 @@
 //!
 //! The layers below say what happened and to which file, row or node; only here is it known which command mends it.
 
+use crate::base::disk::DiskError;
+use crate::base::ids::IdError;
 use crate::cli::config::ConfigError;
+use crate::cli::confirm::NobodyToAsk;
 use crate::cli::exit::Exit;
+use crate::client::apply::ApplyError;
+use crate::client::report::ExchangeError;
+use crate::client::folder::FolderError;
+use crate::client::init::InitError;
+use crate::client::local_applier::ApplyFault;
+use crate::client::status::ClientStatusError;
+use crate::docking::error::DockingError;
+use crate::server::deploy::DeployError;
+use crate::server::nodes::NodeError;
+use crate::server::pass::ServeError;
+use crate::server::router::RouterError;
+use crate::server::status::StatusError;
+use crate::server::syncmgr::SyncError;
+use crate::server::txnproc::TxnProcError;
+use crate::session::message::RefusalCode;
+use crate::store::local::LocalError;
+use crate::store::sqlite::StoreError;
+use crate::transport::tcp::TcpError;
+use std::error::Error;
 
-/// Returns the hint for the first error of the chain that has one.
+type Cause<'a> = &'a (dyn Error + 'static);
+
+/// Returns the hint for the first cause that has one.
 pub fn of(error: &anyhow::Error) -> Option<String> {
-    error.chain().find_map(|cause| cause.downcast_ref::<ConfigError>().map(config))
+    causes(error).into_iter().find_map(hint)
 }
 
 /// Returns the exit code that the error ends the program with.
-pub fn exit_of(_error: &anyhow::Error) -> Exit {
-    Exit::Failed
+pub fn exit_of(error: &anyhow::Error) -> Exit {
+    if causes(error).into_iter().any(is_passing) { Exit::TryAgain } else { Exit::Failed }
 }
 
-fn config(error: &ConfigError) -> String {
-    match error {
-        ConfigError::Missing { .. } => "--config or DOCKMASTER_CONFIG names it; leave both out to use ./dockmaster.toml",
-        ConfigError::Nowhere => "begin with: dockmaster init DATABASE (or name a file: --config FILE)",
-        ConfigError::Read { .. } => "it must be a readable UTF-8 text file",
+/// The chain of causes, with those that a wrapper speaks for and therefore leaves out of its own chain.
+fn causes(error: &anyhow::Error) -> Vec<Cause<'_>> {
+    let mut all = Vec::new();
+    for cause in error.chain() {
+        let mut next = Some(cause);
+        while let Some(cause) = next {
+            all.push(cause);
+            next = spoken_for(cause);
+        }
     }
-    .to_owned()
+    all
+}
+
+/// Returns the error that this one only passes on.
+fn spoken_for(cause: Cause<'_>) -> Option<Cause<'_>> {
+    macro_rules! inner {
+        ($($wrapper:ident: $($variant:ident),+;)+) => {
+            $(match cause.downcast_ref::<$wrapper>() {
+                $(Some($wrapper::$variant(inner)) => return Some(inner),)+
+                _ => {}
+            })+
+        };
+    }
+    inner! {
+        StatusError: Store, Docking, Sessions;
+        NodeError: Store, Name;
+        DeployError: Store, Cds, TxnProc;
+        ServeError: TxnProc, Router, Extract, Sync, Node, Store;
+        SyncError: Tcp, Sessions;
+        TxnProcError: Store, Cds, Docking, Disk;
+        RouterError: Docking, Disk;
+        DockingError: Disk, Content;
+        ClientStatusError: Local, Folder;
+        InitError: Exchange, Put, Install;
+        ExchangeError: Folder, Put, Tcp;
+        ApplyFault: Apply, Local;
+        ApplyError: Local, Disk;
+    }
+    None
+}
+
+/// Returns whether the same command may succeed later without anybody doing anything.
+fn is_passing(cause: Cause<'_>) -> bool {
+    cause.downcast_ref::<StoreError>().is_some_and(StoreError::is_busy)
+        || cause.downcast_ref::<DockingError>().is_some_and(|error| matches!(error, DockingError::InUse { .. }))
+        || cause.downcast_ref::<LocalError>().is_some_and(|error| matches!(error, LocalError::Busy { .. }))
+        || cause.downcast_ref::<ApplyFault>().is_some_and(|error| matches!(error, ApplyFault::Locked))
+        || cause.downcast_ref::<DiskError>().is_some_and(DiskError::is_no_space)
+        || cause.downcast_ref::<ServeError>().is_some_and(ServeError::is_transient)
+        || cause.downcast_ref::<ExchangeError>().is_some_and(ExchangeError::is_passing)
+        || cause.downcast_ref::<InitError>().is_some_and(InitError::is_passing)
+        || cause.downcast_ref::<FolderError>().is_some_and(FolderError::is_passing)
+}
+
+fn hint(cause: Cause<'_>) -> Option<String> {
+    macro_rules! first {
+        ($($kind:ident: $hint:ident;)+) => { $(if let Some(error) = cause.downcast_ref::<$kind>() { return $hint(error); })+ };
+    }
+    first! {
+        ConfigError: config; StoreError: store; NodeError: node; DeployError: deploy; LocalError: local; DockingError: docking;
+        DiskError: disk; FolderError: folder; ExchangeError: exchange; InitError: init; TcpError: tcp; IdError: id;
+    }
+    cause.is::<NobodyToAsk>().then(|| "--yes answers beforehand".to_owned())
+}
+
+fn some(text: &str) -> Option<String> {
+    Some(text.to_owned())
+}
+
+fn config(error: &ConfigError) -> Option<String> {
+    match error {
+        ConfigError::Missing { .. } => some("--config or DOCKMASTER_CONFIG names it; leave both out to use ./dockmaster.toml"),
+        ConfigError::Nowhere => some("begin with: dockmaster init DATABASE (or name a file: --config FILE)"),
+        ConfigError::Read { .. } => some("it must be a readable UTF-8 text file"),
+        ConfigError::IncludesNothing { .. } => some("patterns are relative to the main file; `*` stands for any characters of a file name"),
+        ConfigError::Wrong { .. } => None,
+        ConfigError::NoDatabase { .. } => some("add:  [server]  and below it  database = \"hq.db\""),
+    }
+}
+
+/// What helps when log and docking root do not belong together.
+const BEGIN_ANEW: &str = "nothing was read or sent; put the database back that was read last, or begin anew: move the docking root away, \
+                          dockmaster deploy, and extract the nodes again";
+
+fn store(error: &StoreError) -> Option<String> {
+    match error {
+        StoreError::NotInstalled { .. } => some("dockmaster deploy"),
+        StoreError::NotTheSameDatabase { .. } | StoreError::LogReset { .. } | StoreError::LogGap { .. } => some(BEGIN_ANEW),
+        StoreError::Encoding { .. } => some("copy the rows into a new database: SQLite cannot change the encoding of an existing one"),
+        StoreError::Journal { .. } => {
+            some("close the programs that use it, or put it on a local disk: WAL does not work on network shares")
+        }
+        StoreError::Reserved { .. } => some("rename it"),
+        StoreError::UnknownNode { .. } => some("dockmaster node list shows those that there are"),
+        error if error.is_busy() => some("another program holds a write transaction open; try again when it has committed"),
+        _ => None,
+    }
+}
+
+fn node(error: &NodeError) -> Option<String> {
+    match error {
+        NodeError::Exists { name } => Some(format!("to change it: dockmaster node set {name} --set NAME=VALUE")),
+        NodeError::Unknown { .. } => some("dockmaster node list shows those that there are"),
+        NodeError::Import { .. } | NodeError::CsvHeading { .. } | NodeError::Csv { .. } => {
+            some("no node was added; mend the file and run it again")
+        }
+        _ => None,
+    }
+}
+
+fn deploy(error: &DeployError) -> Option<String> {
+    match error {
+        DeployError::OtherServer { .. } => some("name another docking root: [server] root = \"..\", or move this one away"),
+        DeployError::ActiveNodes { .. } => some("disable the nodes, deploy, enable them and let them fetch their databases anew"),
+        _ => None,
+    }
+}
+
+fn local(error: &LocalError) -> Option<String> {
+    match error {
+        LocalError::Busy { .. } => some("another program holds a write transaction open; try again when it has committed"),
+        LocalError::Damaged { .. } => some("fetch it anew: remote-sync init --replace --renew"),
+        _ => None,
+    }
+}
+
+fn docking(error: &DockingError) -> Option<String> {
+    match error {
+        DockingError::InUse { .. } => some("use `dockmaster status`, or stop it first"),
+        _ => None,
+    }
+}
+
+fn disk(error: &DiskError) -> Option<String> {
+    match error {
+        DiskError::Exists { .. } => some("it is yours: move it away first, or name another file"),
+        DiskError::Poisoned { .. } => some("look at the disk first, then start again; nothing is lost"),
+        error if error.is_no_space() => some("make room; work resumes by itself, nothing is lost"),
+        _ => None,
+    }
+}
+
+fn folder(error: &FolderError) -> Option<String> {
+    match error {
+        FolderError::Busy { .. } => some("let it end, or stop it; `remote-sync status` works meanwhile"),
+        FolderError::NoConfig { .. } => some("begin with: remote-sync init SERVER --node NAME DB"),
+        _ => None,
+    }
+}
+
+fn exchange(error: &ExchangeError) -> Option<String> {
+    match error {
+        ExchangeError::Refused { node, refusal } => refused(node, refusal.code),
+        ExchangeError::WrongServer { .. } | ExchangeError::WrongNode { .. } => {
+            some("nothing was exchanged; check server and node in remote-sync.toml, in the folder DB.sync")
+        }
+        ExchangeError::Damaged(_) => some("look at the disk here and at the server's: dockmaster dx verify"),
+        ExchangeError::Unavailable { .. } => {
+            some("on the server: dockmaster status; a new extract always helps: remote-sync init --replace --renew")
+        }
+        ExchangeError::Lost(_) => some("what came is kept; the next sync goes on there"),
+        _ => None,
+    }
+}
+
+fn refused(node: &str, code: RefusalCode) -> Option<String> {
+    match code {
+        RefusalCode::Node => Some(format!("on the server: dockmaster node show {node}")),
+        RefusalCode::Protocol | RefusalCode::DxFormat => {
+            some("one of the two programs is too old: compare `remote-sync --version` and `dockmaster --version`")
+        }
+        RefusalCode::Incarnation | RefusalCode::Fork | RefusalCode::Ahead | RefusalCode::Epoch => {
+            some("this copy cannot go on; fetch the database anew: remote-sync init --replace --renew")
+        }
+        RefusalCode::Initialised => some("one node is one local database; if the other copy is gone: remote-sync init --renew"),
+        RefusalCode::NotInitialised => some("remote-sync init SERVER --node NAME DB"),
+        RefusalCode::WrongServer => some("nothing was exchanged; check the address in remote-sync.toml, in the folder DB.sync"),
+        RefusalCode::Internal => some("the log of dockmaster serve tells more"),
+        _ => None,
+    }
+}
+
+fn init(error: &InitError) -> Option<String> {
+    match error {
+        InitError::Exists(_) => some("--replace keeps the old one beside it and puts the new one in its place"),
+        InitError::Damaged(_) => some("look at the disk here and at the server's, then run it again"),
+        _ => None,
+    }
+}
+
+fn tcp(error: &TcpError) -> Option<String> {
+    match error {
+        TcpError::Connect { .. } => some("does dockmaster serve run there, and on that port? The next try may find it"),
+        TcpError::Listen { .. } => some("another program may use the port; choose one: [server] listen = \"127.0.0.1:PORT\""),
+        _ => None,
+    }
+}
+
+fn id(error: &IdError) -> Option<String> {
+    if error.what == "node name" { some("for example SHOP-01") } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    #[test]
+    fn an_error_behind_wrappers_keeps_its_hint_and_its_exit_code() {
+        let in_use = DockingError::InUse { root: PathBuf::from("docking"), holder: "process 1".into() };
+        let error = anyhow::Error::from(ServeError::from(RouterError::from(in_use)));
+        assert!(of(&error).unwrap().contains("dockmaster status"));
+        assert_eq!(exit_of(&error), Exit::TryAgain);
+        let missing = anyhow::Error::from(InitError::from(ExchangeError::from(FolderError::NoConfig { path: "x".into() })));
+        assert!(of(&missing).unwrap().contains("remote-sync init"));
+        assert_eq!(exit_of(&missing), Exit::Failed);
+        let inside = anyhow::Error::from(StatusError::from(StoreError::NotInstalled { path: "hq.db".into() })).context("look");
+        assert_eq!(of(&inside).as_deref(), Some("dockmaster deploy"));
+    }
 }

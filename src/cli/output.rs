@@ -102,6 +102,11 @@ pub fn count(number: i64) -> String {
     if number < 0 { format!("-{text}") } else { text }
 }
 
+/// Writes a number of things: `1 file`, `1,204 files`.
+pub fn some(number: u64, one: &str, many: &str) -> String {
+    if number == 1 { format!("1 {one}") } else { format!("{} {many}", count(number.cast_signed())) }
+}
+
 /// Writes a size as people read it: `4 kB`, `3.1 MB`.
 pub fn bytes(size: u64) -> String {
     let mut value = size as f64;

@@ -1,1 +1,90 @@
-//! Being written.
+//! `remote-sync status`: how far a local database is, and what waits for a person.
+//!
+//! Reads `dock_state` and the client folder; takes no lock, so it can be asked while `watch` runs.
+
+use crate::base::ids::FileNo;
+use crate::client::folder::{ClientFolder, FolderError, RemoteConfig};
+use crate::store::local::{LocalDatabase, LocalError, LocalState};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why there is no status.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientStatusError {
+    /// There is no such database.
+    #[error("there is no {}", path.display())]
+    Missing {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The local database.
+    #[error(transparent)]
+    Local(#[from] LocalError),
+    /// The client folder.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// The quarantine cannot be listed.
+    #[error("read folder {}", path.display())]
+    Quarantine {
+        /// The folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientStatus {
+    /// The local database.
+    pub database: PathBuf,
+    /// What it says of itself.
+    pub state: LocalState,
+    /// Where the server is.
+    pub config: RemoteConfig,
+    /// Files received and not applied.
+    pub waiting: u64,
+    /// The first of them, if it cannot be applied because files before it are missing.
+    pub held_by: Option<FileNo>,
+    /// Names of files put aside.
+    pub quarantine: Vec<String>,
+}
+
+/// Looks at a local database and its folder.
+///
+/// # Errors
+/// It is not there, was not made by `remote-sync init`, or cannot be read.
+pub fn status(database: &Path) -> Result<ClientStatus, ClientStatusError> {
+    if !database.exists() {
+        return Err(ClientStatusError::Missing { path: database.to_owned() });
+    }
+    let folder = ClientFolder::of(database);
+    let config = folder.read_config()?;
+    // The inbox first: what is applied in between is then counted as waiting, never the other way round.
+    let inbox = folder.inbox_files()?;
+    let state = LocalDatabase::open(database)?.state()?;
+    let next = state.applied_file.next();
+    let waiting: Vec<FileNo> = inbox.range(next..).copied().collect();
+    Ok(ClientStatus {
+        database: database.to_owned(),
+        waiting: waiting.len() as u64,
+        held_by: waiting.first().is_some_and(|first| *first > next).then_some(next),
+        quarantine: quarantine(&folder)?,
+        state,
+        config,
+    })
+}
+
+fn quarantine(folder: &ClientFolder) -> Result<Vec<String>, ClientStatusError> {
+    let path = folder.quarantine();
+    let at = |source| ClientStatusError::Quarantine { path: path.clone(), source };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(&path).map_err(at)? {
+        let name = entry.map_err(at)?.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".dx") {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}

@@ -1,1 +1,228 @@
-//! Being written.
+//! `deploy`: puts a checked definition into force: capture on the server database, a filled data store in the docking
+//! root. `plan` says beforehand what it will do and changes nothing.
+//!
+//! It can be interrupted anywhere and run again: the data store is built beside its place and moved there last.
+
+use super::txnproc::{TxnProcError, new_nonce};
+use crate::base::ids::{Epoch, Nonce, Revision, ServerId, TxnId};
+use crate::cds::fill::Filling;
+use crate::cds::layout::{connect_read_only, read_state};
+use crate::cds::{CdsError, CdsState};
+use crate::docking::root::DockingRoot;
+use crate::model::dock::Dock;
+use crate::model::node::{Node, NodeState};
+use crate::model::schema::Schema;
+use crate::store::install::InstallPlan;
+use crate::store::sqlite::{ServerDatabase, StoreError};
+use std::path::{Path, PathBuf};
+
+/// What is to be deployed.
+#[derive(Debug, Clone)]
+pub struct DeployOptions {
+    /// The resolved definition.
+    pub dock: Dock,
+    /// The schema that it was checked against.
+    pub schema: Schema,
+    /// Its text, all files joined.
+    pub text: String,
+    /// Name of the server, for people.
+    pub server_name: String,
+    /// The server database.
+    pub database: PathBuf,
+    /// Today, days since 1970: where time windows begin.
+    pub day: i64,
+}
+
+/// Why a definition cannot be put into force.
+#[derive(Debug, thiserror::Error)]
+pub enum DeployError {
+    /// The server database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The data store.
+    #[error(transparent)]
+    Cds(#[from] CdsError),
+    /// The rest.
+    #[error(transparent)]
+    TxnProc(#[from] TxnProcError),
+    /// Another server's docking root.
+    #[error("docking root {} belongs to server {found}, but {} is {}", root.display(), database.display(),
+        expected.map_or("not installed".to_owned(), |expected| format!("server {expected}")))]
+    OtherServer {
+        /// The docking root.
+        root: PathBuf,
+        /// Whose it is.
+        found: ServerId,
+        /// The server database.
+        database: PathBuf,
+        /// Its identity; `None` if nothing of ours is in it.
+        expected: Option<ServerId>,
+    },
+    /// Nodes hold data by the definition in force.
+    #[error("{what} changed, and {} data by the definition in force; it cannot be changed under active nodes yet",
+        if *count == 1 { format!("node {first} holds") } else { format!("{first} and {} other nodes hold", count - 1) })]
+    ActiveNodes {
+        /// What changed.
+        what: String,
+        /// How many.
+        count: usize,
+        /// One of them.
+        first: String,
+    },
+}
+
+/// What `deploy` will do.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct DeployPlan {
+    /// Tables that get capture triggers, or get them anew.
+    pub capture: Vec<String>,
+    /// Whether the journal mode of the server database becomes WAL.
+    pub becomes_wal: bool,
+    /// Rows to copy into the data store; 0 if it stays as it is.
+    pub rows: u64,
+    /// Whether the data store is built.
+    pub builds_data_store: bool,
+    /// Revision in force, if one is.
+    pub revision: Option<Revision>,
+    /// Whether the definition differs from the one in force.
+    pub definition_changed: bool,
+    /// Active nodes that hold data by the definition in force.
+    pub active_nodes: usize,
+}
+
+impl DeployPlan {
+    /// Returns whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.capture.is_empty() && !self.builds_data_store && !self.definition_changed && !self.becomes_wal
+    }
+}
+
+/// What `deploy` did.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Deployed {
+    /// Revision now in force.
+    pub revision: Revision,
+    /// Rows copied into the data store; `None` if it stayed as it was.
+    pub rows: Option<u64>,
+}
+
+/// Returns what `deploy` will do. Changes nothing.
+pub fn plan(options: &DeployOptions, root: &Path) -> Result<DeployPlan, DeployError> {
+    let server = ServerDatabase::open(&options.database)?;
+    let installed = server.is_installed()?;
+    let identity = if installed { Some(server.identity()?) } else { None };
+    let deployed = match &identity {
+        Some(identity) => server.definition(identity.revision)?,
+        None => None,
+    };
+    let definition_changed = deployed.as_deref() != Some(options.text.as_str());
+    let stopped = if installed { server.stopped_tables()? } else { Vec::new() };
+    let capture: Vec<String> = if definition_changed {
+        options.dock.tables.iter().map(|table| table.name.clone()).collect()
+    } else {
+        stopped.into_iter().map(|(table, _)| table).collect()
+    };
+    let cds = root.join("cds.db");
+    let store = if cds.exists() { data_store_state(&cds)? } else { None };
+    let builds_data_store = store.is_none() || definition_changed || !capture.is_empty();
+    let rows = if builds_data_store {
+        let counts = server.count_rows(&options.schema)?;
+        options.dock.tables.iter().filter_map(|table| counts.get(&table.name)).sum()
+    } else {
+        0
+    };
+    Ok(DeployPlan {
+        capture,
+        becomes_wal: !server.is_wal()?,
+        rows,
+        builds_data_store,
+        revision: identity.map(|identity| identity.revision),
+        definition_changed,
+        active_nodes: active_nodes(&server)?.len(),
+    })
+}
+
+/// Puts the definition into force. The docking root must be open exclusively.
+pub fn deploy(options: &DeployOptions, root: &DockingRoot) -> Result<Deployed, DeployError> {
+    let plan = plan(options, root.path())?;
+    let server = ServerDatabase::open(&options.database)?;
+    let active = active_nodes(&server)?;
+    if let (Some(first), true) = (active.first(), plan.builds_data_store) {
+        let what = if plan.definition_changed { "the definition".to_owned() } else { format!("table {}", plan.capture.join(", ")) };
+        return Err(DeployError::ActiveNodes { what, count: active.len(), first: first.name.to_string() });
+    }
+    if root.cds_db().exists()
+        && let Some(old) = data_store_state(&root.cds_db())?
+    {
+        let expected = if server.is_installed()? { Some(server.identity()?.server_id) } else { None };
+        if expected != Some(old.server_id) {
+            return Err(DeployError::OtherServer {
+                root: root.path().to_owned(),
+                found: old.server_id,
+                database: options.database.clone(),
+                expected,
+            });
+        }
+    }
+    let installed = server.install(&InstallPlan {
+        dock: &options.dock,
+        schema: &options.schema,
+        revision_text: &options.text,
+        server_name: &options.server_name,
+    })?;
+    if !plan.builds_data_store {
+        return Ok(Deployed { revision: installed.revision, rows: None });
+    }
+    let rows = build_data_store(options, root, &server, (installed.server_id, installed.epoch, installed.revision))?;
+    Ok(Deployed { revision: installed.revision, rows: Some(rows) })
+}
+
+fn data_store_state(path: &Path) -> Result<Option<CdsState>, CdsError> {
+    connect_read_only(path).and_then(|conn| read_state(&conn)).map_err(|source| CdsError::Sql {
+        path: path.to_owned(),
+        what: "read the commit point",
+        source,
+    })
+}
+
+fn active_nodes(server: &ServerDatabase) -> Result<Vec<Node>, StoreError> {
+    if !server.is_installed()? {
+        return Ok(Vec::new());
+    }
+    Ok(server.nodes()?.into_iter().filter(|node| node.state == NodeState::Active).collect())
+}
+
+fn build_data_store(
+    options: &DeployOptions,
+    root: &DockingRoot,
+    server: &ServerDatabase,
+    (server_id, epoch, revision): (ServerId, Epoch, Revision),
+) -> Result<u64, DeployError> {
+    let building = root.path().join("cds.db.new");
+    for suffix in ["", "-journal", "-wal", "-shm"] {
+        let leftover = root.path().join(format!("cds.db.new{suffix}"));
+        if leftover.exists() {
+            root.disk().remove(&leftover).map_err(TxnProcError::from)?;
+        }
+    }
+    let nonce: Nonce = new_nonce()?;
+    let previous = server.tail()?.map(|tail| tail.nonce);
+    let mut position = TxnId::default();
+    let rows = server.snapshot(|snapshot| -> Result<u64, DeployError> {
+        position = snapshot.log_end()?;
+        let state = CdsState { server_id, server_name: options.server_name.clone(), epoch, revision, position, nonce, day: options.day };
+        let mut filling = Filling::create(&building, options.dock.clone(), options.schema.clone(), state)?;
+        for (number, table) in options.dock.tables.iter().enumerate() {
+            let columns: Vec<String> = table.columns.iter().map(|column| column.name.clone()).collect();
+            snapshot.scan::<DeployError>(&table.name, &columns, |row| Ok(filling.add(number, &row)?))?;
+        }
+        if root.cds_db().exists() {
+            filling.keep_files_of(&root.cds_db())?;
+        }
+        Ok(filling.finish(&[])?)
+    })?;
+    // From here on the server database knows this data store as the one that read it last.
+    server.write_tail(position, nonce, previous)?;
+    root.disk().replace(&building, &root.cds_db()).map_err(TxnProcError::from)?;
+    Ok(rows)
+}

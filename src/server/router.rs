@@ -1,1 +1,403 @@
-//! Being written.
+//! The Transaction Router: txnproc files in, node files out.
+//!
+//! A step is one round: read units above the ledger's position, decide who gets what, write the files of all nodes as a
+//! group, then commit one ledger transaction that makes them real. Invariants:
+//! - A round's content is a function of its range and the ledger before it (I4). A crash before the commit leaves files
+//!   without a ledger row; nobody has seen them, they are deleted and made anew, perhaps over a longer range (R25).
+//! - A file that the ledger names is never written again and never deleted here.
+//! - A node without operations costs nothing: no file, no row, no look at its folder.
+
+use crate::base::disk::DiskError;
+use crate::base::ids::{ContentHash, Epoch, FileNo, Incarnation, NodeName, ServerId, TxnId};
+use crate::base::step::Progress;
+use crate::docking::error::DockingError;
+use crate::docking::ledger::{Ledger, NodeChange, Round, RouterState, Stream};
+use crate::docking::queue;
+use crate::docking::root::DockingRoot;
+use crate::docking::txnproc::{TxnprocFiles, TxnprocRow};
+use crate::dx::error::DxError;
+use crate::dx::frame::Sealer;
+use crate::dx::reader::TxnprocReader;
+use crate::dx::writer::NodeFile;
+use crate::model::event::{NodeEvent, ScopeKey, UnitEvents};
+use crate::rules::route::{NodeKeys, RouteError, route};
+use crate::server::round::{CollectError, RoundContent, RoundLimits, RoundRange, new_stream};
+use std::collections::{HashMap, HashSet};
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Most txnproc files of one round; each may be small.
+const ROUND_FILES_MAX: usize = 256;
+
+/// How the Router works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RouterOptions {
+    /// zstd level of node files: changes their bytes, never their content hashes.
+    pub zstd_level: i32,
+    /// When rounds are closed and what is shared.
+    pub limits: RoundLimits,
+}
+
+impl Default for RouterOptions {
+    fn default() -> RouterOptions {
+        RouterOptions { zstd_level: 3, limits: RoundLimits::default() }
+    }
+}
+
+impl RouterError {
+    /// Returns whether trying again may help: a lock that somebody holds, a full disk.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            RouterError::Docking(error) => error.is_transient(),
+            RouterError::Disk(error) => error.is_no_space(),
+            _ => false,
+        }
+    }
+}
+
+/// Why a step failed. The next step starts with recovery.
+#[derive(Debug, thiserror::Error)]
+pub enum RouterError {
+    /// The docking root.
+    #[error(transparent)]
+    Docking(#[from] DockingError),
+    /// A file could not be written.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A txnproc file is not what the Transaction Processor wrote. Nothing is routed past it.
+    #[error("{}", path.display())]
+    Txnproc {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: DxError,
+    },
+    /// A txnproc file does not belong where it stands.
+    #[error("{}: {what}", path.display())]
+    Chain {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// A unit contradicts itself.
+    #[error("{}", path.display())]
+    Route {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: RouteError,
+    },
+    /// An event cannot become an operation.
+    #[error("{}", path.display())]
+    Collect {
+        /// The file.
+        path: PathBuf,
+        /// Which event and why.
+        source: CollectError,
+    },
+    /// A round cannot become files.
+    #[error("round up to unit {upto}")]
+    Round {
+        /// Its last unit.
+        upto: TxnId,
+        /// Why.
+        source: DxError,
+    },
+}
+
+/// What is kept in memory between steps; always as of the ledger's last commit.
+#[derive(Debug)]
+struct Loaded {
+    ledger: Ledger,
+    state: RouterState,
+    nodes: NodeKeys,
+    streams: HashMap<NodeName, Stream>,
+    /// Nodes whose folders are known to exist.
+    folders: HashSet<NodeName>,
+    /// Files that the ledger names and the outbox lacked when this was loaded.
+    missing: Vec<(NodeName, FileNo)>,
+}
+
+/// The Transaction Router.
+#[derive(Debug)]
+pub struct Router {
+    root: Arc<DockingRoot>,
+    options: RouterOptions,
+    txnproc: TxnprocFiles,
+    sealer: Sealer,
+    loaded: Option<Loaded>,
+}
+
+/// A round while its units are read.
+#[derive(Debug)]
+struct Reading {
+    content: RoundContent,
+    state: RouterState,
+    /// Streams begun, or ended, within the round.
+    streams: HashMap<NodeName, Stream>,
+    /// Nodes begun anew whose outbox holds files of a former incarnation.
+    restarted: Vec<NodeName>,
+    units: u64,
+}
+
+impl Router {
+    /// Opens the Router and recovers: unfinished files go, and so do files that the ledger does not name.
+    ///
+    /// # Errors
+    /// Anything of the disk or the ledger.
+    pub fn open(root: Arc<DockingRoot>, options: RouterOptions) -> Result<Router, RouterError> {
+        let sealer = Sealer::new(options.zstd_level).map_err(DockingError::from)?;
+        let txnproc = TxnprocFiles::new(&root.cds_db());
+        let mut router = Router { root, options, txnproc, sealer, loaded: None };
+        router.loaded = Some(router.recover()?);
+        Ok(router)
+    }
+
+    /// Returns the last unit routed, as of the last step that went well.
+    pub fn position(&self) -> TxnId {
+        self.loaded.as_ref().map(|loaded| loaded.state.position).unwrap_or_default()
+    }
+
+    /// Returns the files that the ledger names and the outbox lacked at the start (S5): their nodes need a new extract.
+    pub fn missing_files(&self) -> &[(NodeName, FileNo)] {
+        self.loaded.as_ref().map(|loaded| loaded.missing.as_slice()).unwrap_or_default()
+    }
+
+    /// Does one round.
+    ///
+    /// # Errors
+    /// What stopped it. Nothing of the round was made real; the next step recovers and tries again.
+    pub fn step(&mut self) -> Result<Progress, RouterError> {
+        let mut loaded = match self.loaded.take() {
+            Some(loaded) => loaded,
+            None => self.recover()?,
+        };
+        // On error what is loaded is dropped: node keys may be ahead of the ledger.
+        let progress = self.round(&mut loaded)?;
+        self.loaded = Some(loaded);
+        Ok(progress)
+    }
+
+    fn recover(&self) -> Result<Loaded, RouterError> {
+        let ledger = Ledger::open(&self.root.ledger_db())?;
+        let state = ledger.state()?;
+        let streams: HashMap<NodeName, Stream> = ledger.streams()?.into_iter().map(|stream| (stream.node.clone(), stream)).collect();
+        let mut present: HashSet<(NodeName, FileNo)> = HashSet::new();
+        for node in self.root.nodes()? {
+            self.root.disk().clean_tmp(&self.root.tmp(&node))?;
+            let last = streams.get(&node).map(|stream| stream.last_file).unwrap_or_default();
+            present.extend(self.delete_above(&node, last)?.into_iter().map(|file_no| (node.clone(), file_no)));
+        }
+        let mut missing = Vec::new();
+        ledger.file_numbers(|node, _, file_no| missing.push((node, file_no)))?;
+        missing.retain(|file| !present.contains(file));
+        for (node, file_no) in &missing {
+            tracing::error!(stage = "router", %node, file = %file_no, "the ledger names a file that is not in the outbox");
+        }
+        let mut nodes = NodeKeys::new();
+        let mut active: Vec<&Stream> = streams.values().filter(|stream| stream.active).collect();
+        active.sort_by(|one, other| one.node.cmp(&other.node));
+        for stream in active {
+            nodes.start(stream.node.clone(), stream.incarnation, &[] as &[ScopeKey]);
+        }
+        ledger.keys(|node, key| {
+            if let Some(index) = nodes.index_of(&node) {
+                nodes.gain(index, &key);
+            }
+        })?;
+        Ok(Loaded { ledger, state, nodes, streams, folders: HashSet::new(), missing })
+    }
+
+    /// Deletes outbox files above a number: they were never named by the ledger, or belong to a former incarnation.
+    /// Returns the others.
+    fn delete_above(&self, node: &NodeName, last: FileNo) -> Result<Vec<FileNo>, RouterError> {
+        let mut kept = Vec::new();
+        for file in queue::list(&self.root.outbox(node))?.files {
+            if file.file_no > last {
+                tracing::info!(stage = "router", %node, file = %file.file_no, "file without ledger row deleted");
+                self.root.disk().remove(&file.path)?;
+            } else {
+                kept.push(file.file_no);
+            }
+        }
+        Ok(kept)
+    }
+
+    fn round(&mut self, loaded: &mut Loaded) -> Result<Progress, RouterError> {
+        let rows = self.txnproc.after(loaded.state.position, ROUND_FILES_MAX)?;
+        let mut reading = Reading {
+            content: RoundContent::new(self.options.limits),
+            state: loaded.state,
+            streams: HashMap::new(),
+            restarted: Vec::new(),
+            units: 0,
+        };
+        for row in &rows {
+            if self.read_file(loaded, &mut reading, row)? {
+                break;
+            }
+        }
+        if reading.state == loaded.state {
+            return Ok(Progress::Idle);
+        }
+        self.finish(loaded, reading)?;
+        Ok(Progress::Worked)
+    }
+
+    /// Reads the units of a file that are above the position. Returns whether the round is to be closed.
+    fn read_file(&self, loaded: &mut Loaded, reading: &mut Reading, row: &TxnprocRow) -> Result<bool, RouterError> {
+        let path = self.root.txnproc_file(row.file_no);
+        let damaged = |source| RouterError::Txnproc { path: path.clone(), source };
+        let mut reader = TxnprocReader::open(BufReader::new(self.root.disk().open(&path)?)).map_err(damaged)?;
+        check_chain(&reading.state, &path, row, &reader)?;
+        let header = reader.header().clone();
+        let content_hash = reader.summary().content_hash;
+        for unit in reader.units() {
+            let unit = unit.map_err(damaged)?;
+            if unit.unit <= reading.state.position {
+                continue;
+            }
+            enter_file(&mut reading.state, &header.server_id, header.epoch, row.file_no, content_hash);
+            self.read_unit(loaded, reading, &unit, &path)?;
+            if unit.unit < header.last && (reading.content.is_full() || !reading.restarted.is_empty()) {
+                return Ok(true);
+            }
+        }
+        // Behind the last unit nothing is left of the file, whatever its header calls its end.
+        enter_file(&mut reading.state, &header.server_id, header.epoch, row.file_no, content_hash);
+        reading.state.position = header.last;
+        Ok(reading.content.is_full() || !reading.restarted.is_empty())
+    }
+
+    fn read_unit(&self, loaded: &mut Loaded, reading: &mut Reading, unit: &UnitEvents, path: &Path) -> Result<(), RouterError> {
+        let routed = route(&mut loaded.nodes, unit).map_err(|source| RouterError::Route { path: path.to_owned(), source })?;
+        reading.content.collect(unit, &routed).map_err(|source| RouterError::Collect { path: path.to_owned(), source })?;
+        for event in &unit.nodes {
+            if let NodeEvent::Start { node, incarnation, .. } = event {
+                // Its file 1 would collide with the former incarnation's: the round ends here, and the old files go.
+                if loaded.streams.get(node).is_some_and(|stream| stream.last_file.0 > 0) {
+                    reading.restarted.push(node.clone());
+                }
+                reading.streams.insert(node.clone(), new_stream(node.clone(), *incarnation, unit.unit));
+            }
+        }
+        reading.state.position = unit.unit;
+        reading.state.revision = unit.revision;
+        reading.units += 1;
+        Ok(())
+    }
+
+    /// Writes the files of a round, then makes them real.
+    fn finish(&mut self, loaded: &mut Loaded, reading: Reading) -> Result<(), RouterError> {
+        let Reading { content, state, streams, restarted, units } = reading;
+        let range = RoundRange { server_id: state.server_id, epoch: state.epoch, revision: state.revision, upto: state.position };
+        let stream = |node: &NodeName, incarnation: Incarnation| {
+            let stream = streams.get(node).or_else(|| loaded.streams.get(node))?;
+            (stream.incarnation == incarnation).then(|| stream.clone())
+        };
+        let round_error = |source| RouterError::Round { upto: state.position, source };
+        let planned = content.plan(range, &loaded.nodes, stream, &mut self.sealer).map_err(round_error)?;
+        let created = jiff::Timestamp::now().to_string();
+        let disk = self.root.disk().clone();
+        let mut group = disk.group();
+        let mut files = Vec::with_capacity(planned.len());
+        for file in &planned {
+            let node = &file.node;
+            if !loaded.folders.contains(node) {
+                self.root.ensure_node(node)?;
+                loaded.folders.insert(node.clone());
+            }
+            let written = group.add(&self.root.tmp(node), &self.root.outbox(node), &file.header.file_no.file_name(), |out| {
+                NodeFile::write(&file.header, &file.frames, out).map_err(std::io::Error::from)
+            });
+            match written {
+                Ok(summary) => files.push(file.row(&summary, &created)),
+                Err(error) => {
+                    group.abandon();
+                    return Err(error.into());
+                }
+            }
+        }
+        group.commit()?;
+        let ledger_path = self.root.ledger_db();
+        disk.crash_point("commit the round", &ledger_path)?;
+        let round = Round { state, nodes: content.changes, files };
+        loaded.ledger.commit(&round)?;
+        disk.crash_point("leave the round", &ledger_path)?;
+        remember(loaded, &round);
+        for node in &restarted {
+            self.delete_above(node, FileNo(0))?;
+        }
+        tracing::debug!(stage = "router", units, files = round.files.len(), position = %state.position, "round");
+        Ok(())
+    }
+}
+
+/// Brings what is in memory to the ledger's commit.
+fn remember(loaded: &mut Loaded, round: &Round) {
+    for change in &round.nodes {
+        match change {
+            NodeChange::Started { node, incarnation, unit, .. } => {
+                loaded.streams.insert(node.clone(), new_stream(node.clone(), *incarnation, *unit));
+            }
+            NodeChange::Stopped { node } => {
+                if let Some(stream) = loaded.streams.get_mut(node) {
+                    stream.active = false;
+                }
+            }
+            NodeChange::Keys { .. } => {}
+        }
+    }
+    for file in &round.files {
+        if let Some(stream) = loaded.streams.get_mut(&file.node) {
+            stream.last_file = file.file_no;
+            stream.last_unit = file.last;
+            stream.last_hash = file.content_hash;
+        }
+    }
+    loaded.state = round.state;
+}
+
+fn enter_file(state: &mut RouterState, server_id: &ServerId, epoch: Epoch, file_no: FileNo, content_hash: ContentHash) {
+    state.server_id = *server_id;
+    state.epoch = epoch;
+    state.txnproc_file = file_no;
+    state.txnproc_hash = content_hash;
+}
+
+/// Checks that a file is the one that its row names, and follows what was read last.
+fn check_chain<R: std::io::Read + std::io::Seek>(
+    state: &RouterState,
+    path: &Path,
+    row: &TxnprocRow,
+    reader: &TxnprocReader<R>,
+) -> Result<(), RouterError> {
+    let header = reader.header();
+    let refuse = |what: String| Err(RouterError::Chain { path: path.to_owned(), what });
+    let hash = reader.summary().content_hash;
+    if header.file_no != row.file_no {
+        return refuse(format!("its header says file {}", header.file_no));
+    }
+    if hash != row.content_hash || header.first != row.first || header.last != row.last {
+        return refuse("it is not the file that the Transaction Processor's database names".to_owned());
+    }
+    if state.txnproc_file.0 > 0 && header.server_id != state.server_id {
+        return refuse(format!("it is of server {}, not {}", header.server_id, state.server_id));
+    }
+    if header.epoch < state.epoch {
+        return refuse(format!("it is of epoch {}, before {}", header.epoch, state.epoch));
+    }
+    if row.file_no == state.txnproc_file {
+        return if hash == state.txnproc_hash { Ok(()) } else { refuse("it changed while it was being routed".to_owned()) };
+    }
+    let expected = state.txnproc_file.next();
+    if row.file_no != expected {
+        return refuse(format!("file {expected} should come first, but the Transaction Processor's database does not name it"));
+    }
+    if header.previous != state.txnproc_hash {
+        return refuse("it does not follow the file that was routed before it".to_owned());
+    }
+    Ok(())
+}

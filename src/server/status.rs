@@ -1,1 +1,255 @@
-//! Being written.
+//! `status`: how far everybody is, and what waits for a person, with the command to type.
+//!
+//! Reads the server database and the databases of the docking root without a lock and without changing anything, so it can be
+//! asked at any time, while the service runs or not. What is not there yet (nothing deployed, no Router so far) is said, not an error.
+//! The figures come from several databases one after the other, while stages go on; they are read from the last stage to the
+//! first, so that `log >= txnproc >= router >= applied` holds in every answer.
+
+use crate::base::ids::{Incarnation, NodeName, Revision, TxnId};
+use crate::base::space::free_bytes;
+use crate::cds::layout::{connect_read_only, read_state};
+use crate::docking::backlog::{Backlog, LedgerView};
+use crate::docking::error::DockingError;
+use crate::docking::root::{Access, DockingRoot};
+use crate::docking::sessions::{Mark, SessionsDb, SessionsError};
+use crate::model::node::{Node, NodeState};
+use crate::store::sqlite::{ServerDatabase, StoreError};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+/// After so many seconds without a word a node is called silent: long enough for a holiday, far shorter than retention.
+pub const SILENT_AFTER_SECONDS: i64 = 30 * 86_400;
+/// A node that watches says something at least so often, in seconds; after twice that it is not connected any more.
+const HEARD_WITHIN_SECONDS: i64 = 90;
+
+/// Why there is no status.
+#[derive(Debug, thiserror::Error)]
+pub enum StatusError {
+    /// The server database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The docking root.
+    #[error(transparent)]
+    Docking(#[from] DockingError),
+    /// The history of sessions.
+    #[error(transparent)]
+    Sessions(#[from] SessionsError),
+    /// The data store.
+    #[error("read {}", path.display())]
+    DataStore {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+}
+
+/// Where to look, and what time it is.
+#[derive(Debug, Clone)]
+pub struct StatusOptions {
+    /// The server database.
+    pub database: PathBuf,
+    /// The docking root.
+    pub root: PathBuf,
+    /// Name of the server as the definition has it, for the time before the first deploy.
+    pub server_name: String,
+    /// Seconds since 1970; says how long ago something was, decides nothing else.
+    pub now: i64,
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServerStatus {
+    /// Name of the server.
+    pub server_name: String,
+    /// Deployed definition; `None` = nothing is deployed.
+    pub revision: Option<Revision>,
+    /// End of the log.
+    pub log: Option<TxnId>,
+    /// How far the Transaction Processor is; `None` = it has not run yet.
+    pub txnproc: Option<TxnId>,
+    /// How far the Router is; `None` = it has not run yet.
+    pub router: Option<TxnId>,
+    /// Room on the disk of the docking root.
+    pub free_bytes: Option<u64>,
+    /// Every node, by name.
+    pub nodes: Vec<NodeStatus>,
+    /// What waits for a person and is not of one node.
+    pub needs: Vec<Need>,
+}
+
+/// How a node is doing, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NodeCondition {
+    /// Registered, no extract was made yet.
+    Registered,
+    /// An extract is ready or on its way; the node has not fetched it.
+    Extracted,
+    /// It is connected.
+    Watching,
+    /// It calls now and then.
+    Ok,
+    /// It has not called for long.
+    Silent,
+    /// It cannot go on without a person.
+    Stopped,
+    /// Ended by the administrator.
+    Disabled,
+}
+
+impl fmt::Display for NodeCondition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            NodeCondition::Registered => "registered",
+            NodeCondition::Extracted => "extracted",
+            NodeCondition::Watching => "watching",
+            NodeCondition::Ok => "ok",
+            NodeCondition::Silent => "silent",
+            NodeCondition::Stopped => "stopped",
+            NodeCondition::Disabled => "disabled",
+        })
+    }
+}
+
+/// One node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeStatus {
+    /// Its name.
+    pub node: NodeName,
+    /// How it is doing.
+    pub condition: NodeCondition,
+    /// Which extract it uses.
+    pub incarnation: Incarnation,
+    /// Last unit that it said it has applied.
+    pub applied: Option<TxnId>,
+    /// Seconds since it was heard last.
+    pub heard_ago: Option<i64>,
+    /// What it has not applied yet.
+    pub to_node: Backlog,
+    /// What waits for a person.
+    pub needs: Vec<Need>,
+}
+
+/// Something that waits for a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Need {
+    /// What is the matter.
+    pub what: String,
+    /// What to type.
+    pub command: String,
+}
+
+impl ServerStatus {
+    /// Returns how many nodes need a person.
+    pub fn nodes_in_need(&self) -> usize {
+        self.nodes.iter().filter(|node| !node.needs.is_empty()).count()
+    }
+}
+
+/// Looks at everything.
+///
+/// # Errors
+/// Something is there and cannot be read.
+pub fn status(options: &StatusOptions) -> Result<ServerStatus, StatusError> {
+    let database = ServerDatabase::open(&options.database)?;
+    let root = DockingRoot::open(&options.root, Access::Look)?;
+    let sessions = SessionsDb::open_to_read(&root.sessions_db())?;
+    let ledger = LedgerView::open(&root.ledger_db())?;
+    let mut status = ServerStatus {
+        server_name: options.server_name.clone(),
+        revision: None,
+        log: None,
+        txnproc: None,
+        router: None,
+        free_bytes: free_bytes(root.path()).or_else(|| free_bytes(root.path().parent()?)),
+        nodes: Vec::new(),
+        needs: Vec::new(),
+    };
+    if !database.is_installed()? {
+        status.needs.push(need(format!("nothing is deployed in {}", options.database.display()), "dockmaster deploy"));
+        return Ok(status);
+    }
+    let marks: BTreeMap<NodeName, Mark> = match &sessions {
+        Some(sessions) => sessions.marks()?.into_iter().map(|mark| (mark.node.clone(), mark)).collect(),
+        None => BTreeMap::new(),
+    };
+    if let Some(ledger) = &ledger {
+        status.router = ledger.position()?;
+    }
+    status.txnproc = txnproc_position(root.cds_db())?;
+    let identity = database.identity()?;
+    status.server_name = identity.server_name;
+    status.revision = Some(identity.revision);
+    for (table, reason) in database.stopped_tables()? {
+        status.needs.push(need(format!("table {table} is stopped: {reason}; other tables go on"), "dockmaster deploy"));
+    }
+    for node in database.nodes()? {
+        let mark = marks.get(&node.name).filter(|mark| mark.incarnation == node.incarnation);
+        status.nodes.push(node_status(&node, mark, sessions.as_ref(), ledger.as_ref(), options.now)?);
+    }
+    status.log = Some(database.log_end()?);
+    Ok(status)
+}
+
+fn txnproc_position(path: PathBuf) -> Result<Option<TxnId>, StatusError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let read = connect_read_only(&path).and_then(|connection| read_state(&connection));
+    Ok(read.map_err(|source| StatusError::DataStore { path, source })?.map(|state| state.position))
+}
+
+fn node_status(
+    node: &Node,
+    mark: Option<&Mark>,
+    sessions: Option<&SessionsDb>,
+    ledger: Option<&LedgerView>,
+    now: i64,
+) -> Result<NodeStatus, StatusError> {
+    let mut needs = Vec::new();
+    let (mut alerts, mut connected) = (Vec::new(), false);
+    if let Some(sessions) = sessions {
+        alerts = sessions.alerts(Some(&node.name))?;
+        let newest = sessions.sessions(Some(&node.name), 1)?.pop();
+        connected = newest.is_some_and(|session| session.ended.is_none() && session.mode == "watch");
+    }
+    let heard_ago = mark.map(|mark| (now - mark.last_seen).max(0));
+    // A server that was killed leaves its sessions open: who was not heard lately is not connected.
+    connected &= heard_ago.is_some_and(|ago| ago <= 2 * HEARD_WITHIN_SECONDS);
+    for alert in &alerts {
+        needs.push(need(alert.text.clone(), format!("dockmaster node show {}", node.name)));
+    }
+    let condition = match (node.state, mark) {
+        (NodeState::Disabled, _) => NodeCondition::Disabled,
+        _ if !alerts.is_empty() => NodeCondition::Stopped,
+        (NodeState::Registered, _) => NodeCondition::Registered,
+        (NodeState::Active, None) => NodeCondition::Extracted,
+        (NodeState::Active, Some(_)) if connected => NodeCondition::Watching,
+        (NodeState::Active, Some(_)) if heard_ago.is_some_and(|ago| ago >= SILENT_AFTER_SECONDS) => {
+            let days = heard_ago.unwrap_or_default() / 86_400;
+            needs.push(need(format!("not heard for {days} days; its files are kept"), format!("dockmaster node disable {}", node.name)));
+            NodeCondition::Silent
+        }
+        (NodeState::Active, Some(_)) => NodeCondition::Ok,
+    };
+    let to_node = match (ledger, node.state) {
+        (Some(ledger), NodeState::Active) => {
+            ledger.backlog(&node.name, node.incarnation, mark.map(|mark| mark.applied.file).unwrap_or_default())?
+        }
+        _ => Backlog::default(),
+    };
+    Ok(NodeStatus {
+        node: node.name.clone(),
+        condition,
+        incarnation: node.incarnation,
+        applied: mark.map(|mark| mark.applied.unit),
+        heard_ago,
+        to_node,
+        needs,
+    })
+}
+
+fn need(what: impl Into<String>, command: impl Into<String>) -> Need {
+    Need { what: what.into(), command: command.into() }
+}

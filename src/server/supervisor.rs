@@ -1,1 +1,216 @@
-//! Being written.
+//! `serve`: the stages, each on a thread of its own, woken by events.
+//!
+//! A change of the server database's write-ahead log wakes the Transaction Processor, a committed unit wakes the Router,
+//! a committed round wakes the sessions. A slow poll is the safety net, never the mechanism.
+
+use super::directory::{Directory, Routed};
+use super::pass::{ServeError, ServeOptions, build_extract, restart_lost_extracts, tick};
+use super::router::{Router, RouterError, RouterOptions};
+use super::syncmgr::{self, SyncOptions};
+use super::txnproc::{PendingExtract, TxnProc};
+use crate::base::step::{Progress, Wake};
+use crate::docking::root::DockingRoot;
+use notify::Watcher;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// Safety net for a lost event.
+const POLL: Duration = Duration::from_secs(5);
+/// Pause after a fault that may pass by itself: a lock, a full disk.
+const RETRY: Duration = Duration::from_secs(1);
+/// First pause before the log is looked at again after an event that brought nothing, and the last one.
+const LOOK_AGAIN_FIRST: Duration = Duration::from_micros(100);
+const LOOK_AGAIN_LAST: Duration = Duration::from_millis(500);
+/// Extracts built at once.
+const EXTRACT_WORKERS: usize = 2;
+
+/// Runs the service until `stop` is called or a stage fails for good.
+pub fn serve(
+    options: &ServeOptions,
+    root: &Arc<DockingRoot>,
+    stop: &Stop,
+    ready: impl FnOnce(SocketAddr) + Send,
+) -> Result<(), ServeError> {
+    let mut txnproc = TxnProc::open(&options.database, Arc::clone(root))?;
+    let mut router = Router::open(Arc::clone(root), RouterOptions::default())?;
+    restart_lost_extracts(&txnproc, root)?;
+    let (routed_sender, routed) = tokio::sync::watch::channel(0u64);
+    let routed_sender = Arc::new(routed_sender);
+    let (read_log, route) = (stop.wake(), stop.wake());
+    let _watcher = watch_log(&options.database, read_log.clone())?;
+
+    let failure: Arc<Mutex<Option<ServeError>>> = Arc::default();
+    let fail = |error: ServeError| {
+        tracing::error!(%error, "stage failed, the service stops");
+        failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        stop.stop();
+    };
+    let directory = Arc::new(Directory::open(&options.database)?);
+    let index = Arc::new(Routed::open(root).map_err(RouterError::from)?);
+    let end_sessions = CancellationToken::new();
+
+    std::thread::scope(|threads| {
+        let (fail, extracts_routed, route_wake) = (&fail, &routed_sender, &route);
+        let sessions = end_sessions.clone();
+        threads.spawn(move || {
+            let sync_options = SyncOptions::new(&options.listen, root.path());
+            if let Err(error) = syncmgr::serve(sync_options, directory, index, routed, sessions, ready) {
+                fail(ServeError::from(error));
+            }
+        });
+        let (queue, waiting) = mpsc::channel::<PendingExtract>();
+        let waiting = Arc::new(Mutex::new(waiting));
+        for _ in 0..EXTRACT_WORKERS {
+            let waiting = Arc::clone(&waiting);
+            threads.spawn(move || {
+                loop {
+                    let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    let Ok(pending) = next else { return };
+                    if stop.is_stopped() {
+                        // Not begun: the node starts anew with the next start of the service.
+                        continue;
+                    }
+                    match build_extract(pending, root) {
+                        Ok(()) => extracts_routed.send_modify(|round| *round += 1),
+                        Err(error) => fail(error),
+                    }
+                }
+            });
+        }
+        threads.spawn(move || {
+            let mut patience = Patience::default();
+            while !stop.is_stopped() {
+                let worked = tick(&txnproc, options).and_then(|()| Ok(txnproc.step()?));
+                match worked {
+                    Ok(step) => {
+                        for pending in step.extracts {
+                            // The workers live as long as this thread, so the queue takes it.
+                            if queue.send(pending).is_err() {
+                                fail(ServeError::Thread("extract"));
+                            }
+                        }
+                        match step.progress {
+                            Progress::Worked => route_wake.set(),
+                            Progress::Idle => patience.wait(&read_log),
+                        }
+                    }
+                    Err(error) => pause_or_fail(error, stop, fail),
+                }
+            }
+        });
+        threads.spawn(move || {
+            while !stop.is_stopped() {
+                match router.step().map_err(ServeError::from) {
+                    Ok(Progress::Worked) => extracts_routed.send_modify(|round| *round += 1),
+                    Ok(Progress::Idle) => drop(route_wake.wait(POLL)),
+                    Err(error) => pause_or_fail(error, stop, fail),
+                }
+            }
+        });
+        stop.wait();
+        end_sessions.cancel();
+    });
+    match failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// How long to wait for the next look at the log.
+///
+/// The event of a commit comes when its frames are written, before they are flushed and can be seen. So after an event
+/// that brought nothing the log is looked at again, soon at first, for about a second; then the next event is awaited.
+#[derive(Debug, Default)]
+struct Patience(Option<Duration>);
+
+impl Patience {
+    fn wait(&mut self, event: &Wake) {
+        let pause = self.0.take();
+        if event.wait(pause.unwrap_or(POLL)) {
+            self.0 = Some(LOOK_AGAIN_FIRST);
+        } else {
+            self.0 = pause.map(|pause| pause * 2).filter(|pause| *pause <= LOOK_AGAIN_LAST);
+        }
+    }
+}
+
+fn pause_or_fail(error: ServeError, stop: &Stop, fail: &dyn Fn(ServeError)) {
+    if error.is_transient() {
+        tracing::warn!(%error, "trying again");
+        stop.pause(RETRY);
+    } else {
+        fail(error);
+    }
+}
+
+/// Watches the folder of the database for changes of its write-ahead log.
+fn watch_log(database: &Path, wake: Wake) -> Result<notify::RecommendedWatcher, ServeError> {
+    let folder = database.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
+    let mut wal = database.file_name().unwrap_or_default().to_owned();
+    wal.push("-wal");
+    let watch = |source| ServeError::Watch { path: folder.clone(), source };
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // An error may mean lost events; looking once too often costs one query.
+        let matters = event.is_ok_and(|event| {
+            !event.kind.is_access() && (event.need_rescan() || event.paths.iter().any(|path| path.file_name() == Some(&wal)))
+        });
+        if matters {
+            wake.set();
+        }
+    })
+    .map_err(watch)?;
+    watcher.watch(&folder, notify::RecursiveMode::NonRecursive).map_err(watch)?;
+    Ok(watcher)
+}
+
+/// Ends a running service, from any thread.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    stopped: Arc<AtomicBool>,
+    wakes: Arc<Mutex<Vec<Wake>>>,
+    ended: Wake,
+}
+
+impl Stop {
+    /// Returns a switch that is not thrown.
+    pub fn new() -> Stop {
+        Stop::default()
+    }
+
+    /// Ends the service: every stage finishes its step and returns.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        self.ended.set();
+        for wake in self.wakes.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            wake.set();
+        }
+    }
+
+    /// Returns whether the service is to end.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    fn wake(&self) -> Wake {
+        let wake = Wake::new();
+        self.wakes.lock().unwrap_or_else(PoisonError::into_inner).push(wake.clone());
+        wake
+    }
+
+    fn wait(&self) {
+        while !self.is_stopped() {
+            self.ended.wait(Duration::from_secs(3600));
+        }
+    }
+
+    fn pause(&self, duration: Duration) {
+        let until = std::time::Instant::now() + duration;
+        while !self.is_stopped() && std::time::Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}

@@ -1,7 +1,29 @@
-//! The Synchronization Manager.
+//! The Synchronization Manager: lets nodes in, keeps one session for each at most, ends them in order.
+//!
+//! One task per session (`server::syncsession`); everything that blocks (server database, ledger, `sessions.db`, files) runs on
+//! threads for that. It deletes nothing: what a node has acknowledged is written to `sessions.db`, and the purge reads it there.
+
 use crate::base::ids::{ByteHash, ContentHash, FileNo, Incarnation, NodeName, TxnId};
+use crate::base::limits::SESSIONS_MAX;
+use crate::docking::sessions::{self, SessionsDb, SessionsError};
 use crate::model::node::Node;
-use crate::session::admission::ServerIdentity;
+use crate::server::syncsession;
+use crate::session::admission::{ServerIdentity, Turned};
+use crate::session::message::{Message, Refusal, RefusalCode};
+use crate::transport::link::{Pulse, Timing};
+use crate::transport::tcp::{self, TcpError};
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 /// An error of one of the parts that the manager asks.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -9,10 +31,27 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// The list of valid nodes in the server database. Calls block; they are made on threads for that.
 pub trait NodeDirectory: Send + Sync + 'static {
     /// Returns who this server is, as of now.
+    ///
+    /// # Errors
+    /// The server database cannot be read.
     fn identity(&self) -> Result<ServerIdentity, BoxError>;
+
     /// Returns a node; `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// The server database cannot be read.
     fn node(&self, name: &NodeName) -> Result<Option<Node>, BoxError>;
+
+    /// Returns the end of the server's log.
+    ///
+    /// # Errors
+    /// The server database cannot be read.
+    fn log_end(&self) -> Result<TxnId, BoxError>;
+
     /// Starts a node anew and returns its new incarnation; its extract will appear in its outbox.
+    ///
+    /// # Errors
+    /// The server database cannot be written, or the node is gone.
     fn start(&self, name: &NodeName) -> Result<Incarnation, BoxError>;
 }
 
@@ -25,7 +64,7 @@ pub struct OutboxFile {
     pub first: TxnId,
     /// Last unit that it covers.
     pub last: TxnId,
-    /// Its length.
+    /// Its length in bytes.
     pub bytes: u64,
     /// SHA-256 of its bytes.
     pub byte_hash: ByteHash,
@@ -36,7 +75,241 @@ pub struct OutboxFile {
 /// The ledger's list of routed files. Calls block; they are made on threads for that.
 pub trait OutboxIndex: Send + Sync + 'static {
     /// Returns at most `limit` files of a node after one of them, in order.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
     fn files_after(&self, node: &NodeName, incarnation: Incarnation, after: FileNo, limit: usize) -> Result<Vec<OutboxFile>, BoxError>;
+
     /// Returns the last file routed to a node in this incarnation; 0 = none.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
     fn last_file(&self, node: &NodeName, incarnation: Incarnation) -> Result<FileNo, BoxError>;
+
+    /// Returns the log position up to which everything is routed.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    fn position(&self) -> Result<TxnId, BoxError>;
+}
+
+/// What the manager needs to know.
+#[derive(Debug, Clone)]
+pub struct SyncOptions {
+    /// Address to listen on; loopback only until TLS is built.
+    pub listen: String,
+    /// The docking root.
+    pub root: PathBuf,
+    /// Who waits how long.
+    pub timing: Timing,
+    /// Most sessions at once.
+    pub sessions_max: usize,
+}
+
+impl SyncOptions {
+    /// Returns options with the ordinary limits.
+    pub fn new(listen: impl Into<String>, root: impl Into<PathBuf>) -> SyncOptions {
+        SyncOptions { listen: listen.into(), root: root.into(), timing: Timing::default(), sessions_max: SESSIONS_MAX }
+    }
+}
+
+/// What can go wrong with the manager as a whole. What goes wrong in one session ends that session only.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    /// No listener.
+    #[error(transparent)]
+    Tcp(#[from] TcpError),
+    /// The history cannot be opened.
+    #[error(transparent)]
+    Sessions(#[from] SessionsError),
+    /// No threads.
+    #[error("start the runtime of the Synchronization Manager: {0}")]
+    Runtime(io::Error),
+}
+
+/// Who holds the one session of a node.
+struct Slot {
+    session: u64,
+    pulse: Pulse,
+    cut: CancellationToken,
+}
+
+/// What all sessions share.
+pub(super) struct Shared {
+    pub(super) directory: Arc<dyn NodeDirectory>,
+    pub(super) index: Arc<dyn OutboxIndex>,
+    pub(super) root: PathBuf,
+    pub(super) timing: Timing,
+    pub(super) routed: watch::Receiver<u64>,
+    sessions: Mutex<SessionsDb>,
+    slots: Mutex<HashMap<NodeName, Slot>>,
+    next_session: AtomicU64,
+}
+
+impl Shared {
+    /// Returns the history. Callers are on a blocking thread.
+    pub(super) fn sessions(&self) -> MutexGuard<'_, SessionsDb> {
+        self.sessions.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Takes the one session of a node. A holder that is alive keeps it; one that fell silent is cut off.
+    pub(super) fn claim(self: &Arc<Shared>, node: &NodeName, pulse: Pulse, cut: CancellationToken) -> Result<Claim, Turned> {
+        let mut slots = self.slots.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(slot) = slots.get(node) {
+            let silence = slot.pulse.silence();
+            // A living peer is heard once per heartbeat; half of one more is for the way.
+            if silence <= self.timing.heartbeat * 3 / 2 && !slot.cut.is_cancelled() {
+                return Err(Turned::plain(RefusalCode::Busy, format!("{node} is already synchronising in another session")));
+            }
+            tracing::info!(%node, "session silent for {:.1} s gives way to a new one", silence.as_secs_f32());
+            slot.cut.cancel();
+        }
+        let session = self.next_session.fetch_add(1, Ordering::Relaxed);
+        slots.insert(node.clone(), Slot { session, pulse, cut });
+        Ok(Claim { shared: self.clone(), node: node.clone(), session })
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("root", &self.root).finish_non_exhaustive()
+    }
+}
+
+/// The one session of a node; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Claim {
+    shared: Arc<Shared>,
+    node: NodeName,
+    session: u64,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut slots = self.shared.slots.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if slots.get(&self.node).is_some_and(|slot| slot.session == self.session) {
+            slots.remove(&self.node);
+        }
+    }
+}
+
+/// A manager that listens and has not begun to serve.
+#[derive(Debug)]
+pub struct SyncManager {
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    sessions_max: usize,
+}
+
+impl SyncManager {
+    /// Opens the listener and `sessions.db`. `routed` changes whenever the Router has finished a round or an extract is there.
+    ///
+    /// # Errors
+    /// The address is taken or not on this machine, or the history cannot be opened.
+    pub async fn bind(
+        options: SyncOptions,
+        directory: Arc<dyn NodeDirectory>,
+        index: Arc<dyn OutboxIndex>,
+        routed: watch::Receiver<u64>,
+    ) -> Result<SyncManager, SyncError> {
+        let listener = tcp::listen(&options.listen).await?;
+        let sessions = SessionsDb::open(&options.root.join(sessions::FILE_NAME))?;
+        let shared = Arc::new(Shared {
+            directory,
+            index,
+            root: options.root,
+            timing: options.timing,
+            routed,
+            sessions: Mutex::new(sessions),
+            slots: Mutex::new(HashMap::new()),
+            next_session: AtomicU64::new(1),
+        });
+        Ok(SyncManager { listener, shared, sessions_max: options.sessions_max })
+    }
+
+    /// Returns the address that nodes call.
+    ///
+    /// # Errors
+    /// The operating system does not tell.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `shutdown`, then ends the sessions in order.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let places = Arc::new(Semaphore::new(self.sessions_max));
+        let mut tasks = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                () = shutdown.cancelled() => break,
+                Some(_) = tasks.join_next() => continue,
+                accepted = self.listener.accept() => accepted,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Mostly no file handles left: the sessions that end free some.
+                    tracing::warn!("accept: {error}");
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    continue;
+                }
+            };
+            let shared = self.shared.clone();
+            match places.clone().try_acquire_owned() {
+                Ok(place) => {
+                    let shutdown = shutdown.clone();
+                    tasks.spawn(async move {
+                        syncsession::serve(shared, stream, peer, shutdown).await;
+                        drop(place);
+                    });
+                }
+                // The refusals need no place of their own, but they are bounded too.
+                Err(_) if tasks.len() < self.sessions_max * 2 => {
+                    tasks.spawn(refuse_full(shared, stream));
+                }
+                Err(_) => drop(stream),
+            }
+        }
+        drop(self.listener);
+        let farewell = self.shared.timing.farewell * 3;
+        let ended = tokio::time::timeout(farewell, async { while tasks.join_next().await.is_some() {} }).await;
+        if ended.is_err() {
+            tracing::warn!("{} sessions did not end within {} s and are cut", tasks.len(), farewell.as_secs());
+        }
+    }
+}
+
+async fn refuse_full(shared: Arc<Shared>, stream: TcpStream) {
+    if let Ok(link) = tcp::accept(stream, shared.timing) {
+        let refusal = Refusal::new(RefusalCode::Full, "the server has as many sessions as it takes; try again later");
+        if link.outgoing.send(&Message::Refused(refusal)).await.is_ok() {
+            link.close().await;
+        }
+    }
+}
+
+/// Serves on a runtime of its own; returns after `shutdown`. `ready` is told the address that nodes call.
+///
+/// # Errors
+/// As `SyncManager::bind`, or no threads.
+pub fn serve(
+    options: SyncOptions,
+    directory: Arc<dyn NodeDirectory>,
+    index: Arc<dyn OutboxIndex>,
+    routed: watch::Receiver<u64>,
+    shutdown: CancellationToken,
+    ready: impl FnOnce(SocketAddr),
+) -> Result<(), SyncError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("syncmgr")
+        .enable_all()
+        .build()
+        .map_err(SyncError::Runtime)?;
+    runtime.block_on(async {
+        let manager = SyncManager::bind(options, directory, index, routed).await?;
+        ready(manager.local_addr().map_err(SyncError::Runtime)?);
+        manager.run(shutdown).await;
+        Ok(())
+    })
 }

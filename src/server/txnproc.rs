@@ -1,1 +1,273 @@
-//! Being written.
+//! Transaction Processor: master transaction log -> `docking/txnproc/*.dx`, by way of the consolidated data store.
+//!
+//! One step takes one unit: everything that the log holds up to the end of one read snapshot. Order of what becomes
+//! durable: the mark in the server database (which flushes every commit that was read, I7), the file, and then the one
+//! commit of `cds.db` that holds position, data, counts and the file's ledger row. A crash between any two leaves a
+//! file without a row, which is deleted and made anew, perhaps longer (R25).
+
+use crate::base::disk::DiskError;
+use crate::base::ids::{ContentHash, FileNo, NodeName, Nonce, TxnId};
+use crate::base::step::Progress;
+use crate::cds::layout::{TxnprocFile, pin_snapshot};
+use crate::cds::nodes::NodeScope;
+use crate::cds::unit::{NodeChange, RowChange, UnitInput};
+use crate::cds::view::visible_rows;
+use crate::cds::{Cds, CdsError, CdsState};
+use crate::docking::error::DockingError;
+use crate::docking::queue;
+use crate::docking::root::DockingRoot;
+use crate::dx::error::DxError;
+use crate::dx::header::{DxDirection, Header};
+use crate::dx::writer::TxnprocWriter;
+use crate::model::dock::Dock;
+use crate::model::event::NodeEvent;
+use crate::model::schema::Schema;
+use crate::rules::graph::ScopeGraph;
+use crate::store::control::Control;
+use crate::store::log::{ReadOptions, UnitReading};
+use crate::store::sqlite::{ServerDatabase, StoreError};
+use rusqlite::Connection;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Level at which txnproc files are compressed.
+const ZSTD_LEVEL: i32 = 1;
+
+/// Why the Transaction Processor cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TxnProcError {
+    /// The server database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The data store.
+    #[error(transparent)]
+    Cds(#[from] CdsError),
+    /// The docking root.
+    #[error(transparent)]
+    Docking(#[from] DockingError),
+    /// A file could not be written.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A file could not be encoded.
+    #[error("unit {unit} cannot be written to a file")]
+    Dx {
+        /// The unit.
+        unit: TxnId,
+        /// Why.
+        source: DxError,
+    },
+    /// No random numbers from the system.
+    #[error("the system gives no random numbers: {0}")]
+    Random(String),
+}
+
+impl TxnProcError {
+    /// Returns whether trying again may help: a lock that somebody holds, a full disk.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            TxnProcError::Store(error) => error.is_busy(),
+            TxnProcError::Cds(CdsError::Sql { source, .. }) => is_transient(source),
+            TxnProcError::Disk(error) => error.is_no_space(),
+            TxnProcError::Docking(error) => error.is_transient(),
+            _ => false,
+        }
+    }
+}
+
+/// Returns whether SQLite's refusal may pass by itself.
+pub(crate) fn is_transient(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked | rusqlite::ErrorCode::DiskFull)
+    )
+}
+
+/// An extract to be built: a node that started with the unit just committed, and the snapshot of exactly that unit (R15).
+#[derive(Debug)]
+pub struct PendingExtract {
+    /// The node with its values as of the unit.
+    pub node: NodeScope,
+    /// Commit point of the snapshot.
+    pub state: CdsState,
+    /// Definition of the snapshot.
+    pub dock: Dock,
+    /// Schema of the server database.
+    pub schema: Schema,
+    /// Rules of the snapshot.
+    pub graph: ScopeGraph,
+    /// Read transaction on `cds.db`, pinned at the unit.
+    pub snapshot: Connection,
+}
+
+impl PendingExtract {
+    /// Fills the temporary tables of visible rows in the snapshot.
+    pub fn select_rows(&self) -> rusqlite::Result<()> {
+        visible_rows(&self.snapshot, &self.dock, &self.graph, &self.node, self.state.day)
+    }
+}
+
+/// What one step did.
+#[derive(Debug)]
+pub struct Step {
+    /// Whether a unit was taken.
+    pub progress: Progress,
+    /// Extracts to be built before anything else changes.
+    pub extracts: Vec<PendingExtract>,
+}
+
+/// The Transaction Processor of one docking root.
+#[derive(Debug)]
+pub struct TxnProc {
+    server: ServerDatabase,
+    cds: Cds,
+    root: Arc<DockingRoot>,
+    last_file: FileNo,
+    last_hash: ContentHash,
+    last_unit: TxnId,
+}
+
+impl TxnProc {
+    /// Opens the stage and recovers: what a crash left in `txnproc/` without a ledger row is deleted.
+    pub fn open(database: &Path, root: Arc<DockingRoot>) -> Result<TxnProc, TxnProcError> {
+        let server = ServerDatabase::open(database)?;
+        let cds = Cds::open(&root.cds_db())?;
+        let last = cds.last_file()?;
+        // After a new filling of the data store the files go on where they were: each range begins where the last one ended.
+        let (last_file, last_hash, last_unit) =
+            last.map_or((FileNo(0), ContentHash::default(), cds.state().position), |file| (file.file_no, file.content_hash, file.last));
+        root.disk().clean_tmp(&root.txnproc_tmp())?;
+        for file in queue::list(&root.txnproc())?.files {
+            if file.file_no > last_file {
+                tracing::info!(stage = "txnproc", file = %file.file_no, "deleting a file that was never committed");
+                root.disk().remove(&file.path)?;
+            }
+        }
+        Ok(TxnProc { server, cds, root, last_file, last_hash, last_unit })
+    }
+
+    /// Returns the data store.
+    pub fn cds(&self) -> &Cds {
+        &self.cds
+    }
+
+    /// Returns the server database.
+    pub fn server(&self) -> &ServerDatabase {
+        &self.server
+    }
+
+    /// Takes the next unit, if the log has grown.
+    pub fn step(&mut self) -> Result<Step, TxnProcError> {
+        let idle = Step { progress: Progress::Idle, extracts: Vec::new() };
+        let state = self.cds.state().clone();
+        let options = ReadOptions { after: state.position, known: Some(state.nonce) };
+        let Some(reading) = self.server.read_unit(&options)? else { return Ok(idle) };
+
+        let nonce = new_nonce()?;
+        self.server.write_tail(reading.upto, nonce, Some(state.nonce))?;
+
+        let unit = reading.upto;
+        let input = self.input(reading)?;
+        let events = self.cds.process(&input)?;
+        let written = self.write_file(&state, unit, &events);
+        let file = match written {
+            Ok(file) => file,
+            Err(error) => {
+                self.cds.rollback()?;
+                return Err(error);
+            }
+        };
+        self.cds.commit(&file, nonce)?;
+        self.last_file = file.file_no;
+        self.last_hash = file.content_hash;
+        self.last_unit = file.last;
+
+        let mut extracts = Vec::new();
+        for event in &events.nodes {
+            if let NodeEvent::Start { node, .. } = event {
+                extracts.extend(self.pending_extract(node)?);
+            }
+        }
+        tracing::debug!(stage = "txnproc", unit = %unit, rows = events.rows.len(), "unit committed");
+        Ok(Step { progress: Progress::Worked, extracts })
+    }
+
+    /// Returns the extracts of active nodes for which `missing` says that no finished extract is there, as of now.
+    /// A crash while one was built is mended by it: the node starts anew.
+    pub fn nodes_without_extract(&self, missing: impl Fn(&NodeScope) -> bool) -> Vec<NodeName> {
+        self.cds.nodes().iter().filter(|(_, scope)| missing(scope)).map(|(name, _)| name.clone()).collect()
+    }
+
+    fn input(&self, reading: UnitReading) -> Result<UnitInput, TxnProcError> {
+        let mut input = UnitInput { unit: reading.upto, read_at_micros: now_micros(), stopped: reading.stopped, ..UnitInput::default() };
+        for change in reading.changes {
+            let table = self.cds.dock().table(&change.table).ok_or_else(|| CdsError::UnknownTable(change.table.clone()))?;
+            input.changes.push(RowChange { table, key: change.key, row: change.row });
+        }
+        for control in reading.controls {
+            match control {
+                Control::Node(node) => input.nodes.push(NodeChange::Set(node)),
+                Control::NodeDeleted { name } => input.nodes.push(NodeChange::Deleted(name)),
+                Control::Definition { revision } => input.revision = Some(revision),
+                Control::Tick { day } => input.day = Some(day),
+            }
+        }
+        Ok(input)
+    }
+
+    fn write_file(&self, state: &CdsState, unit: TxnId, events: &crate::model::event::UnitEvents) -> Result<TxnprocFile, TxnProcError> {
+        let dx = |source| TxnProcError::Dx { unit, source };
+        let header = Header {
+            direction: DxDirection::Txnproc,
+            server_id: state.server_id,
+            epoch: state.epoch,
+            node: None,
+            incarnation: Default::default(),
+            file_no: self.last_file.next(),
+            first: TxnId(self.last_unit.0 + 1),
+            last: unit,
+            revision: events.revision,
+            previous: self.last_hash,
+            install_id: Default::default(),
+            applied_unit: TxnId::default(),
+        };
+        let mut writer = TxnprocWriter::new(ZSTD_LEVEL).map_err(dx)?;
+        writer.unit(events).map_err(dx)?;
+        let (bytes, summary) = writer.finish(&header).map_err(dx)?;
+        self.root.disk().put(&self.root.txnproc_tmp(), &self.root.txnproc(), &header.file_no.file_name(), &bytes)?;
+        Ok(TxnprocFile {
+            file_no: header.file_no,
+            first: header.first,
+            last: header.last,
+            content_hash: summary.content_hash,
+            bytes: summary.bytes,
+            created_micros: now_micros(),
+        })
+    }
+
+    fn pending_extract(&self, name: &NodeName) -> Result<Option<PendingExtract>, TxnProcError> {
+        let Some(node) = self.cds.nodes().get(name) else { return Ok(None) };
+        let path = self.root.cds_db();
+        let snapshot = pin_snapshot(&path).map_err(|source| CdsError::Sql { path, what: "pin a snapshot", source })?;
+        Ok(Some(PendingExtract {
+            node: node.clone(),
+            state: self.cds.state().clone(),
+            dock: self.cds.dock().clone(),
+            schema: self.cds.schema().clone(),
+            graph: self.cds.graph().clone(),
+            snapshot,
+        }))
+    }
+}
+
+/// Returns a new random nonce.
+pub(crate) fn new_nonce() -> Result<Nonce, TxnProcError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| TxnProcError::Random(error.to_string()))?;
+    Ok(Nonce(bytes))
+}
+
+/// Microseconds since 1970, for people only.
+pub(crate) fn now_micros() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}

@@ -256,6 +256,14 @@ impl ClientSession {
         self.state == State::Closed
     }
 
+    /// Returns the extract that was offered.
+    pub fn extract(&self) -> Option<ExtractOffer> {
+        match self.state {
+            State::InitOffered(offer) | State::InitFetching { offer, .. } => Some(offer),
+            _ => None,
+        }
+    }
+
     /// Takes one event and returns what is to be done, in order.
     ///
     /// # Errors

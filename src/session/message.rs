@@ -9,6 +9,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
+/// Port of the Synchronization Manager where none is named.
+pub const DEFAULT_PORT: u16 = 40400;
+
 /// Oldest protocol version that this program speaks.
 pub const PROTOCOL_MIN: u16 = 1;
 /// Newest protocol version that this program speaks.

@@ -7,9 +7,11 @@
 //!   acknowledged and deleted after the commit that covers it (I3).
 //! - `dock_state` has one row, and it is changed only in the transaction of the rows that it covers (I2).
 
+use super::local_apply::Catalogue;
 use crate::base::ids::{ContentHash, Epoch, FileNo, Incarnation, InstallId, NodeName, Revision, ServerId, TxnId};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -22,7 +24,7 @@ const PAGES_BEFORE_CHECKPOINT: i64 = 10_000;
 /// The WAL is cut back to this length when it is next restarted, so that one large file does not leave it large for ever.
 const WAL_BYTES_KEPT: i64 = 64 << 20;
 /// How long we wait for another program's write transaction before the step gives up and is tried again later.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Statements kept prepared: several per table and set of changed columns.
 const STATEMENTS_KEPT: usize = 256;
 /// Hashes of applied files that are remembered.
@@ -106,6 +108,7 @@ pub struct LocalState {
 pub struct LocalDatabase {
     path: PathBuf,
     connection: Connection,
+    catalogue: RefCell<Catalogue>,
 }
 
 impl LocalDatabase {
@@ -115,7 +118,7 @@ impl LocalDatabase {
         let sql = |doing| move |source| LocalError::of_sql(path, doing, source);
         let connection = Connection::open_with_flags(path, flags).map_err(sql("open the local database"))?;
         configure(&connection).map_err(sql("prepare the connection"))?;
-        let database = LocalDatabase { path: path.to_owned(), connection };
+        let database = LocalDatabase { path: path.to_owned(), connection, catalogue: RefCell::default() };
         database.state()?;
         Ok(database)
     }
@@ -128,6 +131,18 @@ impl LocalDatabase {
     /// Returns the connection, for the statements of `store`.
     pub(super) fn connection(&self) -> &Connection {
         &self.connection
+    }
+
+    /// Returns what is known of the tables that files name.
+    pub(super) fn catalogue(&self) -> &RefCell<Catalogue> {
+        &self.catalogue
+    }
+
+    /// Returns a number that changes when another connection has committed.
+    pub fn others_version(&self) -> Result<i64, LocalError> {
+        self.connection
+            .query_row("PRAGMA data_version", [], |row| row.get(0))
+            .map_err(|source| LocalError::of_sql(&self.path, "look for other writers", source))
     }
 
     /// Returns the committed state.
@@ -267,7 +282,7 @@ pub(super) fn read_state(connection: &Connection, path: &Path) -> Result<LocalSt
     if !there {
         return Err(LocalError::NotLocal { path: path.to_owned() });
     }
-    let row = connection
+    connection
         .query_row(
             "SELECT server_id, server_name, epoch, node, incarnation, install_id, applied_file, applied_unit, chain_hash, revision, stopped
              FROM dock_state",
@@ -293,8 +308,7 @@ pub(super) fn read_state(connection: &Connection, path: &Path) -> Result<LocalSt
                 })())
             },
         )
-        .map_err(sql)?;
-    row
+        .map_err(sql)?
 }
 
 /// Reads an id back from its text.

@@ -1,1 +1,440 @@
-//! Being written.
+//! Reads the log as units, and keeps it: tail, end, purge.
+//!
+//! A unit is everything between the reader's position and the end of one read snapshot, which is a transaction boundary: SQLite has
+//! one writer, so log order is commit order. The log says *which* rows were touched; what a touched row came to is read from its
+//! table in the same snapshot. So nothing that ran between a log entry and the commit can make the two disagree: not the order of
+//! nested triggers (R1), not a row removed by REPLACE (R2), not a log entry in an older shape (B12).
+//!
+//! Memory: the log is streamed, whatever its values weigh; the keys that a unit touched, and the final rows, are held until it is
+//! handed over. A unit is as long as what was written since the last reading, so the largest transaction bounds it.
+
+use crate::base::ids::{Nonce, TxnId};
+use crate::model::schema::TableShape;
+use crate::model::value::{Row, RowKey, Value};
+use crate::store::capture::{Capture, capture_shape, difference, key_condition, may_end_statement, newer_triggers, read_captures};
+use crate::store::control::Control;
+use crate::store::schema::read_shape;
+use crate::store::sqlite::{ServerDatabase, SqlValue, StoreError, quote_name, value_of};
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OptionalExtension};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Most log rows that one purging transaction deletes.
+const PURGE_CHUNK_ROWS: i64 = 5_000;
+
+/// Where to read from.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ReadOptions {
+    /// Position of the last unit that was read.
+    pub after: TxnId,
+    /// The mark under which it was read; `None` only if nothing was ever read.
+    pub known: Option<Nonce>,
+}
+
+/// One unit.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UnitReading {
+    /// Its name: the position of its last log row.
+    pub upto: TxnId,
+    /// Controls in log order.
+    pub controls: Vec<Control>,
+    /// One entry per touched row at most, sorted by table and key. A row that came back to what it was may be among them.
+    pub changes: Vec<NetChange>,
+    /// Tables that are stopped as of this reading, with the reason; their changes are left out.
+    pub stopped: Vec<(String, String)>,
+    /// `PRAGMA schema_version` of the snapshot.
+    pub schema_version: i64,
+}
+
+/// What one unit made of one row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NetChange {
+    /// The table, as the definition spells it.
+    pub table: String,
+    /// Primary key, byte-exact.
+    pub key: RowKey,
+    /// Its captured columns when the unit ended, in the order of the definition's table; `None` if there is no such row.
+    pub row: Option<Row>,
+}
+
+/// The catalogue with what the schema has to say about it.
+#[derive(Debug)]
+pub(crate) struct Catalogue {
+    stamp: (i64, i64, i64, i64),
+    /// Every capture by id.
+    captures: BTreeMap<i64, Capture>,
+    /// Tables that are captured now, by lower-case name.
+    active: BTreeMap<String, i64>,
+    /// Captured tables that are stopped: capture id and reason.
+    stopped: BTreeMap<i64, String>,
+}
+
+/// The tail row: what was read last, and under which mark (R13).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tail {
+    /// Position up to which the log was read.
+    pub position: TxnId,
+    /// Mark of that reading.
+    pub nonce: Nonce,
+    /// Mark of the reading before.
+    pub previous: Option<Nonce>,
+}
+
+impl ServerDatabase {
+    /// Returns the position of the last log row ever committed.
+    ///
+    /// # Errors
+    /// Nothing is installed, or a statement failed.
+    pub fn log_end(&self) -> Result<TxnId, StoreError> {
+        self.require_installed()?;
+        log_end(&self.connection).map_err(self.fault("reading the end of the log"))
+    }
+
+    /// Reads everything after a position as one unit, in one read snapshot; `None` if there is nothing.
+    ///
+    /// A table whose log shows a NULL key is also marked as stopped in the catalogue, until it is deployed anew.
+    ///
+    /// # Errors
+    /// [`StoreError::NotTheSameDatabase`], [`StoreError::LogReset`] and [`StoreError::LogGap`] if the log is not the one that was
+    /// read last; otherwise nothing is installed, a row of ours is damaged, or a statement failed.
+    pub fn read_unit(&self, options: &ReadOptions) -> Result<Option<UnitReading>, StoreError> {
+        let snapshot = self.connection.unchecked_transaction().map_err(self.fault("beginning to read the log"))?;
+        let reading = self.read_in_snapshot(options)?;
+        snapshot.rollback().map_err(self.fault("ending the read of the log"))?;
+        let Some((mut unit, found)) = reading else { return Ok(None) };
+        for (id, reason) in found {
+            self.stop_capture(id, &reason)?;
+        }
+        unit.stopped.sort();
+        Ok(Some(unit))
+    }
+
+    fn read_in_snapshot(&self, options: &ReadOptions) -> Result<Option<Read>, StoreError> {
+        self.require_installed()?;
+        let upto = log_end(&self.connection).map_err(self.fault("reading the end of the log"))?;
+        self.check_mark(options)?;
+        if upto < options.after {
+            return Err(StoreError::LogReset { path: self.path.clone(), known: options.after, end: upto });
+        }
+        if upto == options.after {
+            return Ok(None);
+        }
+        let catalogue = self.catalogue()?;
+        let touched = self.read_touched(options.after, upto, &catalogue)?;
+        let mut stopped = catalogue.stopped.clone();
+        for (id, reason) in &touched.null_keys {
+            stopped.entry(*id).or_insert_with(|| reason.clone());
+        }
+        let mut unit =
+            UnitReading { upto, controls: touched.controls, changes: Vec::new(), stopped: Vec::new(), schema_version: catalogue.stamp.0 };
+        for (name, keys) in touched.keys {
+            let Some(capture) = catalogue.active.get(&name).and_then(|id| catalogue.captures.get(id)) else { continue };
+            if !stopped.contains_key(&capture.id) {
+                self.read_live(capture, keys, &mut unit.changes)?;
+            }
+        }
+        unit.stopped = stopped
+            .iter()
+            .filter_map(|(id, reason)| catalogue.captures.get(id).map(|capture| (capture.table.clone(), reason.clone())))
+            .collect();
+        Ok(Some((unit, touched.null_keys.into_iter().collect())))
+    }
+
+    fn check_mark(&self, options: &ReadOptions) -> Result<(), StoreError> {
+        let Some(known) = options.known else { return Ok(()) };
+        let tail = self.tail()?;
+        match tail {
+            Some(tail) if tail.nonce == known || tail.previous == Some(known) => Ok(()),
+            _ => Err(StoreError::NotTheSameDatabase {
+                path: self.path.clone(),
+                known,
+                found: tail.map(|tail| tail.nonce),
+                previous: tail.and_then(|tail| tail.previous),
+            }),
+        }
+    }
+
+    /// Streams the log rows of a unit and keeps the keys that they name.
+    fn read_touched(&self, after: TxnId, upto: TxnId, catalogue: &Catalogue) -> Result<Touched, StoreError> {
+        let fault = || self.fault("reading the log");
+        let damaged = |id: i64, reason: String| StoreError::Damaged { path: self.path.clone(), what: format!("log row {id}"), reason };
+        // Old image, then new image: no key stands behind twice the widest capture; `c1` is always there.
+        let width = catalogue.captures.values().map(|capture| capture.columns.len() * 2).max().unwrap_or(1).max(1);
+        let columns: Vec<String> = (1..=width).map(|place| format!("c{place}")).collect();
+        let sql = format!("SELECT id, tbl, op, {} FROM main.dock_txn_log WHERE id > ?1 AND id <= ?2 ORDER BY id", columns.join(", "));
+        let mut statement = self.connection.prepare_cached(&sql).map_err(fault())?;
+        let mut rows = statement.query([after.0, upto.0]).map_err(fault())?;
+        let mut touched = Touched::default();
+        let mut seen = 0;
+        while let Some(row) = rows.next().map_err(fault())? {
+            seen += 1;
+            let id: i64 = row.get(0).map_err(fault())?;
+            let table: i64 = row.get(1).map_err(fault())?;
+            let op = row.get_ref(2).map_err(fault())?;
+            if table == 0 {
+                let ValueRef::Text(json) = row.get_ref(3).map_err(fault())? else {
+                    return Err(damaged(id, "a control that is no text".into()));
+                };
+                touched.controls.push(serde_json::from_slice(json).map_err(|error| damaged(id, error.to_string()))?);
+                continue;
+            }
+            let capture = catalogue.captures.get(&table).ok_or_else(|| damaged(id, format!("no table is captured as {table}")))?;
+            let key_at = |offset: usize| -> rusqlite::Result<RowKey> {
+                capture.key.iter().map(|position| Ok(value_of(row.get_ref(3 + offset + position)?))).collect()
+            };
+            let images: &[usize] = match op {
+                ValueRef::Text(b"I" | b"G" | b"H" | b"D") => &[0],
+                ValueRef::Text(b"U" | b"N") => &[0, capture.columns.len()],
+                _ => return Err(damaged(id, "its `op` is unknown".into())),
+            };
+            let null_op = matches!(op, ValueRef::Text(b"N"));
+            for (place, offset) in images.iter().enumerate() {
+                let key = key_at(*offset).map_err(fault())?;
+                if key.iter().all(Value::is_null) && place == 1 {
+                    continue; // The row was gone again when it was logged.
+                }
+                if null_op || key.iter().any(Value::is_null) {
+                    touched.null_key(capture, id, catalogue);
+                } else if let Some(name) = catalogue.target(capture) {
+                    touched.keys.entry(name).or_default().insert(key);
+                }
+            }
+        }
+        if seen != upto.0 - after.0 {
+            return Err(StoreError::LogGap { path: self.path.clone(), after, upto, found: seen });
+        }
+        Ok(touched)
+    }
+
+    /// Reads what the touched rows of a table are now.
+    fn read_live(&self, capture: &Capture, keys: BTreeSet<RowKey>, changes: &mut Vec<NetChange>) -> Result<(), StoreError> {
+        let fault = || self.fault(&format!("reading {}", capture.table));
+        let condition = key_condition(&capture.shape, "", |place, _| format!("?{}", place + 1), "=");
+        let columns: Vec<String> = capture.columns.iter().map(|name| quote_name(name)).collect();
+        let sql = format!("SELECT {} FROM main.{} WHERE {condition}", columns.join(", "), quote_name(&capture.table));
+        let mut statement = self.connection.prepare_cached(&sql).map_err(fault())?;
+        for key in keys {
+            let mut rows = statement.query(rusqlite::params_from_iter(key.iter().map(SqlValue))).map_err(fault())?;
+            let mut row = None;
+            if let Some(found) = rows.next().map_err(fault())? {
+                let values: Row =
+                    (0..columns.len()).map(|place| found.get_ref(place).map(value_of)).collect::<Result<_, _>>().map_err(fault())?;
+                // Under NOCASE another spelling answers to the same key, but it is another row to everyone who compares bytes.
+                let same = capture.key.iter().zip(&key).all(|(position, value)| values.get(*position) == Some(value));
+                row = same.then_some(values);
+            }
+            changes.push(NetChange { table: capture.table.clone(), key, row });
+        }
+        Ok(())
+    }
+
+    /// Returns every captured table that is stopped now, with the reason.
+    ///
+    /// # Errors
+    /// Nothing is installed, a row of ours is damaged, or a statement failed.
+    pub fn stopped_tables(&self) -> Result<Vec<(String, String)>, StoreError> {
+        self.require_installed()?;
+        let snapshot = self.connection.unchecked_transaction().map_err(self.fault("beginning to read the catalogue"))?;
+        let catalogue = self.catalogue()?;
+        snapshot.rollback().map_err(self.fault("ending the read of the catalogue"))?;
+        let named = |(id, reason): (&i64, &String)| catalogue.captures.get(id).map(|capture| (capture.table.clone(), reason.clone()));
+        let mut stopped: Vec<_> = catalogue.stopped.iter().filter_map(named).collect();
+        stopped.sort();
+        Ok(stopped)
+    }
+
+    /// Returns the catalogue, compared anew with the schema if either changed since the last look.
+    pub(crate) fn catalogue(&self) -> Result<Arc<Catalogue>, StoreError> {
+        let fault = || self.fault("reading the catalogue");
+        let version: i64 = self.connection.query_row("PRAGMA schema_version", [], |row| row.get(0)).map_err(fault())?;
+        let stamp = self
+            .connection
+            .prepare_cached("SELECT count(*), ifnull(max(id), 0), count(stopped) FROM main.dock_capture")
+            .and_then(|mut statement| statement.query_row([], |row| Ok((version, row.get(0)?, row.get(1)?, row.get(2)?))))
+            .map_err(fault())?;
+        if let Some(seen) = self.catalogue.borrow().as_ref()
+            && seen.stamp == stamp
+        {
+            return Ok(Arc::clone(seen));
+        }
+        let captures = read_captures(&self.connection).map_err(fault())?.map_err(|(id, reason)| StoreError::Damaged {
+            path: self.path.clone(),
+            what: format!("row {id} of dock_capture"),
+            reason,
+        })?;
+        let mut catalogue = Catalogue { stamp, captures: BTreeMap::new(), active: BTreeMap::new(), stopped: BTreeMap::new() };
+        for capture in captures {
+            if capture.active {
+                catalogue.active.insert(capture.table.to_ascii_lowercase(), capture.id);
+                let reason = match &capture.stopped {
+                    Some(reason) => Some(reason.clone()),
+                    None => doubt(&self.connection, &capture).map_err(fault())?,
+                };
+                if let Some(reason) = reason {
+                    catalogue.stopped.insert(capture.id, reason);
+                }
+            }
+            catalogue.captures.insert(capture.id, capture);
+        }
+        let catalogue = Arc::new(catalogue);
+        *self.catalogue.borrow_mut() = Some(Arc::clone(&catalogue));
+        Ok(catalogue)
+    }
+
+    fn stop_capture(&self, id: i64, reason: &str) -> Result<(), StoreError> {
+        let fault = || self.fault("marking a table as stopped");
+        let transaction = self.begin_write("marking a table as stopped")?;
+        transaction.execute("UPDATE main.dock_capture SET stopped = ?2 WHERE id = ?1 AND stopped IS NULL", (id, reason)).map_err(fault())?;
+        transaction.commit().map_err(fault())
+    }
+
+    /// Returns the tail row; `None` before the first reading.
+    ///
+    /// # Errors
+    /// The row is damaged, or a statement failed.
+    pub fn tail(&self) -> Result<Option<Tail>, StoreError> {
+        let found = self
+            .connection
+            .prepare_cached("SELECT position, nonce, previous FROM main.dock_tail")
+            .and_then(|mut statement| {
+                statement
+                    .query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, Option<String>>(2)?)))
+                    .optional()
+            })
+            .map_err(self.fault("reading the tail"))?;
+        let Some((position, nonce, previous)) = found else { return Ok(None) };
+        let parse = |text: &str| {
+            text.parse::<Nonce>().map_err(|error| StoreError::Damaged {
+                path: self.path.clone(),
+                what: "dock_tail".into(),
+                reason: error.to_string(),
+            })
+        };
+        Ok(Some(Tail { position: TxnId(position), nonce: parse(&nonce)?, previous: previous.as_deref().map(parse).transpose()? }))
+    }
+
+    /// Commits the tail, durably and by itself: with it every commit that was read is on the disk, so what was made of it may be
+    /// published (I7). Log ids up to `position` are never given again from here on.
+    ///
+    /// # Errors
+    /// A statement failed; then nothing may be published.
+    pub fn write_tail(&self, position: TxnId, nonce: Nonce, previous: Option<Nonce>) -> Result<(), StoreError> {
+        let fault = || self.fault("writing the tail");
+        // The connection opens with synchronous=FULL; said again, since everything published rests on it.
+        self.connection.pragma_update(None, "synchronous", "FULL").map_err(fault())?;
+        let transaction = self.begin_write("writing the tail")?;
+        let row = (position.0, nonce.to_string(), previous.map(|nonce| nonce.to_string()));
+        let updated =
+            transaction.execute("UPDATE main.dock_tail SET position = ?1, nonce = ?2, previous = ?3", row.clone()).map_err(fault())?;
+        if updated == 0 {
+            transaction.execute("INSERT INTO main.dock_tail(position, nonce, previous) VALUES (?1, ?2, ?3)", row).map_err(fault())?;
+        }
+        // A statement that ended by OR FAIL keeps its log rows but not the sequence: after a purge their ids would come back.
+        let raised = transaction
+            .execute("UPDATE main.sqlite_sequence SET seq = max(seq, ?1) WHERE name = 'dock_txn_log'", [position.0])
+            .map_err(fault())?;
+        if raised == 0 && position.0 > 0 {
+            transaction.execute("INSERT INTO main.sqlite_sequence(name, seq) VALUES ('dock_txn_log', ?1)", [position.0]).map_err(fault())?;
+        }
+        transaction.commit().map_err(fault())
+    }
+
+    /// Deletes log rows up to `upto`, but none that stands among the last `keep` of them and none behind the tail. Returns how many.
+    ///
+    /// # Errors
+    /// A statement failed; what was deleted by then stays deleted.
+    pub fn purge_log(&self, upto: TxnId, keep: u64) -> Result<u64, StoreError> {
+        let fault = || self.fault("purging the log");
+        let Some(tail) = self.tail()? else { return Ok(0) };
+        let last = upto.min(tail.position).0.saturating_sub(i64::try_from(keep).unwrap_or(i64::MAX));
+        let mut deleted = 0;
+        loop {
+            let transaction = self.begin_write("purging the log")?;
+            let chunk = transaction
+                .execute(
+                    "DELETE FROM main.dock_txn_log WHERE id IN (SELECT id FROM main.dock_txn_log WHERE id <= ?1 ORDER BY id LIMIT ?2)",
+                    [last, PURGE_CHUNK_ROWS],
+                )
+                .map_err(fault())?;
+            transaction.commit().map_err(fault())?;
+            if chunk == 0 {
+                return Ok(deleted);
+            }
+            deleted += chunk as u64;
+        }
+    }
+}
+
+/// A unit, and captures that are to be marked as stopped: id and reason.
+type Read = (UnitReading, Vec<(i64, String)>);
+
+/// Keys that a unit touched.
+#[derive(Debug, Default)]
+struct Touched {
+    controls: Vec<Control>,
+    keys: BTreeMap<String, BTreeSet<RowKey>>,
+    null_keys: BTreeMap<i64, String>,
+}
+
+impl Touched {
+    fn null_key(&mut self, capture: &Capture, id: i64, catalogue: &Catalogue) {
+        // What an earlier shape of the table logged was settled when the table was deployed anew.
+        if catalogue.active.get(&capture.table.to_ascii_lowercase()) == Some(&capture.id) {
+            let names: Vec<&str> = capture.key_names().collect();
+            let reason =
+                format!("a row with NULL in its primary key ({}) was written, and cannot be told apart (log row {id})", names.join(", "));
+            self.null_keys.entry(capture.id).or_insert(reason);
+        }
+    }
+}
+
+impl Catalogue {
+    /// Returns the lower-case name of the table that a log row concerns, if the table is captured now and by the same key.
+    fn target(&self, capture: &Capture) -> Option<String> {
+        let name = capture.table.to_ascii_lowercase();
+        let active = self.captures.get(self.active.get(&name)?)?;
+        (active.id == capture.id || active.key_names().eq(capture.key_names())).then_some(name)
+    }
+}
+
+/// Returns why a table cannot be trusted to be captured, `None` if it can.
+fn doubt(connection: &Connection, capture: &Capture) -> rusqlite::Result<Option<String>> {
+    let Some(table) = read_shape(connection, &capture.table)? else {
+        return Ok(Some("the table is gone".into()));
+    };
+    if let Some(what) = difference(&capture.shape, &capture_shape(&table)) {
+        return Ok(Some(what));
+    }
+    if let Some(reason) = trigger_doubt(&stored_triggers(connection, &table)?, capture) {
+        return Ok(Some(reason));
+    }
+    let ending = newer_triggers(connection, &capture.table)?.into_iter().find(|(_, sql)| may_end_statement(sql));
+    Ok(ending.map(|(name, _)| format!("the newer trigger `{name}` can end a statement before its change is captured")))
+}
+
+fn trigger_doubt(stored: &BTreeMap<String, String>, capture: &Capture) -> Option<String> {
+    capture.triggers.iter().find_map(|(name, sql)| match stored.get(name) {
+        None => Some(format!("the trigger `{name}` is missing, so changes may have been missed")),
+        Some(text) if text != sql => Some(format!("the trigger `{name}` was changed, so changes may have been missed")),
+        Some(_) => None,
+    })
+}
+
+/// Returns our triggers on a table as the database stores them.
+pub(crate) fn stored_triggers(connection: &Connection, table: &TableShape) -> rusqlite::Result<BTreeMap<String, String>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT name, sql FROM main.sqlite_schema WHERE type = 'trigger' AND lower(tbl_name) = lower(?1) AND substr(name, 1, 5) = 'dock_'",
+    )?;
+    let rows = statement.query_map([&table.name], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    rows.collect()
+}
+
+/// Returns the position of the last log row ever committed on a connection's main database.
+pub(crate) fn log_end(connection: &Connection) -> rusqlite::Result<TxnId> {
+    connection
+        .prepare_cached(
+            "SELECT max(ifnull((SELECT seq FROM main.sqlite_sequence WHERE name = 'dock_txn_log'), 0), ifnull((SELECT max(id) FROM main.dock_txn_log), 0))",
+        )?
+        .query_row([], |row| row.get(0).map(TxnId))
+}

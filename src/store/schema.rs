@@ -270,7 +270,7 @@ mod tests {
     fn r2_unique_indexes_keep_terms_collations_and_conditions() {
         let table = shape(
             "CREATE TABLE t(id INTEGER PRIMARY KEY, a TEXT COLLATE NOCASE UNIQUE, b TEXT, c TEXT, g TEXT GENERATED ALWAYS AS (lower(b)) VIRTUAL);
-             CREATE UNIQUE INDEX x ON t(b COLLATE rtrim DESC, /* note, ( */ substr(c, 1, ')') || ',' COLLATE NOCASE ASC) WHERE b <> ' WHERE ' AND a IS NOT NULL; -- end
+             CREATE UNIQUE INDEX x ON t(b COLLATE rtrim DESC, /* note, ( */ (substr(c, 1, ')') || ',') COLLATE NOCASE ASC) WHERE b <> ' WHERE ' AND a IS NOT NULL; -- end
              CREATE UNIQUE INDEX y ON t(g);
              CREATE INDEX z ON t(c);",
             "t",
@@ -280,7 +280,7 @@ mod tests {
         assert_eq!((auto.terms[0].what.clone(), auto.terms[0].collation.as_str()), (TermKind::Column(1), "NOCASE"));
         let x = table.unique_indexes.iter().find(|index| index.name == "x").unwrap();
         assert_eq!((x.terms[0].what.clone(), x.terms[0].collation.as_str()), (TermKind::Column(2), "RTRIM"));
-        assert_eq!(x.terms[1].what, TermKind::Expression("substr(c, 1, ')') || ',' COLLATE NOCASE".into()));
+        assert_eq!(x.terms[1].what, TermKind::Expression("(substr(c, 1, ')') || ',') COLLATE NOCASE".into()));
         assert_eq!(x.terms[1].collation, "NOCASE");
         assert_eq!(x.partial.as_deref(), Some("b <> ' WHERE ' AND a IS NOT NULL"));
         assert_eq!(table.indexes.len(), 3);

@@ -6,11 +6,12 @@
 use crate::base::ids::{NodeName, Nonce, TxnId};
 use crate::model::schema::Schema;
 use crate::model::value::Value;
-use crate::store::capture::Stopped;
+use crate::store::log::Catalogue;
 use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a statement of ours waits for another program's lock.
@@ -110,15 +111,17 @@ pub enum StoreError {
         /// Where the log ends now.
         end: TxnId,
     },
-    /// Rows between the reader's position and the log's first row are gone.
-    #[error("{}: log rows {} to {} are gone before they were read", path.display(), known.0 + 1, first.0 - 1)]
+    /// Log rows above the reader's position are gone.
+    #[error("{}: log rows are missing between {after} and {upto}: {found} are there", path.display())]
     LogGap {
         /// The database.
         path: PathBuf,
         /// Position read already.
-        known: TxnId,
-        /// First row that is still there.
-        first: TxnId,
+        after: TxnId,
+        /// End of the log.
+        upto: TxnId,
+        /// How many rows are there.
+        found: i64,
     },
     /// A table cannot be captured.
     #[error("table {table}: {reason}")]
@@ -174,8 +177,8 @@ impl StoreError {
 pub struct ServerDatabase {
     pub(crate) connection: Connection,
     pub(crate) path: PathBuf,
-    /// What the last look at the catalogue and the schema said, by schema version: see `log`.
-    pub(crate) catalogue: RefCell<Option<Stopped>>,
+    /// What the last look at the catalogue and the schema said.
+    pub(crate) catalogue: RefCell<Option<Arc<Catalogue>>>,
 }
 
 impl ServerDatabase {
@@ -200,6 +203,17 @@ impl ServerDatabase {
     /// A statement failed.
     pub fn schema(&self) -> Result<Schema, StoreError> {
         crate::store::schema::read_schema(&self.connection).map_err(self.fault("reading the schema"))
+    }
+
+    /// Returns whether the journal mode is WAL.
+    ///
+    /// # Errors
+    /// A statement failed.
+    pub fn is_wal(&self) -> Result<bool, StoreError> {
+        self.connection
+            .query_row("PRAGMA main.journal_mode", [], |row| row.get::<_, String>(0))
+            .map(|mode| mode.eq_ignore_ascii_case("wal"))
+            .map_err(self.fault("reading the journal mode"))
     }
 
     /// Returns a function that says what was being done when a statement failed.
@@ -258,6 +272,22 @@ mod tests {
             assert_eq!(back, value);
             assert_eq!(back.type_name(), value.type_name());
         }
+    }
+
+    #[test]
+    fn r13_every_commit_of_ours_is_a_full_sync_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("server.db");
+        Connection::open(&path).unwrap().execute_batch("CREATE TABLE t(a)").unwrap();
+        let database = ServerDatabase::open(&path).unwrap();
+        let mode: i64 = database.connection.query_row("PRAGMA synchronous", [], |row| row.get(0)).unwrap();
+        assert_eq!(mode, 2, "FULL");
+    }
+
+    #[test]
+    fn a_server_database_may_move_to_another_thread() {
+        fn moves<T: Send>() {}
+        moves::<ServerDatabase>();
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub struct Timing {
     pub refusal_pause: Duration,
     /// How long the last messages may take to leave when a session ends.
     pub farewell: Duration,
+    /// How long a sync waits for the server to route what its log holds. Less than `handshake`.
+    pub catch_up: Duration,
 }
 
 impl Default for Timing {
@@ -52,6 +54,7 @@ impl Default for Timing {
             recheck: Duration::from_secs(4),
             refusal_pause: Duration::from_millis(250),
             farewell: Duration::from_secs(3),
+            catch_up: Duration::from_secs(6),
         }
     }
 }
@@ -116,6 +119,7 @@ impl Meter {
     }
 }
 
+#[derive(Debug)]
 struct MeteredRead<R> {
     inner: R,
     meter: Arc<Meter>,
@@ -130,6 +134,7 @@ impl<R: AsyncRead + Unpin> AsyncRead for MeteredRead<R> {
     }
 }
 
+#[derive(Debug)]
 struct MeteredWrite<W> {
     inner: W,
     meter: Arc<Meter>,
@@ -158,14 +163,106 @@ const URGENT_WAITING_MAX: usize = 64;
 /// Content messages that may wait for the line. Small, so that a slow line holds little memory.
 const CONTENT_WAITING_MAX: usize = 4;
 
-type BoxRead = Box<dyn AsyncRead + Send + Unpin>;
+/// A byte stream of any kind.
+struct BoxRead(Box<dyn AsyncRead + Send + Unpin>);
 
-/// One line. Dropping it closes it.
-pub struct Link {
+impl std::fmt::Debug for BoxRead {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("stream")
+    }
+}
+
+impl AsyncRead for BoxRead {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+/// The receiving half of a line.
+#[derive(Debug)]
+pub struct Incoming {
     frames: FramedRead<MeteredRead<BoxRead>, LengthDelimitedCodec>,
+}
+
+impl Incoming {
+    /// Waits for the next message. May be dropped and called again without loss.
+    ///
+    /// # Errors
+    /// The line broke, was closed, or brought something that is no message.
+    pub async fn receive(&mut self) -> Result<Message, LinkError> {
+        match self.frames.next().await {
+            Some(Ok(frame)) => Ok(codec::decode(&frame.freeze())?),
+            Some(Err(error)) => Err(error.into()),
+            None => Err(LinkError::Closed),
+        }
+    }
+}
+
+/// The sending half of a line.
+#[derive(Debug)]
+pub struct Outgoing {
     urgent: Option<mpsc::Sender<Bytes>>,
     content: Option<mpsc::Sender<Bytes>>,
     writer: JoinHandle<Result<(), LinkError>>,
+}
+
+impl Outgoing {
+    /// Sends a message in its place: an urgent one at once, any other one after waiting for the line if it must.
+    ///
+    /// # Errors
+    /// The message breaks a limit, the peer floods the line, or it broke.
+    pub async fn send(&self, message: &Message) -> Result<(), LinkError> {
+        let bytes = codec::encode(message)?;
+        let queue = if message.is_urgent() { &self.urgent } else { &self.content };
+        let queue = queue.as_ref().ok_or(LinkError::Closed)?;
+        if message.is_urgent() {
+            return queue.try_send(bytes).map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => LinkError::Flood,
+                mpsc::error::TrySendError::Closed(_) => LinkError::Closed,
+            });
+        }
+        queue.send(bytes).await.map_err(|_| LinkError::Closed)
+    }
+
+    /// Waits until the line takes one more content message. May be dropped and called again without loss.
+    ///
+    /// # Errors
+    /// The line broke.
+    pub async fn ready(&self) -> Result<(), LinkError> {
+        let queue = self.content.as_ref().ok_or(LinkError::Closed)?;
+        queue.reserve().await.map(drop).map_err(|_| LinkError::Closed)
+    }
+
+    /// Whether content waits for the line.
+    fn is_clogged(&self) -> bool {
+        self.content.as_ref().is_some_and(|queue| queue.capacity() < CONTENT_WAITING_MAX)
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        self.writer.abort();
+    }
+}
+
+/// Tells from outside how long a line has been silent.
+#[derive(Debug, Clone)]
+pub struct Pulse(Arc<Meter>);
+
+impl Pulse {
+    /// Returns how long nothing at all was heard.
+    pub fn silence(&self) -> Duration {
+        self.0.since_last()
+    }
+}
+
+/// One line. Dropping it closes it.
+#[derive(Debug)]
+pub struct Link {
+    /// The receiving half.
+    pub incoming: Incoming,
+    /// The sending half.
+    pub outgoing: Outgoing,
     heard: Arc<Meter>,
     said: Arc<Meter>,
     timing: Timing,
@@ -178,88 +275,35 @@ struct Window {
     began: Instant,
     heard: u64,
     said: u64,
-    /// Whether, all through the window, something of that direction was under way.
+    /// Whether, at every tick of the window, something was on its way out.
     sending: bool,
+    /// The same for in.
     receiving: bool,
 }
 
-impl std::fmt::Debug for Link {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Link").field("heard", &self.heard.bytes()).field("said", &self.said.bytes()).finish_non_exhaustive()
-    }
-}
-
 impl Link {
-    /// Makes a line of two byte streams. Frames longer than `frame_max` bytes end it before anything is allocated.
+    /// Makes a line of two byte streams. Frames longer than `frame_max` bytes end it before anything is allocated. Must be called
+    /// inside a tokio runtime.
     pub fn new<R, W>(reader: R, writer: W, frame_max: usize, timing: Timing) -> Link
     where
         R: AsyncRead + Send + Unpin + 'static,
         W: AsyncWrite + Send + Unpin + 'static,
     {
         let (heard, said) = (Meter::new(), Meter::new());
-        let reader: BoxRead = Box::new(reader);
+        let reader = BoxRead(Box::new(reader));
         let frames = FramedRead::new(MeteredRead { inner: reader, meter: heard.clone() }, frame(frame_max));
         let (urgent, urgent_queue) = mpsc::channel(URGENT_WAITING_MAX);
         let (content, content_queue) = mpsc::channel(CONTENT_WAITING_MAX);
         let sink = FramedWrite::new(MeteredWrite { inner: writer, meter: said.clone() }, frame(SESSION_MESSAGE_BYTES_MAX));
         let writer = tokio::spawn(write_all(sink, urgent_queue, content_queue));
         let window = Window { began: Instant::now(), heard: 0, said: 0, sending: true, receiving: true };
-        Link { frames, urgent: Some(urgent), content: Some(content), writer, heard, said, timing, window }
+        let outgoing = Outgoing { urgent: Some(urgent), content: Some(content), writer };
+        Link { incoming: Incoming { frames }, outgoing, heard, said, timing, window }
     }
 
-    /// Waits for the next message. May be dropped and called again without loss.
-    ///
-    /// # Errors
-    /// The line broke, was closed, or brought something that is no message.
-    pub async fn receive(&mut self) -> Result<Message, LinkError> {
-        match self.frames.next().await {
-            Some(Ok(frame)) => Ok(codec::decode(&frame.freeze())?),
-            Some(Err(error)) => Err(error.into()),
-            None => Err(LinkError::Closed),
-        }
-    }
-
-    /// Sends an urgent message: ahead of all content, without waiting.
-    ///
-    /// # Errors
-    /// The peer floods the line, or it broke.
-    pub fn send_urgent(&self, message: &Message) -> Result<(), LinkError> {
-        let bytes = codec::encode(message)?;
-        match &self.urgent {
-            Some(queue) => queue.try_send(bytes).map_err(|error| match error {
-                mpsc::error::TrySendError::Full(_) => LinkError::Flood,
-                mpsc::error::TrySendError::Closed(_) => LinkError::Closed,
-            }),
-            None => Err(LinkError::Closed),
-        }
-    }
-
-    /// Waits until the line takes one more content message. May be dropped and called again without loss.
-    ///
-    /// # Errors
-    /// The line broke.
-    pub async fn ready(&self) -> Result<(), LinkError> {
-        match &self.content {
-            Some(queue) => queue.reserve().await.map(drop).map_err(|_| LinkError::Closed),
-            None => Err(LinkError::Closed),
-        }
-    }
-
-    /// Sends a content message in its order; waits for the line if it must.
-    ///
-    /// # Errors
-    /// The message breaks a limit, or the line broke.
-    pub async fn send(&self, message: &Message) -> Result<(), LinkError> {
-        let bytes = codec::encode(message)?;
-        match &self.content {
-            Some(queue) => queue.send(bytes).await.map_err(|_| LinkError::Closed),
-            None => Err(LinkError::Closed),
-        }
-    }
-
-    /// Returns how long nothing at all was heard.
-    pub fn silence(&self) -> Duration {
-        self.heard.since_last()
+    /// Returns a handle that tells how long the line has been silent.
+    pub fn pulse(&self) -> Pulse {
+        Pulse(self.heard.clone())
     }
 
     /// Returns the bytes received and sent so far, frames included.
@@ -267,27 +311,22 @@ impl Link {
         (self.heard.bytes(), self.said.bytes())
     }
 
-    /// Whether content waits for the line.
-    fn is_clogged(&self) -> bool {
-        self.content.as_ref().is_some_and(|queue| queue.capacity() < CONTENT_WAITING_MAX)
-    }
-
     /// Checks the line at a tick: whether the peer is alive and what is under way moves.
     ///
     /// # Errors
     /// `Silent` or `Slow`.
     pub fn check(&mut self) -> Result<(), LinkError> {
-        if self.silence() > self.timing.dead_after {
+        if self.heard.since_last() > self.timing.dead_after {
             return Err(LinkError::Silent(self.timing.dead_after));
         }
         let (heard, said) = self.bytes();
-        let partial = !self.frames.read_buffer().is_empty();
-        self.window.sending &= self.is_clogged();
-        self.window.receiving &= partial;
-        if self.window.began.elapsed() < self.timing.stall_window {
+        self.window.sending &= self.outgoing.is_clogged();
+        self.window.receiving &= !self.incoming.frames.read_buffer().is_empty();
+        let elapsed = self.window.began.elapsed();
+        if elapsed < self.timing.stall_window {
             return Ok(());
         }
-        let least = self.timing.rate_min.saturating_mul(self.window.began.elapsed().as_secs().max(1));
+        let least = self.timing.rate_min.saturating_mul(elapsed.as_secs().max(1));
         let slow = |direction| LinkError::Slow { direction, rate_min: self.timing.rate_min, window: self.timing.stall_window };
         if self.window.sending && said - self.window.said < least {
             return Err(slow("sending"));
@@ -301,23 +340,16 @@ impl Link {
 
     /// Sends what waits, closes the sending half, and gives the peer a moment to take it.
     pub async fn close(mut self) {
-        self.urgent = None;
-        self.content = None;
+        self.outgoing.urgent = None;
+        self.outgoing.content = None;
         let farewell = self.timing.farewell;
-        if tokio::time::timeout(farewell, &mut self.writer).await.is_err() {
-            self.writer.abort();
+        if !matches!(tokio::time::timeout(farewell, &mut self.outgoing.writer).await, Ok(Ok(Ok(())))) {
             return;
         }
         // Closing a socket with unread bytes in it resets the line and may destroy our last message on its way: read on until
         // the peer closes its half, or the time is up.
-        let drain = async { while matches!(self.frames.next().await, Some(Ok(_))) {} };
+        let drain = async { while matches!(self.incoming.frames.next().await, Some(Ok(_))) {} };
         let _expired = tokio::time::timeout(farewell, drain).await;
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.writer.abort();
     }
 }
 

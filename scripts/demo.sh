@@ -1,0 +1,160 @@
+#!/usr/bin/env bash
+# The main job, step by step: builds both programs, makes a customer database with three nodes in ./playground, inserts one
+# row with plain SQL, and shows what each of the ten steps of a synchronisation leaves behind. Checks what it shows: it ends
+# with an error where a step did not do its work.
+#
+#   PLAYGROUND=DIR   another place than ./playground (it is emptied first, if this script made it)
+#   BIN=DIR          programs that are built already
+#   PORT=N           another port than 40400
+set -euo pipefail
+cd "$(dirname "$0")/.."
+top=$PWD
+playground=${PLAYGROUND:-$top/playground}
+port=${PORT:-40400}
+
+# --- output and checks -----------------------------------------------------------------------------------------------------
+if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then bold=$'\e[1m' plain=$'\e[0m'; else bold='' plain=''; fi
+step() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
+show() { printf '  $ %s\n' "$*"; "$@" | sed 's/^/    /'; }
+sql() { sqlite3 -batch "$@"; }
+fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
+# expect WHAT FOUND WANTED
+expect() { [ "$2" = "$3" ] || fail "$1: found '$2', wanted '$3'"; }
+
+service=
+stop_service() {
+    [ -n "$service" ] || return 0
+    kill -INT "$service" 2>/dev/null || true
+    wait "$service" || true
+    service=
+}
+trap stop_service EXIT
+start_service() {
+    dockmaster serve --quiet 2>>serve.log &
+    service=$!
+    for _ in $(seq 100); do
+        if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then return; fi
+        kill -0 "$service" 2>/dev/null || { cat serve.log >&2; fail "the service did not start"; }
+        sleep 0.1
+    done
+    fail "the service does not listen on port $port"
+}
+
+# --- set-up ----------------------------------------------------------------------------------------------------------------
+step "Set-up: two programs, a customer database, three nodes"
+if ! command -v sqlite3 >/dev/null; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends sqlite3
+    else
+        fail "the program sqlite3 is missing (sudo apt-get install sqlite3)"
+    fi
+fi
+if [ -z "${BIN:-}" ]; then
+    cargo build --locked --release
+    BIN=$top/target/release
+fi
+export PATH=$BIN:$PATH
+unset DOCKMASTER_CONFIG RUST_LOG
+
+if [ -e "$playground" ]; then
+    [ -e "$playground/.made-by-demo" ] || fail "$playground exists and was not made by this script"
+    rm -rf "$playground"
+fi
+mkdir -p "$playground"
+cd "$playground"
+touch .made-by-demo
+
+sql hq.db < "$top/scripts/demo-crm.sql"
+{ sed '/^\[server\]/,/^$/d' "$top/examples/crm.toml"; printf '\n[server]\nname = "HQ"\ndatabase = "hq.db"\nlisten = "127.0.0.1:%s"\n' "$port"; } > dockmaster.toml
+dockmaster check
+dockmaster deploy --yes
+# ANNA and CORA are representatives of different teams; BERT is ANNA's manager.
+dockmaster node add ANNA --set employee=5
+dockmaster node add BERT --set employee=2
+dockmaster node add CORA --set employee=8
+start_service
+for node in anna bert cora; do
+    remote-sync init "127.0.0.1:$port" --node "${node^^}" "$node.db"
+done
+stop_service
+printf '  rows of opportunity: server %s, ANNA %s, BERT %s, CORA %s\n' \
+    "$(sql hq.db 'SELECT count(*) FROM opportunity')" "$(sql anna.db 'SELECT count(*) FROM opportunity')" \
+    "$(sql bert.db 'SELECT count(*) FROM opportunity')" "$(sql cora.db 'SELECT count(*) FROM opportunity')"
+
+# --- the ten steps ---------------------------------------------------------------------------------------------------------
+step "1. Some program inserts a row on the server, with plain SQL. No client is connected, no service runs.   SR-1 SR-7"
+show sql hq.db "INSERT INTO opportunity VALUES (5000, 9, 5, 'Gasthof Krone, new kitchen', 48000, NULL)"
+show sql hq.db "SELECT * FROM opportunity WHERE id = 5000"
+
+step "2. Its copy stands in the master transaction log, committed with it.   SR-2"
+log=$(sql hq.db "SELECT max(id) FROM dock_txn_log")
+show sql hq.db "SELECT id, op, c1, c2, c3, c4, c5 FROM dock_txn_log WHERE id = $log"
+expect "log row" "$(sql hq.db "SELECT c4 FROM dock_txn_log WHERE id = $log")" "Gasthof Krone, new kitchen"
+
+step "3. The Transaction Processor copies it to docking/txnproc.   SR-3"
+before=$(find docking/txnproc -name '*.dx' | wc -l)
+show dockmaster run txnproc
+file=$(find docking/txnproc -name '*.dx' | sort | tail -n 1)
+expect "new txnproc files" "$(find docking/txnproc -name '*.dx' | wc -l)" "$((before + 1))"
+show dockmaster dx show "$file"
+
+step "4. to 6. The Transaction Router writes it to the outbox of each node that may see it, on the server's host.   SR-4 SR-5 SR-6 SR-21"
+show dockmaster run router
+for node in ANNA BERT CORA; do
+    printf '  docking/%s/outbox: %s\n' "$node" "$(find "docking/$node/outbox" -name '*.dx' -printf '%f ' | sort)"
+done
+newest() { find "docking/$1/outbox" -name '*.dx' | sort | tail -n 1; }
+show dockmaster dx show "$(newest ANNA)"
+for node in ANNA BERT; do
+    dockmaster dx show "$(newest $node)" | grep -q 'Gasthof Krone' || fail "$node's outbox does not hold the row"
+done
+for dx in docking/CORA/outbox/*.dx; do
+    [ -e "$dx" ] || continue
+    ! dockmaster dx show "$dx" | grep -q 'Gasthof Krone' || fail "CORA's outbox holds a row that CORA may not see"
+done
+printf '  CORA: no file names the row\n'
+
+step "7. The clients call. A node that is not in the list of valid nodes is refused.   SR-8 to SR-11"
+start_service
+set +e
+refused=$(remote-sync init "127.0.0.1:$port" --node MALLORY mallory.db 2>&1)
+code=$?
+set -e
+printf '  $ remote-sync init 127.0.0.1:%s --node MALLORY mallory.db\n' "$port"
+printf '%s\n' "$refused" | sed 's/^/    /'
+expect "exit code for an unknown node" "$code" 2
+
+step "8. Files go from the outbox into the client's inbox, and nothing is applied yet.   SR-12 SR-14"
+for node in anna bert cora; do remote-sync sync "$node.db" --only receive; done
+for node in anna bert cora; do
+    printf '  %s.db.sync/inbox: %s\n' "$node" "$(find "$node.db.sync/inbox" -name '*.dx' -printf '%f ' | sort)"
+done
+cmp "$(newest ANNA)" "$(find anna.db.sync/inbox -name '*.dx' | sort | tail -n 1)" || fail "inbox and outbox differ"
+expect "rows before applying" "$(sql anna.db 'SELECT count(*) FROM opportunity WHERE id = 5000')" 0
+
+step "9. The connection is closed and the service stopped. The client applies what it has; programs go on working.   SR-18 SR-19 SR-20"
+stop_service
+for node in anna bert cora; do remote-sync sync "$node.db" --only apply; done
+
+step "10. The row is in the databases of those who may see it, and nowhere else.   SR-21"
+for node in anna bert cora; do
+    printf '  %s.db: %s\n' "$node" "$(sql $node.db "SELECT count(*) || ' row   ' || ifnull(max(name), '') FROM opportunity WHERE id = 5000")"
+done
+expect "row at ANNA" "$(sql anna.db 'SELECT name FROM opportunity WHERE id = 5000')" "Gasthof Krone, new kitchen"
+expect "row at BERT" "$(sql bert.db 'SELECT name FROM opportunity WHERE id = 5000')" "Gasthof Krone, new kitchen"
+expect "rows at CORA" "$(sql cora.db 'SELECT count(*) FROM opportunity WHERE id = 5000')" 0
+
+step "And a row that moves: the opportunity is handed to CORA. It vanishes from ANNA and BERT and appears at CORA."
+show sql hq.db "UPDATE opportunity SET position_id = 8 WHERE id = 5000"
+start_service
+for node in anna bert cora; do remote-sync sync "$node.db" --quiet; done
+stop_service
+for node in anna bert cora; do
+    printf '  %s.db: %s\n' "$node" "$(sql $node.db "SELECT count(*) || ' row   ' || ifnull(max(name), '') FROM opportunity WHERE id = 5000")"
+done
+expect "rows at ANNA" "$(sql anna.db 'SELECT count(*) FROM opportunity WHERE id = 5000')" 0
+expect "rows at BERT" "$(sql bert.db 'SELECT count(*) FROM opportunity WHERE id = 5000')" 0
+expect "row at CORA" "$(sql cora.db 'SELECT position_id FROM opportunity WHERE id = 5000')" 8
+show dockmaster status
+
+step "Done. The playground is $playground; README.md says what to try next in it."

@@ -1,0 +1,207 @@
+//! `bench latency`: how long a row takes from its commit on the server until another program can read it on a client that
+//! watches, beside the bare commit of the same row in a database of its own, alternating, on the same disk in the same run.
+//!
+//! Runs the two programs as they are installed, in a folder of its own that is removed at the end.
+
+use crate::base::disk::Disk;
+use crate::cli::exit::{Exit, Outcome};
+use crate::cli::output::{Output, some, table};
+use crate::store::probe::Probe;
+use anyhow::{Context as _, bail};
+use serde_json::json;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How much slower than the bare commit the median may be: so many commits and a constant.
+const BARE_COMMITS_MAX: u32 = 12;
+const CONSTANT_MAX: Duration = Duration::from_millis(10);
+/// A row that is not there after this time will not come.
+const GIVE_UP: Duration = Duration::from_secs(30);
+/// Rows that are not counted: caches fill, threads start.
+const WARM_UP: i64 = 5;
+
+/// The subcommands of `bench`.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Measure commit on the server until visible on a client that watches
+    Latency(LatencyArgs),
+}
+
+/// Arguments of `bench latency`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct LatencyArgs {
+    /// How many rows to measure, one at a time
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(10..=100_000))]
+    rounds: u32,
+    /// Folder for the databases, to be made and removed [default: in the system's folder for temporary files]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+/// Runs one of them.
+pub(crate) fn bench(command: &BenchCommand, output: Output) -> Outcome {
+    match command {
+        BenchCommand::Latency(args) => latency(args, output),
+    }
+}
+
+/// A child process that does not outlive the measurement.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Gone already is as good as killed.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A folder that goes with its owner.
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            tracing::warn!("{} is left behind: {error}", self.0.display());
+        }
+    }
+}
+
+struct Measured {
+    bare: Vec<Duration>,
+    commit: Vec<Duration>,
+    visible: Vec<Duration>,
+}
+
+fn latency(args: &LatencyArgs, output: Output) -> Outcome {
+    let folder = args.dir.clone().unwrap_or_else(|| std::env::temp_dir().join(format!("dockmaster-bench-{}", std::process::id())));
+    std::fs::create_dir(&folder).with_context(|| format!("make {}", folder.display()))?;
+    let folder = Folder(folder);
+    let measured = measure(&folder.0, args.rounds, output)?;
+    let (bare, median) = (percentile(&measured.bare, 50), percentile(&measured.visible, 50));
+    let limit = bare * BARE_COMMITS_MAX + CONSTANT_MAX;
+    let well = median <= limit;
+    let lines = [("bare commit", &measured.bare), ("captured commit", &measured.commit), ("visible on the client", &measured.visible)];
+    if output.is_json() {
+        let micros = |times: &[Duration]| {
+            json!({ "p50_us": percentile(times, 50).as_micros(), "p95_us": percentile(times, 95).as_micros(),
+                                                  "p99_us": percentile(times, 99).as_micros(), "max_us": percentile(times, 100).as_micros() })
+        };
+        output.json(json!({ "rounds": args.rounds, "bare_commit": micros(&measured.bare), "captured_commit": micros(&measured.commit),
+                            "visible": micros(&measured.visible), "limit_us": limit.as_micros(), "ok": well }))?;
+    } else {
+        let row = |(name, times): &(&str, &Vec<Duration>)| {
+            let mut cells = vec![(*name).to_owned()];
+            cells.extend([50, 95, 99, 100].map(|part| format!("{:.2}", percentile(times, part).as_secs_f64() * 1e3)));
+            cells
+        };
+        output.line(table(&["milliseconds", "median", "95 %", "99 %", "longest"], lines.iter().map(row).collect(), &[1, 2, 3, 4]))?;
+        output.line(format!(
+            "{}: the median is {:.2} ms after the commit, {} {BARE_COMMITS_MAX} bare commits + {} ms = {:.2} ms.",
+            some(u64::from(args.rounds), "row", "rows"),
+            median.as_secs_f64() * 1e3,
+            if well { "within" } else { "above" },
+            CONSTANT_MAX.as_millis(),
+            limit.as_secs_f64() * 1e3
+        ))?;
+    }
+    Ok(if well { Exit::Done } else { Exit::Failed })
+}
+
+fn measure(folder: &Path, rounds: u32, output: Output) -> anyhow::Result<Measured> {
+    let programs = std::env::current_exe().context("find this program")?;
+    let remote_sync = programs.with_file_name(format!("remote-sync{}", std::env::consts::EXE_SUFFIX));
+    let definition = "version = 1\n[server]\ndatabase = \"hq.db\"\nlisten = \"127.0.0.1:0\"\n[node]\nnumber = { type = \"integer\" }\n\
+                      [object.probe]\nvisible.own = 'probe.node = node.number'\n";
+    Disk::new().put(folder, folder, "dockmaster.toml", definition.as_bytes())?;
+    let server = Probe::create(&folder.join("hq.db"))?;
+    let bare = Probe::create(&folder.join("bare.db"))?;
+    command(&programs, folder, &["deploy", "--yes", "--quiet"])?;
+    command(&programs, folder, &["node", "add", "NODE", "--set", "number=1", "--quiet"])?;
+    let (_service, address) = serve(&programs, folder)?;
+    command(&remote_sync, folder, &["init", &address, "--node", "NODE", "node.db", "--quiet"])?;
+    let client = Probe::open(&folder.join("node.db"))?;
+    let watching = Command::new(&remote_sync).args(["watch", "node.db", "--quiet"]).current_dir(folder).stdout(Stdio::null()).spawn();
+    let _watching = Running(watching.with_context(|| format!("start {}", remote_sync.display()))?);
+
+    let bar = output.progress("rows", u64::from(rounds));
+    let mut measured = Measured { bare: Vec::new(), commit: Vec::new(), visible: Vec::new() };
+    for id in 1 - WARM_UP..=i64::from(rounds) {
+        let began = Instant::now();
+        bare.insert(id)?;
+        let bare_took = began.elapsed();
+        let began = Instant::now();
+        server.insert(id)?;
+        let committed = Instant::now();
+        while !client.has(id)? {
+            if committed.elapsed() > GIVE_UP {
+                bail!("row {id} did not reach the client within {} s", GIVE_UP.as_secs());
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        let visible_took = committed.elapsed();
+        if id > 0 {
+            measured.bare.push(bare_took);
+            measured.commit.push(committed - began);
+            measured.visible.push(visible_took);
+            bar.inc(1);
+        }
+        // Not in step with any timer of the programs.
+        std::thread::sleep(Duration::from_millis(3 + id.unsigned_abs() % 7));
+    }
+    bar.finish_and_clear();
+    for times in [&mut measured.bare, &mut measured.commit, &mut measured.visible] {
+        times.sort_unstable();
+    }
+    Ok(measured)
+}
+
+/// Runs a command to its end.
+fn command(program: &Path, folder: &Path, arguments: &[&str]) -> anyhow::Result<()> {
+    let run = Command::new(program).args(arguments).current_dir(folder).stdin(Stdio::null()).env_remove("DOCKMASTER_CONFIG").output();
+    let done = run.with_context(|| format!("start {}", program.display()))?;
+    if !done.status.success() {
+        bail!("{} {}: {}", program.display(), arguments.join(" "), String::from_utf8_lossy(&done.stderr).trim());
+    }
+    Ok(())
+}
+
+/// Starts the service and returns the address that it listens on.
+fn serve(program: &Path, folder: &Path) -> anyhow::Result<(Running, String)> {
+    let mut serving = Command::new(program);
+    serving.args(["serve", "--json"]).current_dir(folder).env_remove("DOCKMASTER_CONFIG").env("RUST_LOG", "warn");
+    let child = serving.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+    let mut running = Running(child.with_context(|| format!("start {}", program.display()))?);
+    let stdout = running.0.stdout.take().context("the service has no stdout")?;
+    let mut text = String::new();
+    for line in BufReader::new(stdout).lines() {
+        text.push_str(&line?);
+        if let Ok(document) = serde_json::from_str::<serde_json::Value>(&text) {
+            let address =
+                document.get("listening").and_then(|address| address.as_str()).context("the service does not say where it listens")?;
+            return Ok((running, address.to_owned()));
+        }
+    }
+    bail!("the service did not start")
+}
+
+/// Returns the value below which so many percent of the sorted times lie.
+fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    let index = (sorted.len() * percent).div_ceil(100).max(1) - 1;
+    sorted.get(index).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_values_that_were_measured() {
+        let times: Vec<Duration> = (1..=200).map(Duration::from_millis).collect();
+        let millis = |percent| percentile(&times, percent).as_millis();
+        assert_eq!([50, 95, 99, 100].map(millis), [100, 190, 198, 200]);
+        assert_eq!(percentile(&[], 50), Duration::ZERO);
+    }
+}

@@ -1,0 +1,300 @@
+//! `node ...`: register, list and change nodes.
+
+use crate::base::ids::NodeName;
+use crate::cli::confirm::confirm;
+use crate::cli::exit::{Exit, Outcome};
+use crate::cli::output::{Output, table};
+use crate::cli::project::{Project, Settings};
+use crate::docking::root::{Access, DockingRoot};
+use crate::docking::sessions::SessionsDb;
+use crate::model::dock::Dock;
+use crate::model::node::{Node, NodeState};
+use crate::model::value::Value;
+use crate::server::nodes::{self, NodeSettings};
+use crate::store::sqlite::ServerDatabase;
+use anyhow::{Context as _, bail};
+use serde_json::{Value as Json, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The subcommands of `node`.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum NodeCommand {
+    /// Register a node, or all nodes of a CSV file
+    #[command(after_help = "\
+Examples:
+  dockmaster node add SHOP-01 --set shop=1
+  dockmaster node add ANNA --set employee=1 --model rep
+  dockmaster node add --from shops.csv        columns: name, model (optional), then attributes of [node]; all or none")]
+    Add(AddArgs),
+    /// List the nodes with state, model and attributes
+    List,
+    /// Show one node: what it is set to, how far it is, its last sessions
+    Show(NameArgs),
+    /// Change attributes or the model of a node; rows enter and leave its view with the next sync
+    #[command(
+        after_help = "Example:\n  dockmaster node set ANNA --set employee=4\n  dockmaster node set VENUS --set vessel=9074729 --set vessel=9074731      several values\n  dockmaster node set VENUS --set vessel=                                no value"
+    )]
+    Set(SetArgs),
+    /// Take a disabled node back; it needs a new extract
+    Enable(NameArgs),
+    /// End a node: it is refused from now on and gets nothing
+    Disable(NameArgs),
+    /// Take a node out of the list
+    Delete(DeleteArgs),
+}
+
+/// Arguments of `node add`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct AddArgs {
+    /// Name of the node: A-Z, 0-9, `_`, `-`; it becomes a folder name
+    #[arg(value_name = "NAME", required_unless_present = "from", conflicts_with = "from")]
+    name: Option<NodeName>,
+    #[command(flatten)]
+    settings: SettingArgs,
+    /// Register the nodes of a CSV file
+    #[arg(long, value_name = "CSV", conflicts_with_all = ["set", "model"])]
+    from: Option<PathBuf>,
+}
+
+/// What is set of a node.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SettingArgs {
+    /// Value of an attribute of [node]; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value)]
+    set: Vec<(String, String)>,
+    /// Routing model: a [model.NAME] of the definition; without one every rule holds
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+}
+
+/// Arguments of `node set`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SetArgs {
+    /// Name of the node
+    #[arg(value_name = "NAME")]
+    name: NodeName,
+    #[command(flatten)]
+    settings: SettingArgs,
+    /// No routing model: every rule holds
+    #[arg(long, conflicts_with = "model")]
+    no_model: bool,
+}
+
+/// The name of a node.
+#[derive(Debug, clap::Args)]
+pub(crate) struct NameArgs {
+    /// Name of the node
+    #[arg(value_name = "NAME")]
+    name: NodeName,
+}
+
+/// Arguments of `node delete`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DeleteArgs {
+    /// Name of the node
+    #[arg(value_name = "NAME")]
+    name: NodeName,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+}
+
+fn name_and_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.trim().is_empty() => Ok((name.trim().to_owned(), value.to_owned())),
+        _ => Err("write NAME=VALUE".to_owned()),
+    }
+}
+
+impl SettingArgs {
+    fn settings(&self) -> NodeSettings {
+        let mut attributes: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (name, value) in &self.set {
+            let values = attributes.entry(name.clone()).or_default();
+            if !value.is_empty() {
+                values.push(value.clone());
+            }
+        }
+        NodeSettings { model: self.model.clone().map(Some), attributes }
+    }
+}
+
+/// Runs one of them.
+pub(crate) fn node(named: Option<&Path>, command: &NodeCommand, output: Output) -> Outcome {
+    match command {
+        NodeCommand::Add(args) => add(named, args, output),
+        NodeCommand::List => list(named, output),
+        NodeCommand::Show(args) => show(named, &args.name, output),
+        NodeCommand::Set(args) => set(named, args, output),
+        NodeCommand::Enable(args) => {
+            let node = nodes::enable(&open(named)?, &args.name)?;
+            done(&node, &format!("{} is registered again and needs a new extract: remote-sync init on its machine", node.name), output)
+        }
+        NodeCommand::Disable(args) => {
+            let node = nodes::disable(&open(named)?, &args.name)?;
+            done(&node, &format!("{} is disabled: refused from now on, nothing is routed to it", node.name), output)
+        }
+        NodeCommand::Delete(args) => delete(named, args, output),
+    }
+}
+
+fn open(named: Option<&Path>) -> anyhow::Result<ServerDatabase> {
+    Ok(ServerDatabase::open(Settings::load(named)?.database)?)
+}
+
+/// The definition that settings of nodes are checked against.
+fn with_definition(named: Option<&Path>) -> anyhow::Result<(Project, Dock)> {
+    let mut project = Project::load(named)?;
+    match project.checked.dock.take() {
+        Some(dock) => Ok((project, dock)),
+        None => bail!("the definition has problems; say `dockmaster check`"),
+    }
+}
+
+fn add(named: Option<&Path>, args: &AddArgs, output: Output) -> Outcome {
+    let (project, dock) = with_definition(named)?;
+    let added = match (&args.name, &args.from) {
+        (Some(name), _) => vec![nodes::add(&project.database, &dock, name, &args.settings.settings())?],
+        (None, Some(path)) => {
+            let text = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+            nodes::import_csv(&project.database, &dock, &path.display().to_string(), text.as_slice())?
+        }
+        (None, None) => bail!("name a node, or a file with --from"),
+    };
+    if output.is_json() {
+        output.json(json!({ "nodes": added.iter().map(node_json).collect::<Vec<_>>() }))?;
+        return Ok(Exit::Done);
+    }
+    match added.as_slice() {
+        [node] => output.say(format!(
+            "{} is registered. On its machine:  remote-sync init {} --node {} {}.db",
+            node.name,
+            project.settings.server.listen,
+            node.name,
+            node.name.as_str().to_ascii_lowercase()
+        ))?,
+        several => output.say(format!("{} nodes are registered.", several.len()))?,
+    }
+    Ok(Exit::Done)
+}
+
+fn set(named: Option<&Path>, args: &SetArgs, output: Output) -> Outcome {
+    let (project, dock) = with_definition(named)?;
+    let mut settings = args.settings.settings();
+    if args.no_model {
+        settings.model = Some(None);
+    }
+    let node = nodes::set(&project.database, &dock, &args.name, &settings)?;
+    done(&node, &format!("{}: {}", node.name, attributes_text(&node)), output)
+}
+
+fn delete(named: Option<&Path>, args: &DeleteArgs, output: Output) -> Outcome {
+    let database = open(named)?;
+    let node = nodes::show(&database, &args.name)?;
+    if node.state == NodeState::Active && !confirm(&format!("{} is active. Delete it?", node.name), args.yes)? {
+        output.say("Nothing was changed.")?;
+        return Ok(Exit::Failed);
+    }
+    nodes::delete(&database, &args.name)?;
+    done(&node, &format!("{} is deleted", node.name), output)
+}
+
+fn done(node: &Node, sentence: &str, output: Output) -> Outcome {
+    if output.is_json() {
+        output.json(json!({ "nodes": [node_json(node)] }))?;
+    } else {
+        output.say(sentence)?;
+    }
+    Ok(Exit::Done)
+}
+
+fn list(named: Option<&Path>, output: Output) -> Outcome {
+    let nodes = nodes::list(&open(named)?)?;
+    if output.is_json() {
+        output.json(json!({ "nodes": nodes.iter().map(node_json).collect::<Vec<_>>() }))?;
+    } else if nodes.is_empty() {
+        output.say("no nodes yet: dockmaster node add NAME")?;
+    } else {
+        let row = |node: &Node| {
+            let model = node.model.clone().unwrap_or_else(|| "-".to_owned());
+            vec![node.name.to_string(), node.state.to_string(), node.incarnation.to_string(), model, attributes_text(node)]
+        };
+        output.line(table(&["node", "state", "extracts", "model", "attributes"], nodes.iter().map(row).collect(), &[2]))?;
+    }
+    Ok(Exit::Done)
+}
+
+fn show(named: Option<&Path>, name: &NodeName, output: Output) -> Outcome {
+    let settings = Settings::load(named)?;
+    let node = nodes::show(&ServerDatabase::open(&settings.database)?, name)?;
+    let root = DockingRoot::open(&settings.root, Access::Look)?;
+    let (mut mark, mut sessions, mut alerts) = (None, Vec::new(), Vec::new());
+    if let Some(database) = SessionsDb::open_to_read(&root.sessions_db())? {
+        mark = database.mark(name, node.incarnation)?;
+        sessions = database.sessions(Some(name), 5)?;
+        alerts = database.alerts(Some(name))?;
+    }
+    if output.is_json() {
+        let mut document = node_json(&node);
+        document["applied"] = json!(mark.as_ref().map(|mark| mark.applied.unit.0));
+        document["alerts"] = json!(alerts.iter().map(|alert| json!({ "at": alert.at, "text": alert.text })).collect::<Vec<_>>());
+        document["sessions"] = sessions
+            .iter()
+            .map(|s| {
+                json!({ "began": s.began, "ended": s.ended, "peer": s.peer, "mode": s.mode, "outcome": s.outcome, "detail": s.detail,
+                             "files_sent": s.files_sent, "bytes_sent": s.bytes_sent })
+            })
+            .collect::<Vec<_>>()
+            .into();
+        output.json(document)?;
+    } else {
+        output.line(format!("{}  {}  extract {}  {}", node.name, node.state, node.incarnation, attributes_text(&node)))?;
+        output.line(format!("model    {}", node.model.as_deref().unwrap_or("none: every rule holds")))?;
+        output.line(match &mark {
+            Some(mark) => format!("applied  txn {} (file {}), received file {}", mark.applied.unit, mark.applied.file, mark.received),
+            None => "applied  nothing yet".to_owned(),
+        })?;
+        for session in &sessions {
+            let outcome = if session.ended.is_none() { "goes on" } else { &session.outcome };
+            output.line(format!(
+                "session  {} {} from {}: {outcome} {}",
+                time(session.began),
+                session.mode,
+                session.peer,
+                session.detail
+            ))?;
+        }
+        for alert in &alerts {
+            output.line(format!("! {} {}", time(alert.at), alert.text))?;
+        }
+    }
+    Ok(if alerts.is_empty() { Exit::Done } else { Exit::NeedsPerson })
+}
+
+fn time(seconds: i64) -> String {
+    jiff::Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |at| at.strftime("%Y-%m-%d %H:%M:%SZ").to_string())
+}
+
+fn attributes_text(node: &Node) -> String {
+    let one = |(name, values): (&String, &Vec<Value>)| format!("{name}={}", values.iter().map(plain).collect::<Vec<_>>().join(","));
+    if node.attributes.is_empty() { "-".to_owned() } else { node.attributes.iter().map(one).collect::<Vec<_>>().join(" ") }
+}
+
+/// The value as an administrator typed it.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::Text(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn node_json(node: &Node) -> Json {
+    let value = |value: &Value| match value {
+        Value::Integer(integer) => json!(integer),
+        other => json!(plain(other)),
+    };
+    let attributes: BTreeMap<&String, Vec<Json>> =
+        node.attributes.iter().map(|(name, values)| (name, values.iter().map(value).collect())).collect();
+    json!({ "node": node.name.as_str(), "state": node.state.to_string(), "incarnation": node.incarnation.0, "model": node.model, "attributes": attributes })
+}

@@ -1,0 +1,61 @@
+//! The definition, its settings and its server database together: what most commands of `dockmaster` begin with.
+
+use crate::cli::config::{self, ConfigError, Loaded};
+use crate::model::schema::Schema;
+use crate::rules::check::{Checked, check};
+use crate::rules::definition::ServerSettings;
+use crate::rules::problem::SourceFile;
+use crate::rules::settings::settings;
+use crate::store::predicate::PredicateChecker;
+use crate::store::sqlite::ServerDatabase;
+use std::path::{Path, PathBuf};
+
+/// The settings of a definition, with its paths made absolute to where the file lies. Its rules were not looked at.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// The main file of the definition.
+    pub(crate) config: PathBuf,
+    /// All its files.
+    pub(crate) files: Vec<SourceFile>,
+    /// `[server]`.
+    pub(crate) server: ServerSettings,
+    /// Where the server database is.
+    pub(crate) database: PathBuf,
+    /// Where the docking root is.
+    pub(crate) root: PathBuf,
+}
+
+impl Settings {
+    /// Finds and reads the definition.
+    pub(crate) fn load(named: Option<&Path>) -> Result<Settings, ConfigError> {
+        let Loaded { path, files } = config::load(named)?;
+        let server = settings(&files).map_err(|problems| ConfigError::Wrong { problems })?.server;
+        let Some(database) = &server.database else { return Err(ConfigError::NoDatabase { path }) };
+        let (database, root) = (config::beside(&path, database), config::beside(&path, &server.root));
+        Ok(Settings { config: path, files, server, database, root })
+    }
+}
+
+/// A definition that was checked against its server database.
+#[derive(Debug)]
+pub(crate) struct Project {
+    /// Its settings.
+    pub(crate) settings: Settings,
+    /// The server database.
+    pub(crate) database: ServerDatabase,
+    /// Its schema.
+    pub(crate) schema: Schema,
+    /// What `check` found; may have problems.
+    pub(crate) checked: Checked,
+}
+
+impl Project {
+    /// Reads the definition and checks it against the database that it names.
+    pub(crate) fn load(named: Option<&Path>) -> anyhow::Result<Project> {
+        let settings = Settings::load(named)?;
+        let database = ServerDatabase::open(&settings.database)?;
+        let schema = database.schema()?;
+        let checked = check(&settings.files, &schema, &PredicateChecker);
+        Ok(Project { settings, database, schema, checked })
+    }
+}

@@ -1,0 +1,58 @@
+//! `serve`: the service in the foreground.
+
+use crate::cli::exit::{Exit, Outcome};
+use crate::cli::output::{Output, count};
+use crate::cli::project::Settings;
+use crate::cli::server_commands::serve_options;
+use crate::cli::signals;
+use crate::docking::root::{Access, DockingRoot};
+use crate::server::supervisor::{self, Stop};
+use crate::store::sqlite::ServerDatabase;
+use serde_json::json;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Runs the service until Ctrl-C or SIGTERM.
+pub(crate) fn serve(named: Option<&Path>, output: Output) -> Outcome {
+    let began = Instant::now();
+    let settings = Settings::load(named)?;
+    let database = ServerDatabase::open(&settings.database)?;
+    let identity = database.identity()?;
+    let nodes = database.nodes()?.len();
+    drop(database);
+    let root = Arc::new(DockingRoot::open(&settings.root, Access::Exclusive)?);
+    let stop = Stop::new();
+    let token = signals::token()?;
+    let stopping = stop.clone();
+    std::thread::Builder::new().name("stop".into()).spawn(move || {
+        // The token is cancelled from a runtime of its own; here nothing else is waited for.
+        while !token.is_cancelled() {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        stopping.stop();
+    })?;
+    let ready = |address: std::net::SocketAddr| {
+        let told = if output.is_json() {
+            output.json(json!({ "listening": address.to_string(), "revision": identity.revision.0, "nodes": nodes }))
+        } else {
+            output
+                .line(format!(
+                    "{}  {} (SQLite)  revision {}  root {}    listening on {address} (loopback only: TLS is not built yet)    {} nodes",
+                    identity.server_name,
+                    settings.database.display(),
+                    identity.revision,
+                    settings.root.display(),
+                    count(i64::try_from(nodes).unwrap_or(i64::MAX))
+                ))
+                .and_then(|()| output.line(format!("ready in {:.1} s, Ctrl-C stops cleanly", began.elapsed().as_secs_f32())))
+        };
+        if let Err(error) = told {
+            // Whoever read our output went away; the service goes on.
+            tracing::debug!(%error, "stdout is closed");
+        }
+    };
+    supervisor::serve(&serve_options(&settings), &root, &stop, ready)?;
+    output.say("stopped")?;
+    Ok(Exit::Done)
+}

@@ -1,0 +1,151 @@
+//! `status`, `serve`, `run`, `extract`: the commands around the stages.
+
+use crate::base::ids::NodeName;
+use crate::cli::confirm::confirm;
+use crate::cli::exit::{Exit, Outcome};
+use crate::cli::output::{Output, some};
+use crate::cli::project::Settings;
+use crate::cli::status_view;
+use crate::docking::error::DockingError;
+use crate::docking::root::{Access, DockingRoot};
+use crate::model::node::NodeState;
+use crate::server::nodes;
+use crate::server::pass::{self, Pass, ServeOptions, Stage};
+use crate::server::status::{StatusOptions, status as server_status};
+use crate::store::sqlite::ServerDatabase;
+use serde_json::json;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Shows how far everybody is; exit code 1 if something waits for a person.
+pub(crate) fn status(named: Option<&Path>, output: Output) -> Outcome {
+    let settings = Settings::load(named)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
+    let options = StatusOptions { database: settings.database, root: settings.root, server_name: settings.server.name, now };
+    let status = server_status(&options)?;
+    if output.is_json() {
+        output.json(status_view::server_json(&status))?;
+    } else {
+        output.line(status_view::server_text(&status))?;
+    }
+    let in_need = !status.needs.is_empty() || status.nodes_in_need() > 0;
+    Ok(if in_need { Exit::NeedsPerson } else { Exit::Done })
+}
+
+/// A stage as the command line names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum StageName {
+    /// Transaction Processor: log -> txnproc files, and the extracts of nodes that start
+    Txnproc,
+    /// Transaction Router: txnproc files -> outboxes
+    Router,
+}
+
+/// Arguments of `run`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  dockmaster run                 every stage once, until nothing waits (see scripts/crontab.example)
+  dockmaster run txnproc         only read the log
+  dockmaster run router          only route what was read
+
+Ends with 3 while the service or another pass runs on the same docking root.")]
+pub(crate) struct RunArgs {
+    /// Stages to run; all if none is named
+    #[arg(value_name = "STAGE")]
+    stages: Vec<StageName>,
+}
+
+pub(crate) fn serve_options(settings: &Settings) -> ServeOptions {
+    ServeOptions {
+        database: settings.database.clone(),
+        listen: settings.server.listen.clone(),
+        day_starts_minutes: i64::from(settings.server.day_starts_minutes),
+    }
+}
+
+/// Runs stages until nothing waits.
+pub(crate) fn run(named: Option<&Path>, args: &RunArgs, output: Output) -> Outcome {
+    let settings = Settings::load(named)?;
+    let root = Arc::new(DockingRoot::open(&settings.root, Access::Exclusive)?);
+    let stages: Vec<Stage> = [(StageName::Txnproc, Stage::TxnProc), (StageName::Router, Stage::Router)]
+        .into_iter()
+        .filter(|(name, _)| args.stages.is_empty() || args.stages.contains(name))
+        .map(|(_, stage)| stage)
+        .collect();
+    let done = pass::run(&serve_options(&settings), &root, &stages)?;
+    if output.is_json() {
+        output.json(json!({ "units": done.units, "rounds": done.rounds, "extracts": done.extracts }))?;
+    }
+    output.say(pass_text(done, &stages))?;
+    Ok(Exit::Done)
+}
+
+fn pass_text(done: Pass, stages: &[Stage]) -> String {
+    let mut parts = Vec::new();
+    if stages.contains(&Stage::TxnProc) {
+        parts.push(format!("txnproc: {}", some(done.units, "unit read", "units read")));
+        if done.extracts > 0 {
+            parts.push(some(done.extracts, "extract made", "extracts made"));
+        }
+    }
+    if stages.contains(&Stage::Router) {
+        parts.push(format!("router: {}", some(done.rounds, "round", "rounds")));
+    }
+    parts.join("; ")
+}
+
+/// Arguments of `extract`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+A node that joins with `remote-sync init` gets its extract by itself. This command makes it beforehand (for a node whose
+line is slow, at night), or anew. A node that has a local database already has to run `remote-sync init` again.")]
+pub(crate) struct ExtractArgs {
+    /// The nodes
+    #[arg(value_name = "NODE", required = true)]
+    nodes: Vec<NodeName>,
+    /// Do not ask, even if a node has a local database already
+    #[arg(short, long)]
+    yes: bool,
+}
+
+/// Starts nodes anew, and makes their extracts unless the service does it.
+pub(crate) fn extract(named: Option<&Path>, args: &ExtractArgs, output: Output) -> Outcome {
+    let settings = Settings::load(named)?;
+    let database = ServerDatabase::open(&settings.database)?;
+    let mut active = Vec::new();
+    for name in &args.nodes {
+        if nodes::show(&database, name)?.state == NodeState::Active {
+            active.push(name.to_string());
+        }
+    }
+    let question = format!("{}: a local database that is in use must be fetched anew. Go on?", active.join(", "));
+    if !active.is_empty() && !confirm(&question, args.yes)? {
+        output.say("Nothing was changed.")?;
+        return Ok(Exit::Failed);
+    }
+    // The lock first: a service that is just starting would otherwise see half of the nodes started.
+    let root = match DockingRoot::open(&settings.root, Access::Exclusive) {
+        Ok(root) => Some(Arc::new(root)),
+        Err(DockingError::InUse { .. }) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let mut started = Vec::new();
+    for name in &args.nodes {
+        let incarnation = nodes::start(&database, name)?;
+        started.push(json!({ "node": name.as_str(), "incarnation": incarnation.0 }));
+        output.say(format!("{name}: extract {incarnation}"))?;
+    }
+    match &root {
+        Some(root) => {
+            let done = pass::run(&serve_options(&settings), root, &[Stage::TxnProc, Stage::Router])?;
+            output.say(pass_text(done, &[Stage::TxnProc, Stage::Router]))?;
+        }
+        None => output.say("the service makes them now")?,
+    }
+    if output.is_json() {
+        output.json(json!({ "started": started, "made": root.is_some() }))?;
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,242 @@
+//! `remote-sync init | sync | watch`: the commands that talk to the server, or apply what it sent.
+
+use crate::base::ids::NodeName;
+use crate::cli::client_commands::DatabaseArgs;
+use crate::cli::exit::{Exit, Outcome};
+use crate::cli::output::{Output, bytes, count, some};
+use crate::cli::signals;
+use crate::client::daemon;
+use crate::client::exchange::{self, ExchangeOptions, SharedApplier};
+use crate::client::folder::ClientFolder;
+use crate::client::init::{self, InitOptions};
+use crate::client::report::{ExchangeError, Progress, ProgressEvent, SyncReport};
+use crate::client::local_applier::{ApplyFault, LocalApplier};
+use crate::session::message::DEFAULT_PORT;
+use indicatif::ProgressBar;
+use serde_json::json;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// Arguments of `init`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Fetches the extract that the server makes for this node and puts it in place as DB. Cut off in the middle, the same
+command goes on where it was.
+
+Examples:
+  remote-sync init 127.0.0.1:40400 --node SHOP-01 pos.db")]
+pub(crate) struct InitArgs {
+    /// Address of the server: host, or host:port
+    #[arg(value_name = "SERVER")]
+    server: String,
+    /// The node that this database will be
+    #[arg(long, value_name = "NAME")]
+    node: NodeName,
+    /// Replace a database that has something in it; the old one is kept beside it
+    #[arg(long)]
+    replace: bool,
+    /// Ask the server for a new extract, though one was fetched before
+    #[arg(long)]
+    renew: bool,
+    /// The local database to make
+    #[arg(value_name = "DB")]
+    database: PathBuf,
+}
+
+/// Which half of a sync to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Only {
+    /// Fetch files into the inbox
+    Receive,
+    /// Apply what the inbox holds; needs no network
+    Apply,
+}
+
+/// Arguments of `sync`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SyncArgs {
+    /// Do one half only
+    #[arg(long, value_enum, value_name = "STEP")]
+    only: Option<Only>,
+    /// The local database
+    #[arg(value_name = "DB")]
+    database: PathBuf,
+}
+
+/// Makes the local database.
+pub(crate) fn init(args: &InitArgs, output: Output) -> Outcome {
+    let folder = ClientFolder::of(&args.database).lock()?;
+    let options = InitOptions {
+        server: with_port(&args.server),
+        node: args.node.clone(),
+        replace: args.replace,
+        renew: args.renew,
+        exchange: ExchangeOptions::default(),
+    };
+    let began = Instant::now();
+    let mut bars = Bars::new(output);
+    let report = init::init(&folder, &options, &mut bars)?;
+    bars.finish();
+    if output.is_json() {
+        output.json(json!({
+            "node": args.node.as_str(), "server": report.server_name, "incarnation": report.offer.incarnation.0,
+            "unit": report.offer.unit.0, "bytes": report.offer.bytes, "replaced": report.replaced,
+        }))?;
+    } else {
+        output.line(format!(
+            "{} is ready: node {} of {}, extract {}, as of txn {}, {} fetched in {:.1} s.",
+            args.database.display(),
+            args.node,
+            report.server_name,
+            report.offer.incarnation,
+            count(report.offer.unit.0),
+            bytes(report.fetched),
+            began.elapsed().as_secs_f32()
+        ))?;
+        if let Some(replaced) = &report.replaced {
+            output.say(format!("The former database is kept as {}.", replaced.display()))?;
+        }
+        output.say(format!("Next: remote-sync sync {0}    or stay in step:  remote-sync watch {0}", args.database.display()))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// Gets in step once.
+pub(crate) fn sync(args: &SyncArgs, output: Output) -> Outcome {
+    let folder = ClientFolder::of(&args.database).lock()?;
+    let config = folder.read_config()?;
+    let applier = Arc::new(Mutex::new(LocalApplier::open(&folder)?));
+    let began = Instant::now();
+    let mut report = SyncReport::default();
+    if args.only != Some(Only::Apply) {
+        let options = ExchangeOptions { apply: args.only.is_none(), ..ExchangeOptions::default() };
+        let shared: SharedApplier = applier.clone();
+        loop {
+            let mut bars = Bars::new(output);
+            let round = exchange::sync_once(&folder, &config, &shared, &options, &mut bars);
+            bars.finish();
+            let round = round.map_err(|error| stopped_first(&applier, error))?;
+            (report.files, report.bytes) = (report.files + round.files, report.bytes + round.bytes);
+            let again = lock(&applier).take_fetch_again();
+            report = SyncReport { files: report.files, bytes: report.bytes, ..round };
+            if again.is_empty() {
+                break;
+            }
+            tracing::warn!(files = again.len(), "damaged in the inbox, fetched again");
+        }
+    }
+    if args.only != Some(Only::Receive) {
+        lock(&applier).run()?;
+    }
+    let applier = lock(&applier);
+    let total = applier.total();
+    if output.is_json() {
+        output.json(json!({
+            "node": config.node.as_str(), "server": report.server_name, "files": report.files, "bytes": report.bytes,
+            "units": total.units, "rows": total.rows, "applied_file": total.applied_file.0, "applied_unit": total.applied_unit.0,
+        }))?;
+        return Ok(Exit::Done);
+    }
+    let took = began.elapsed().as_secs_f32();
+    let received = format!("Received {}, {}", some(report.files, "file", "files"), bytes(report.bytes));
+    let applied = format!("applied {}", some(total.rows, "row", "rows"));
+    output.line(match args.only {
+        None => {
+            format!("In step with {} at txn {} in {took:.1} s. {received}; {applied}.", report.server_name, count(total.applied_unit.0))
+        }
+        Some(Only::Receive) => format!("{received} from {} in {took:.1} s; nothing applied.", report.server_name),
+        Some(Only::Apply) => format!("At txn {}: {applied} in {took:.1} s.", count(total.applied_unit.0)),
+    })?;
+    Ok(Exit::Done)
+}
+
+/// Stays in step until Ctrl-C.
+pub(crate) fn watch(args: &DatabaseArgs, output: Output) -> Outcome {
+    let folder = ClientFolder::of(&args.database).lock()?;
+    let config = folder.read_config()?;
+    let applier = Arc::new(Mutex::new(LocalApplier::open(&folder)?));
+    let shared: SharedApplier = applier.clone();
+    let stop = signals::token()?;
+    output.say(format!("{} stays in step with {}; Ctrl-C stops cleanly.", config.node, config.server))?;
+    daemon::watch(&folder, &config, &shared, &ExchangeOptions::default(), &mut Told, &stop)
+        .map_err(|error| stopped_first(&applier, error))?;
+    Ok(Exit::Done)
+}
+
+/// A stopped apply is why the exchange ended, and says more than the exchange does.
+fn stopped_first(applier: &Mutex<LocalApplier>, error: ExchangeError) -> anyhow::Error {
+    match &lock(applier).total().stopped {
+        Some(stopped) => ApplyFault::Stopped(stopped.clone()).into(),
+        None => error.into(),
+    }
+}
+
+fn lock(applier: &Mutex<LocalApplier>) -> MutexGuard<'_, LocalApplier> {
+    applier.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn with_port(server: &str) -> String {
+    let has_port = server.rsplit_once(':').is_some_and(|(host, port)| !host.ends_with(':') && port.parse::<u16>().is_ok());
+    if has_port { server.to_owned() } else { format!("{server}:{DEFAULT_PORT}") }
+}
+
+/// Progress of a command that ends, drawn as bars on stderr where that is a terminal.
+struct Bars {
+    output: Output,
+    bar: Option<ProgressBar>,
+    expected: u64,
+}
+
+impl Bars {
+    fn new(output: Output) -> Bars {
+        Bars { output, bar: None, expected: 0 }
+    }
+
+    fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Progress for Bars {
+    fn on(&mut self, event: &ProgressEvent) {
+        match event {
+            ProgressEvent::Offered { bytes, .. } => {
+                self.expected += bytes;
+                let output = self.output;
+                self.bar.get_or_insert_with(|| output.progress("receive", 0)).set_length(self.expected);
+            }
+            ProgressEvent::Bytes(bytes) => {
+                if let Some(bar) = &self.bar {
+                    bar.inc(*bytes);
+                }
+            }
+            ProgressEvent::Extract { bytes, of } => {
+                let output = self.output;
+                let bar = self.bar.get_or_insert_with(|| output.progress("extract", *of));
+                bar.set_position(*bytes);
+            }
+            ProgressEvent::ExtractWaiting => tracing::info!("the server is making the extract"),
+            ProgressEvent::Damaged(file) => tracing::warn!("{} came damaged and is fetched again", file.file_name()),
+            ProgressEvent::Again { why, pause } => tracing::warn!("{why}; next attempt in {:.1} s", pause.as_secs_f32()),
+            _ => {}
+        }
+    }
+}
+
+/// Progress of a command that runs on, told in the log.
+struct Told;
+
+impl Progress for Told {
+    fn on(&mut self, event: &ProgressEvent) {
+        match event {
+            ProgressEvent::Connected { server, files } => tracing::info!("connected to {server}, {files} files wait"),
+            ProgressEvent::Applied(applied) => tracing::info!(file = %applied.file, "in step at txn {}", applied.unit),
+            ProgressEvent::ApplyFailed(why) => tracing::error!("apply: {why}"),
+            ProgressEvent::Damaged(file) => tracing::warn!("{} came damaged and is fetched again", file.file_name()),
+            _ => {}
+        }
+    }
+}

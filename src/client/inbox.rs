@@ -1,0 +1,233 @@
+//! Writing what the server sends: into `tmp/NNNNNNNN.dx.part` first, into the inbox once it is whole, right and durable.
+//!
+//! Small files are made durable in groups, so that a thousand of them do not cost a thousand flushes of the folder. A part that was cut
+//! off is kept and continued in the next session; its bytes are hashed again then, so nothing is trusted that was not read.
+
+use crate::base::ids::FileNo;
+use crate::client::folder::{ClientFolder, FolderError};
+use crate::client::put::{self, PutError};
+use crate::session::message::OfferedFile;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// Files that are made durable together at most.
+const GROUP_FILES_MAX: usize = 64;
+/// Bytes that are made durable together at most.
+const GROUP_BYTES_MAX: u64 = 8 << 20;
+/// Damaged copies of one file that are kept.
+const QUARANTINE_COPIES_MAX: u32 = 8;
+
+/// A file that is coming, on disk and in the hash.
+pub struct Part {
+    file: File,
+    path: PathBuf,
+    at: u64,
+    hasher: Sha256,
+}
+
+impl std::fmt::Debug for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Part").field("path", &self.path).field("at", &self.at).finish_non_exhaustive()
+    }
+}
+
+impl Part {
+    /// Opens a part file and keeps its first `offset` bytes.
+    ///
+    /// # Errors
+    /// The file cannot be written, or has fewer bytes.
+    pub fn open(path: PathBuf, offset: u64) -> Result<Part, PutError> {
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).read(true).write(true);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::OpenOptionsExt;
+            options.mode(0o600).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
+        }
+        let mut file = options.open(&path).map_err(PutError::at("open", &path))?;
+        let mut hasher = Sha256::new();
+        let mut keep = || -> std::io::Result<()> {
+            file.set_len(offset.min(file.metadata()?.len()))?;
+            let mut buffer = vec![0; 64 << 10];
+            let mut left = offset;
+            while left > 0 {
+                let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+                file.read_exact(&mut buffer[..wanted])?;
+                hasher.update(&buffer[..wanted]);
+                left -= wanted as u64;
+            }
+            file.seek(SeekFrom::Start(offset)).map(drop)
+        };
+        keep().map_err(PutError::at("continue", &path))?;
+        Ok(Part { file, path, at: offset, hasher })
+    }
+
+    /// Writes the next bytes.
+    ///
+    /// # Errors
+    /// The disk is full or broken.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), PutError> {
+        self.file.write_all(bytes).map_err(PutError::at("write", &self.path))?;
+        self.hasher.update(bytes);
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Returns how many bytes are there.
+    pub fn bytes(&self) -> u64 {
+        self.at
+    }
+
+    /// Ends writing; returns the path and the SHA-256 of all bytes.
+    pub fn finish(self) -> (PathBuf, [u8; 32]) {
+        (self.path, self.hasher.finalize().into())
+    }
+}
+
+/// Returns the path of the part file of a file.
+fn part_path(folder: &ClientFolder, file: FileNo) -> PathBuf {
+    folder.tmp().join(format!("{}.part", file.file_name()))
+}
+
+fn part_number(path: &Path) -> Option<FileNo> {
+    FileNo::from_file_name(path.file_name()?.to_str()?.strip_suffix(".part")?)
+}
+
+/// The writing side of one client's inbox.
+#[derive(Debug)]
+pub struct Inbox {
+    folder: ClientFolder,
+    applied: FileNo,
+    have: BTreeSet<FileNo>,
+    current: Option<(OfferedFile, Part)>,
+    /// Whole and right, not durable yet.
+    group: Vec<OfferedFile>,
+    group_bytes: u64,
+    /// A part that an earlier session left.
+    left: Option<(FileNo, u64)>,
+    /// Files that were damaged, this time.
+    pub damaged: u64,
+}
+
+impl Inbox {
+    /// Looks at what is there. Of the parts of earlier sessions only that of the first missing file is of use; the others go.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn open(folder: &ClientFolder, applied: FileNo) -> Result<Inbox, FolderError> {
+        let mut inbox = Inbox {
+            folder: folder.clone(),
+            applied,
+            have: folder.inbox_files()?,
+            current: None,
+            group: Vec::new(),
+            group_bytes: 0,
+            left: None,
+            damaged: 0,
+        };
+        let wanted = inbox.received().next();
+        let tmp = folder.tmp();
+        let at = |source| PutError { action: "read folder", path: tmp.clone(), source };
+        for entry in fs::read_dir(&tmp).map_err(at)? {
+            let entry = entry.map_err(at)?;
+            match part_number(&entry.path()) {
+                Some(file) if file == wanted => inbox.left = Some((file, entry.metadata().map_err(at)?.len())),
+                Some(_) => put::remove(&entry.path())?,
+                None => {}
+            }
+        }
+        Ok(inbox)
+    }
+
+    /// Returns the files that are there.
+    pub fn files(&self) -> &BTreeSet<FileNo> {
+        &self.have
+    }
+
+    /// Returns the part that can be continued.
+    pub fn part(&self) -> Option<(FileNo, u64)> {
+        self.left
+    }
+
+    /// Returns the last file up to which all are durable here or applied.
+    pub fn received(&self) -> FileNo {
+        let mut last = self.applied;
+        while self.have.contains(&last.next()) {
+            last = last.next();
+        }
+        last
+    }
+
+    /// Takes note of what is applied now.
+    pub fn set_applied(&mut self, applied: FileNo) {
+        self.applied = self.applied.max(applied);
+        self.have = self.have.split_off(&self.applied.next());
+    }
+
+    /// Begins a file, keeping `offset` bytes of its part.
+    ///
+    /// # Errors
+    /// The part cannot be written.
+    pub fn begin(&mut self, file: OfferedFile, offset: u64) -> Result<(), PutError> {
+        let part = Part::open(part_path(&self.folder, file.file), offset)?;
+        self.current = Some((file, part));
+        Ok(())
+    }
+
+    /// Writes the next bytes of the file that was begun.
+    ///
+    /// # Errors
+    /// The disk is full or broken.
+    pub fn store(&mut self, bytes: &[u8]) -> Result<(), PutError> {
+        self.current.as_mut().map_or(Ok(()), |(_, part)| part.write(bytes))
+    }
+
+    /// Ends the file that was begun and returns whether it is right; a damaged one goes to quarantine.
+    ///
+    /// # Errors
+    /// It cannot be moved there.
+    pub fn finish(&mut self) -> Result<bool, PutError> {
+        let Some((file, part)) = self.current.take() else { return Ok(false) };
+        let (path, hash) = part.finish();
+        if hash == file.byte_hash.0 {
+            self.group_bytes += file.bytes;
+            self.group.push(file);
+            return Ok(true);
+        }
+        self.damaged += 1;
+        let quarantine = self.folder.quarantine();
+        let name = |copy| quarantine.join(format!("{}.{copy}", file.file.file_name()));
+        let free = (1..QUARANTINE_COPIES_MAX).find(|copy| !name(*copy).exists()).unwrap_or(QUARANTINE_COPIES_MAX);
+        fs::rename(&path, name(free)).map_err(PutError::at("move to quarantine", &path))?;
+        Ok(false)
+    }
+
+    /// Whether enough has come to make it durable.
+    pub fn is_group_full(&self) -> bool {
+        self.group.len() >= GROUP_FILES_MAX || self.group_bytes >= GROUP_BYTES_MAX
+    }
+
+    /// Makes everything durable that is whole, and returns the last file up to which all are.
+    ///
+    /// # Errors
+    /// One of the steps failed; what was published before it is whole.
+    pub fn flush(&mut self) -> Result<FileNo, PutError> {
+        if !self.group.is_empty() {
+            let inbox = self.folder.inbox();
+            let files: Vec<_> =
+                self.group.iter().map(|file| (part_path(&self.folder, file.file), inbox.join(file.file.file_name()))).collect();
+            put::publish(&files, &inbox)?;
+            self.have.extend(self.group.drain(..).map(|file| file.file));
+            self.group_bytes = 0;
+        }
+        Ok(self.received())
+    }
+
+    /// Whether something is whole but not durable.
+    pub fn has_unflushed(&self) -> bool {
+        !self.group.is_empty()
+    }
+}

@@ -1,0 +1,119 @@
+//! The bridge from a session to `apply`: what waits in the inbox goes into the local database, on a thread of its own.
+
+use crate::base::ids::{FileNo, InstallId};
+use crate::client::apply::{self, ApplyError, ApplyFolders, ApplyReport};
+use crate::client::exchange::{Applier, BoxError, LocalPosition};
+use crate::client::folder::ClientFolder;
+use crate::session::message::AppliedTo;
+use crate::store::local::{LocalDatabase, LocalError};
+use std::time::{Duration, Instant};
+
+/// How long another program may keep the local database locked before the apply gives up for now.
+const LOCKED_MAX: Duration = Duration::from_secs(60);
+
+/// Why the inbox could not be applied to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyFault {
+    /// Something failed; the next call begins at the watermark.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// The database could not be read.
+    #[error(transparent)]
+    Local(#[from] LocalError),
+    /// Nothing more is applied until a person acts.
+    #[error("{0}")]
+    Stopped(apply::Stopped),
+    /// Another program holds the write lock.
+    #[error("another program has kept the local database locked for {} s", LOCKED_MAX.as_secs())]
+    Locked,
+}
+
+/// Applies the inbox of one local database.
+#[derive(Debug)]
+pub struct LocalApplier {
+    local: LocalDatabase,
+    folders: ApplyFolders,
+    total: ApplyReport,
+    fetch_again: Vec<FileNo>,
+}
+
+impl LocalApplier {
+    /// Opens the local database of a client folder.
+    pub fn open(folder: &ClientFolder) -> Result<LocalApplier, LocalError> {
+        Ok(LocalApplier {
+            local: LocalDatabase::open(folder.database())?,
+            folders: ApplyFolders::below(folder.path()),
+            total: ApplyReport::default(),
+            fetch_again: Vec::new(),
+        })
+    }
+
+    /// Returns what was applied since the applier was opened.
+    pub fn total(&self) -> &ApplyReport {
+        &self.total
+    }
+
+    /// Returns the files that were put aside as damaged and must come again, and forgets them.
+    pub fn take_fetch_again(&mut self) -> Vec<FileNo> {
+        std::mem::take(&mut self.fetch_again)
+    }
+
+    /// Applies everything that can be applied.
+    pub fn run(&mut self) -> Result<AppliedTo, ApplyFault> {
+        let began = Instant::now();
+        loop {
+            let report = apply::step(&mut self.local, &self.folders)?;
+            self.add(&report);
+            if let Some(stopped) = report.stopped {
+                return Err(ApplyFault::Stopped(stopped));
+            }
+            if report.busy {
+                if began.elapsed() > LOCKED_MAX {
+                    return Err(ApplyFault::Locked);
+                }
+                // Whoever holds the lock gets a moment to finish.
+                std::thread::sleep(Duration::from_millis(5));
+            } else if !report.more {
+                return self.applied();
+            }
+        }
+    }
+
+    fn add(&mut self, report: &ApplyReport) {
+        self.total.files += report.files;
+        self.total.units += report.units;
+        self.total.rows += report.rows;
+        self.total.applied_file = report.applied_file;
+        self.total.applied_unit = report.applied_unit;
+        self.total.longest_pause = self.total.longest_pause.max(report.longest_pause);
+        self.total.held = report.held.clone();
+        self.total.quarantined.extend(report.quarantined.iter().cloned());
+        self.total.stopped = report.stopped.clone();
+        self.fetch_again.extend(report.quarantined.iter().filter_map(|aside| aside.fetch_again));
+    }
+
+    fn applied(&self) -> Result<AppliedTo, ApplyFault> {
+        let state = self.local.state()?;
+        Ok(AppliedTo { file: state.applied_file, unit: state.applied_unit, hash: state.chain_hash })
+    }
+}
+
+impl Applier for LocalApplier {
+    fn state(&mut self) -> Result<LocalPosition, BoxError> {
+        let state = self.local.state()?;
+        Ok(LocalPosition {
+            server_id: state.server_id,
+            server_name: state.server_name,
+            epoch: state.epoch,
+            node: state.node,
+            incarnation: state.incarnation,
+            install_id: state.install_id.unwrap_or(InstallId::default()),
+            applied: AppliedTo { file: state.applied_file, unit: state.applied_unit, hash: state.chain_hash },
+            revision: state.revision,
+        })
+    }
+
+    fn apply(&mut self) -> Result<AppliedTo, BoxError> {
+        Ok(self.run()?)
+    }
+}

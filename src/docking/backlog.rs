@@ -1,0 +1,117 @@
+//! How much waits in the outboxes, summed up from `ledger.db` without opening it for writing.
+
+use crate::base::ids::{FileNo, Incarnation, NodeName, TxnId};
+use crate::docking::error::DockingError;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What waits for one node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Backlog {
+    /// Files beyond the one asked for.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Their operations.
+    pub operations: u64,
+}
+
+/// `ledger.db`, open for looking only.
+#[derive(Debug)]
+pub struct LedgerView {
+    path: PathBuf,
+    connection: Connection,
+}
+
+impl LedgerView {
+    /// Opens the ledger for reading; `None` if no Router has run here yet.
+    ///
+    /// # Errors
+    /// If it is there and SQLite cannot read it.
+    pub fn open(path: &Path) -> Result<Option<LedgerView>, DockingError> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        let sql = |source| DockingError::Sql { operation: "open", path: path.to_owned(), source };
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags).map_err(sql)?;
+        connection.busy_timeout(Duration::from_secs(10)).map_err(sql)?;
+        let tables = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name IN ('router', 'outbox_file')";
+        let found: i64 = connection.query_row(tables, [], |row| row.get(0)).map_err(sql)?;
+        Ok((found == 2).then(|| LedgerView { path: path.to_owned(), connection }))
+    }
+
+    fn sql(&self, operation: &'static str) -> impl FnOnce(rusqlite::Error) -> DockingError + use<> {
+        let path = self.path.clone();
+        move |source| DockingError::Sql { operation, path, source }
+    }
+
+    /// Returns the last unit that was routed; `None` before the first.
+    ///
+    /// # Errors
+    /// If SQLite refuses.
+    pub fn position(&self) -> Result<Option<TxnId>, DockingError> {
+        let read = self.connection.query_row("SELECT position FROM router", [], |row| Ok(TxnId(row.get(0)?)));
+        read.optional().map_err(self.sql("read the position"))
+    }
+
+    /// Returns what waits for a node after file `after` of that incarnation.
+    ///
+    /// # Errors
+    /// If SQLite refuses.
+    pub fn backlog(&self, node: &NodeName, incarnation: Incarnation, after: FileNo) -> Result<Backlog, DockingError> {
+        let sql = "SELECT count(*), ifnull(sum(bytes), 0), ifnull(sum(operations), 0) FROM outbox_file \
+                   WHERE node = ?1 AND incarnation = ?2 AND file_no > ?3";
+        let after = i64::try_from(after.0).unwrap_or(i64::MAX);
+        let number = |row: &rusqlite::Row<'_>, column: usize| row.get::<_, i64>(column).map(i64::unsigned_abs);
+        self.connection
+            .prepare_cached(sql)
+            .and_then(|mut statement| {
+                statement.query_row(params![node.as_str(), incarnation.0, after], |row| {
+                    Ok(Backlog { files: number(row, 0)?, bytes: number(row, 1)?, operations: number(row, 2)? })
+                })
+            })
+            .map_err(self.sql("sum up the outbox"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::ids::{ByteHash, ContentHash};
+    use crate::docking::ledger::{Ledger, NodeChange, OutboxFile, Round, RouterState};
+
+    #[test]
+    fn what_a_node_has_not_applied_is_summed_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ledger.db");
+        assert!(LedgerView::open(&path).unwrap().is_none());
+        let mut ledger = Ledger::open(&path).unwrap();
+        assert_eq!(LedgerView::open(&path).unwrap().unwrap().position().unwrap(), None);
+        let node: NodeName = "ANNA".parse().unwrap();
+        let file = |number: u64| OutboxFile {
+            node: node.clone(),
+            incarnation: Incarnation(1),
+            file_no: FileNo(number),
+            first: TxnId(number as i64 * 10),
+            last: TxnId(number as i64 * 10 + 9),
+            content_hash: ContentHash([number as u8; 32]),
+            byte_hash: ByteHash([0; 32]),
+            bytes: 100 * number,
+            operations: number,
+            created: String::new(),
+        };
+        ledger
+            .commit(&Round {
+                state: RouterState { position: TxnId(39), ..RouterState::default() },
+                nodes: vec![NodeChange::Started { node: node.clone(), incarnation: Incarnation(1), unit: TxnId(9), keys: Vec::new() }],
+                files: vec![file(1), file(2), file(3)],
+            })
+            .unwrap();
+        let view = LedgerView::open(&path).unwrap().unwrap();
+        assert_eq!(view.position().unwrap(), Some(TxnId(39)));
+        assert_eq!(view.backlog(&node, Incarnation(1), FileNo(1)).unwrap(), Backlog { files: 2, bytes: 500, operations: 5 });
+        assert_eq!(view.backlog(&node, Incarnation(2), FileNo(0)).unwrap(), Backlog::default());
+    }
+}

@@ -1,0 +1,481 @@
+//! Reading `.dx` files. `open` reads the whole file once and refuses it unless every length, checksum, count and hash
+//! fits; only then can anything be asked of it. Memory is bounded by one frame at a time plus a small cache.
+
+use crate::base::ids::{ByteHash, TxnId};
+use crate::base::limits::{DX_FILE_BYTES_MAX, DX_FRAME_RAW_BYTES_MAX};
+use crate::dx::codec;
+use crate::dx::error::DxError;
+use crate::dx::format::*;
+use crate::dx::frame::{FrameHeader, Opener};
+use crate::dx::header::{DxDirection, Header, fixed};
+use crate::dx::record::{self, Record, Records, UnitBegin};
+use crate::dx::writer::{FileSummary, Trailer, content_hash};
+use crate::model::event::{TableHeading, UnitEvents};
+use crate::model::operation::Operation;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::sync::Arc;
+
+/// Uncompressed bytes that are kept from the check of a file, so that an ordinary one is expanded once.
+const CACHE_BYTES_MAX: usize = DX_FRAME_RAW_BYTES_MAX / 2;
+
+#[derive(Debug)]
+struct FrameEntry {
+    at: u64,
+    header: FrameHeader,
+    raw_hash: [u8; 32],
+    cached: Option<Arc<Vec<u8>>>,
+}
+
+/// A file whose bytes are proved to be what was written.
+#[derive(Debug)]
+struct DxFile<R> {
+    source: R,
+    header: Header,
+    summary: FileSummary,
+    frames: Vec<FrameEntry>,
+    opener: Opener,
+}
+
+impl<R: Read + Seek> DxFile<R> {
+    /// Checks a file but for its number of units; `look` sees each frame's number and uncompressed bytes, and returns
+    /// how many operations are in it.
+    fn open(
+        mut source: R,
+        wanted: DxDirection,
+        mut look: impl FnMut(&Header, usize, &[u8]) -> Result<u64, DxError>,
+    ) -> Result<DxFile<R>, DxError> {
+        let length = source.seek(SeekFrom::End(0)).map_err(read_error)?;
+        source.seek(SeekFrom::Start(0)).map_err(read_error)?;
+        if length > DX_FILE_BYTES_MAX {
+            return Err(DxError::TooLarge { what: "file", value: length, limit: DX_FILE_BYTES_MAX });
+        }
+        let mut head = Vec::with_capacity(HEADER_BYTES);
+        source.by_ref().take(HEADER_BYTES as u64).read_to_end(&mut head).map_err(read_error)?;
+        let header = Header::from_prefix(&head)?;
+        if header.direction != wanted {
+            return Err(DxError::Direction { found: header.direction, wanted });
+        }
+        let head: [u8; HEADER_BYTES] = fixed(&head);
+        let mut hash = Sha256::new();
+        hash.update(head);
+        let mut at = HEADER_BYTES as u64;
+        let Some(body_end) = length.checked_sub(TRAILER_BYTES as u64).filter(|end| *end >= at) else {
+            return Err(DxError::Truncated { what: "the trailer", at: length });
+        };
+        let mut opener = Opener::new()?;
+        let (mut frames, mut operations, mut raw_bytes, mut cached_bytes) = (Vec::new(), 0u64, 0u64, 0usize);
+        while at < body_end {
+            let left = body_end - at;
+            if left < FRAME_HEADER_BYTES as u64 {
+                return Err(DxError::Damaged { what: "bytes that belong to no frame", at });
+            }
+            let mut bytes = [0u8; FRAME_HEADER_BYTES];
+            read_exact(&mut source, &mut bytes, at)?;
+            hash.update(bytes);
+            let frame = FrameHeader::from_bytes(&bytes, at, left - FRAME_HEADER_BYTES as u64)?;
+            let stored = read_stored(&mut source, frame, at)?;
+            hash.update(&stored);
+            let raw = opener.open(frame, stored, at)?;
+            let raw_hash = Sha256::digest(&raw).into();
+            operations += look(&header, frames.len(), &raw)?;
+            raw_bytes += raw.len() as u64;
+            cached_bytes += raw.len();
+            let cached = (cached_bytes <= CACHE_BYTES_MAX).then(|| Arc::new(raw));
+            frames.push(FrameEntry { at, header: frame, raw_hash, cached });
+            at += (FRAME_HEADER_BYTES as u64) + u64::from(frame.stored_len);
+        }
+        let mut trailer = [0u8; TRAILER_BYTES];
+        read_exact(&mut source, &mut trailer, at)?;
+        let (claims, seal) = trailer.split_at(TRAILER_AT_SEAL);
+        hash.update(claims);
+        if <[u8; 32]>::from(hash.clone().finalize()) != seal {
+            return Err(DxError::Damaged { what: "the file's checksum does not fit", at: at + TRAILER_AT_SEAL as u64 });
+        }
+        hash.update(seal);
+        let found = Trailer {
+            frames: frames.len() as u32,
+            units: u64::from_le_bytes(fixed(claims.get(TRAILER_AT_UNITS..TRAILER_AT_UNITS + 8).unwrap_or_default())),
+            operations,
+            raw_bytes,
+            content_hash: content_hash(&head, frames.iter().map(|frame| &frame.raw_hash)),
+        };
+        if found.to_bytes() != claims {
+            return Err(DxError::Damaged { what: "the trailer's counts or content hash do not fit", at });
+        }
+        let summary = FileSummary {
+            content_hash: found.content_hash,
+            byte_hash: ByteHash(hash.finalize().into()),
+            bytes: length,
+            raw_bytes,
+            frames: found.frames,
+            units: found.units,
+            operations,
+        };
+        Ok(DxFile { source, header, summary, frames, opener })
+    }
+
+    /// Checks the number of units against the trailer.
+    fn expect_units(&self, units: usize) -> Result<(), DxError> {
+        if self.summary.units == units as u64 {
+            Ok(())
+        } else {
+            let at = self.summary.bytes - TRAILER_BYTES as u64;
+            Err(DxError::Damaged { what: "the trailer's number of units does not fit", at })
+        }
+    }
+
+    /// Returns the uncompressed bytes of a frame; read again from the source if they were not kept.
+    fn frame(&mut self, index: usize) -> Result<Arc<Vec<u8>>, DxError> {
+        let Some(entry) = self.frames.get(index) else {
+            return Err(DxError::Content(format!("frame {index} does not exist")));
+        };
+        if let Some(raw) = &entry.cached {
+            return Ok(raw.clone());
+        }
+        self.source.seek(SeekFrom::Start(entry.at + FRAME_HEADER_BYTES as u64)).map_err(read_error)?;
+        let stored = read_stored(&mut self.source, entry.header, entry.at)?;
+        let raw = self.opener.open(entry.header, stored, entry.at)?;
+        if <[u8; 32]>::from(Sha256::digest(&raw)) != entry.raw_hash {
+            return Err(DxError::Damaged { what: "the frame changed while the file was being read", at: entry.at });
+        }
+        Ok(Arc::new(raw))
+    }
+}
+
+fn read_error(source: io::Error) -> DxError {
+    DxError::Io { operation: "read a .dx file", source }
+}
+
+fn read_exact(source: &mut impl Read, bytes: &mut [u8], at: u64) -> Result<(), DxError> {
+    source.read_exact(bytes).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => DxError::Truncated { what: "the rest of the file", at },
+        _ => read_error(error),
+    })
+}
+
+/// Reads a frame's bytes; their number was checked against the length of the file.
+fn read_stored(source: &mut impl Read, header: FrameHeader, at: u64) -> Result<Vec<u8>, DxError> {
+    let mut stored = vec![0u8; header.stored_len as usize];
+    read_exact(source, &mut stored, at)?;
+    Ok(stored)
+}
+
+/// Where the operations of one unit lie in one frame.
+#[derive(Debug, Clone, Copy)]
+struct Segment {
+    unit: TxnId,
+    frame: usize,
+    start: usize,
+    end: usize,
+}
+
+/// A unit of a node's file: all of its operations, from whichever frame. They have no order among each other.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Unit {
+    /// The unit.
+    pub txn: TxnId,
+    /// Each operation with the heading that names its table and columns.
+    pub operations: Vec<(Arc<TableHeading>, Operation)>,
+}
+
+/// A node's file, checked whole.
+#[derive(Debug)]
+pub struct DownloadReader<R> {
+    file: DxFile<R>,
+    headings: Vec<Vec<Arc<TableHeading>>>,
+    /// Sorted by unit, then frame (R17).
+    segments: Vec<Segment>,
+}
+
+impl<R: Read + Seek> DownloadReader<R> {
+    /// Reads and checks a whole file.
+    ///
+    /// # Errors
+    /// Whatever is wrong with it; nothing of a file that is not whole can be reached.
+    pub fn open(source: R) -> Result<DownloadReader<R>, DxError> {
+        let mut headings = Vec::new();
+        let mut segments = Vec::new();
+        let mut units = BTreeSet::new();
+        let file = DxFile::open(source, DxDirection::Download, |header, frame, raw| {
+            let (frame_headings, operations) = index_frame(header, frame, raw, &mut segments)?;
+            headings.push(frame_headings);
+            Ok(operations)
+        })?;
+        units.extend(segments.iter().map(|segment| segment.unit));
+        file.expect_units(units.len())?;
+        segments.sort_by_key(|segment| (segment.unit, segment.frame));
+        Ok(DownloadReader { file, headings, segments })
+    }
+
+    /// Returns the header.
+    pub fn header(&self) -> &Header {
+        &self.file.header
+    }
+
+    /// Returns counts and hashes.
+    pub fn summary(&self) -> &FileSummary {
+        &self.file.summary
+    }
+
+    /// Returns every operation with its unit; units ascend, each comes once (R17). For units too large for memory.
+    pub fn operations(&mut self) -> Operations<'_, R> {
+        Operations { reader: self, segment: 0, frame: None, at: 0 }
+    }
+
+    /// Returns the units in ascending order, each once, with the operations of all frames.
+    pub fn units(&mut self) -> Units<'_, R> {
+        Units { operations: self.operations(), next: None, failed: false }
+    }
+}
+
+/// Lists the headings of a frame and appends its segments; checks the order of records.
+fn index_frame(header: &Header, frame: usize, raw: &[u8], segments: &mut Vec<Segment>) -> Result<(Vec<Arc<TableHeading>>, u64), DxError> {
+    let mut headings = Vec::new();
+    let mut operations = 0;
+    let mut current: Option<Segment> = None;
+    for item in Records::new(raw) {
+        let Record { kind, payload, start, end } = item?;
+        match kind {
+            RECORD_HEADING => {
+                let heading: TableHeading = codec::decode("heading", payload)?;
+                record::check_heading(&heading)?;
+                headings.push(Arc::new(heading));
+            }
+            RECORD_UNIT => {
+                if payload.len() != 8 {
+                    return Err(DxError::Damaged { what: "a unit record has another length", at: start as u64 });
+                }
+                let unit = TxnId(i64::from_le_bytes(fixed(payload)));
+                if unit < header.first || unit > header.last {
+                    return Err(DxError::Content(format!("unit {unit} lies outside of the range {}..{}", header.first, header.last)));
+                }
+                if current.is_some_and(|current| unit <= current.unit) {
+                    return Err(DxError::Content(format!("unit {unit} does not ascend in frame {frame}")));
+                }
+                segments.extend(current.take());
+                current = Some(Segment { unit, frame, start: end, end });
+            }
+            RECORD_OPERATION => {
+                let (index, _) = record::split_operation(payload)?;
+                let Some(segment) = current.as_mut().filter(|_| index < headings.len()) else {
+                    return Err(DxError::Content(format!("an operation before its unit or heading in frame {frame}")));
+                };
+                segment.end = end;
+                operations += 1;
+            }
+            other => return Err(DxError::UnknownRecord { kind: other, frame }),
+        }
+    }
+    segments.extend(current);
+    Ok((headings, operations))
+}
+
+/// See [`DownloadReader::operations`].
+#[derive(Debug)]
+pub struct Operations<'a, R> {
+    reader: &'a mut DownloadReader<R>,
+    segment: usize,
+    frame: Option<(usize, Arc<Vec<u8>>)>,
+    /// Offset within the segment's frame; 0 before its first record.
+    at: usize,
+}
+
+impl<R: Read + Seek> Operations<'_, R> {
+    fn read(&mut self) -> Result<Option<(TxnId, Arc<TableHeading>, Operation)>, DxError> {
+        while let Some(segment) = self.reader.segments.get(self.segment).copied() {
+            let raw = match &self.frame {
+                Some((frame, raw)) if *frame == segment.frame => raw.clone(),
+                _ => {
+                    let raw = self.reader.file.frame(segment.frame)?;
+                    self.frame = Some((segment.frame, raw.clone()));
+                    raw
+                }
+            };
+            let from = self.at.max(segment.start);
+            let bytes = raw.get(from..segment.end).unwrap_or_default();
+            for item in Records::new(bytes) {
+                let found = item?;
+                self.at = from + found.end;
+                // Headings between operations were indexed at open.
+                if found.kind == RECORD_OPERATION {
+                    let (index, operation) = record::split_operation(found.payload)?;
+                    let heading = self.reader.headings.get(segment.frame).and_then(|headings| headings.get(index)).cloned();
+                    let heading = heading.ok_or_else(|| DxError::Content("an operation without heading".to_owned()))?;
+                    let operation = record::decode_operation(operation, &heading)?;
+                    return Ok(Some((segment.unit, heading, operation)));
+                }
+            }
+            self.segment += 1;
+            self.at = 0;
+        }
+        Ok(None)
+    }
+}
+
+impl<R: Read + Seek> Iterator for Operations<'_, R> {
+    type Item = Result<(TxnId, Arc<TableHeading>, Operation), DxError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let item = self.read().transpose();
+        if matches!(item, Some(Err(_))) {
+            self.segment = self.reader.segments.len();
+        }
+        item
+    }
+}
+
+/// See [`DownloadReader::units`].
+#[derive(Debug)]
+pub struct Units<'a, R> {
+    operations: Operations<'a, R>,
+    next: Option<(TxnId, Arc<TableHeading>, Operation)>,
+    failed: bool,
+}
+
+impl<R: Read + Seek> Iterator for Units<'_, R> {
+    type Item = Result<Unit, DxError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        let mut unit: Option<Unit> = self.next.take().map(|(txn, heading, operation)| Unit { txn, operations: vec![(heading, operation)] });
+        for item in self.operations.by_ref() {
+            match item {
+                Err(error) => {
+                    self.failed = true;
+                    return Some(Err(error));
+                }
+                Ok((txn, heading, operation)) => match &mut unit {
+                    Some(unit) if unit.txn == txn => unit.operations.push((heading, operation)),
+                    Some(_) => {
+                        self.next = Some((txn, heading, operation));
+                        break;
+                    }
+                    None => unit = Some(Unit { txn, operations: vec![(heading, operation)] }),
+                },
+            }
+        }
+        unit.map(Ok)
+    }
+}
+
+/// A txnproc file, checked whole.
+#[derive(Debug)]
+pub struct TxnprocReader<R> {
+    file: DxFile<R>,
+}
+
+impl<R: Read + Seek> TxnprocReader<R> {
+    /// Reads and checks a whole file.
+    ///
+    /// # Errors
+    /// Whatever is wrong with it.
+    pub fn open(source: R) -> Result<TxnprocReader<R>, DxError> {
+        let mut units = 0;
+        let file = DxFile::open(source, DxDirection::Txnproc, |_, frame, raw| {
+            let mut rows = 0;
+            for item in Records::new(raw) {
+                match item?.kind {
+                    RECORD_UNIT_BEGIN => units += 1,
+                    RECORD_UNIT_ROW => rows += 1,
+                    RECORD_UNIT_TABLE | RECORD_UNIT_KEY | RECORD_UNIT_NODE => {}
+                    kind => return Err(DxError::UnknownRecord { kind, frame }),
+                }
+            }
+            Ok(rows)
+        })?;
+        file.expect_units(units)?;
+        Ok(TxnprocReader { file })
+    }
+
+    /// Returns the header.
+    pub fn header(&self) -> &Header {
+        &self.file.header
+    }
+
+    /// Returns counts and hashes.
+    pub fn summary(&self) -> &FileSummary {
+        &self.file.summary
+    }
+
+    /// Returns the units in ascending order; a unit that spans frames comes whole.
+    pub fn units(&mut self) -> TxnprocUnits<'_, R> {
+        TxnprocUnits { reader: self, frame: 0, at: 0, last: None, failed: false }
+    }
+}
+
+/// See [`TxnprocReader::units`].
+#[derive(Debug)]
+pub struct TxnprocUnits<'a, R> {
+    reader: &'a mut TxnprocReader<R>,
+    frame: usize,
+    at: usize,
+    last: Option<TxnId>,
+    failed: bool,
+}
+
+impl<R: Read + Seek> TxnprocUnits<'_, R> {
+    fn read(&mut self) -> Result<Option<UnitEvents>, DxError> {
+        let mut unit: Option<(UnitBegin, UnitEvents)> = None;
+        while self.frame < self.reader.file.frames.len() {
+            let raw = self.reader.file.frame(self.frame)?;
+            let from = self.at;
+            for item in Records::new(raw.get(from..).unwrap_or_default()) {
+                let found = item?;
+                self.at = from + found.end;
+                match (&mut unit, found.kind) {
+                    (None, RECORD_UNIT_BEGIN) => {
+                        let begin: UnitBegin = codec::decode("unit", found.payload)?;
+                        let events = UnitEvents {
+                            unit: begin.unit,
+                            read_at_micros: begin.read_at_micros,
+                            revision: begin.revision,
+                            ..UnitEvents::default()
+                        };
+                        unit = Some((begin, events));
+                    }
+                    (Some((_, events)), RECORD_UNIT_TABLE) => events.tables.push(codec::decode("heading", found.payload)?),
+                    (Some((_, events)), RECORD_UNIT_KEY) => events.keys.push(codec::decode("key", found.payload)?),
+                    (Some((_, events)), RECORD_UNIT_NODE) => events.nodes.push(codec::decode("node event", found.payload)?),
+                    (Some((_, events)), RECORD_UNIT_ROW) => events.rows.push(codec::decode("row event", found.payload)?),
+                    _ => return Err(DxError::Content(format!("a record outside of its unit in frame {}", self.frame))),
+                }
+                if let Some((_, events)) = unit.take_if(|(begin, events)| UnitBegin::of(events) == *begin) {
+                    return self.checked(events).map(Some);
+                }
+            }
+            self.frame += 1;
+            self.at = 0;
+        }
+        match unit {
+            None => Ok(None),
+            Some((begin, _)) => Err(DxError::Content(format!("unit {} is not complete", begin.unit))),
+        }
+    }
+
+    fn checked(&mut self, events: UnitEvents) -> Result<UnitEvents, DxError> {
+        let header = &self.reader.file.header;
+        if events.unit < header.first || events.unit > header.last || self.last.is_some_and(|last| events.unit <= last) {
+            return Err(DxError::Content(format!("unit {} is out of order or outside of {}..{}", events.unit, header.first, header.last)));
+        }
+        self.last = Some(events.unit);
+        record::check_unit(&events)?;
+        Ok(events)
+    }
+}
+
+impl<R: Read + Seek> Iterator for TxnprocUnits<'_, R> {
+    type Item = Result<UnitEvents, DxError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        let item = self.read().transpose();
+        self.failed = matches!(item, Some(Err(_)));
+        item
+    }
+}

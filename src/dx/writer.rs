@@ -1,0 +1,255 @@
+//! Writing `.dx` files: frames of units, then header + frames + trailer.
+
+use crate::base::ids::{ByteHash, ContentHash, TxnId};
+use crate::base::limits::{DX_FILE_BYTES_MAX, DX_FRAME_RAW_BYTES_GOAL};
+use crate::dx::codec;
+use crate::dx::error::DxError;
+use crate::dx::format::*;
+use crate::dx::frame::{RawFrame, SealedFrame, Sealer};
+use crate::dx::header::{DxDirection, Header};
+use crate::dx::record::{self, UnitBegin};
+use crate::model::event::UnitEvents;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use std::io::Write;
+use std::sync::Arc;
+
+/// What was written, for the database row that makes the file real.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct FileSummary {
+    /// What the chain and the watermarks compare.
+    pub content_hash: ContentHash,
+    /// SHA-256 of the whole file, for the transfer.
+    pub byte_hash: ByteHash,
+    /// Length of the file.
+    pub bytes: u64,
+    /// Uncompressed bytes of its frames.
+    pub raw_bytes: u64,
+    /// Frames in it.
+    pub frames: u32,
+    /// Units that have an operation in it.
+    pub units: u64,
+    /// Operations, or row events, in it.
+    pub operations: u64,
+}
+
+/// Returns the content hash of a file with that header and those frames.
+pub(crate) fn content_hash<'a>(header: &[u8; HEADER_BYTES], raw_hashes: impl Iterator<Item = &'a [u8; 32]>) -> ContentHash {
+    let mut hash = Sha256::new();
+    hash.update(CONTENT_HASH_DOMAIN);
+    hash.update(header.get(CONTENT_HASH_HEADER).unwrap_or_default());
+    raw_hashes.for_each(|raw_hash| hash.update(raw_hash));
+    ContentHash(hash.finalize().into())
+}
+
+/// Writes a file of `frames`, in this order. Deterministic but for what compression did to the frames.
+///
+/// # Errors
+/// If the header breaks a rule, the frames are out of its range or too many, or `out` fails.
+pub fn write_file(header: &Header, frames: &[Arc<SealedFrame>], out: &mut dyn Write) -> Result<FileSummary, DxError> {
+    header.check()?;
+    let mut units: Vec<TxnId> = frames.iter().flat_map(|frame| frame.units.iter().copied()).collect();
+    units.sort_unstable();
+    units.dedup();
+    if units.first().is_some_and(|first| *first < header.first) || units.last().is_some_and(|last| *last > header.last) {
+        return Err(DxError::Content(format!(
+            "file {}: a unit lies outside of its range {}..{}",
+            header.file_no, header.first, header.last
+        )));
+    }
+    let bytes = (HEADER_BYTES + TRAILER_BYTES) as u64 + frames.iter().map(|frame| frame.bytes.len() as u64).sum::<u64>();
+    if bytes > DX_FILE_BYTES_MAX {
+        return Err(DxError::TooLarge { what: "file", value: bytes, limit: DX_FILE_BYTES_MAX });
+    }
+    let mut hash = Sha256::new();
+    let mut put = |part: &[u8], hash: &mut Sha256| {
+        hash.update(part);
+        out.write_all(part).map_err(|source| DxError::Io { operation: "write a .dx file", source })
+    };
+    let header_bytes = header.to_bytes();
+    put(&header_bytes, &mut hash)?;
+    for frame in frames {
+        put(&frame.bytes, &mut hash)?;
+    }
+    let content_hash = content_hash(&header_bytes, frames.iter().map(|frame| &frame.raw_hash));
+    let trailer = Trailer {
+        // A frame has more than one byte, so their number is far below the file limit.
+        frames: frames.len() as u32,
+        units: units.len() as u64,
+        operations: frames.iter().map(|frame| frame.operations).sum(),
+        raw_bytes: frames.iter().map(|frame| u64::from(frame.raw_len)).sum(),
+        content_hash,
+    };
+    put(&trailer.to_bytes(), &mut hash)?;
+    let seal: [u8; 32] = hash.clone().finalize().into();
+    put(&seal, &mut hash)?;
+    Ok(FileSummary {
+        content_hash,
+        byte_hash: ByteHash(hash.finalize().into()),
+        bytes,
+        raw_bytes: trailer.raw_bytes,
+        frames: trailer.frames,
+        units: trailer.units,
+        operations: trailer.operations,
+    })
+}
+
+/// The trailer without its seal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Trailer {
+    pub(crate) frames: u32,
+    pub(crate) units: u64,
+    pub(crate) operations: u64,
+    pub(crate) raw_bytes: u64,
+    pub(crate) content_hash: ContentHash,
+}
+
+impl Trailer {
+    pub(crate) fn to_bytes(self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(TRAILER_AT_SEAL);
+        bytes.extend_from_slice(&TRAILER_MARK);
+        bytes.extend_from_slice(&self.frames.to_le_bytes());
+        bytes.extend_from_slice(&self.units.to_le_bytes());
+        bytes.extend_from_slice(&self.operations.to_le_bytes());
+        bytes.extend_from_slice(&self.raw_bytes.to_le_bytes());
+        bytes.extend_from_slice(&self.content_hash.0);
+        bytes
+    }
+}
+
+/// A node's file.
+#[derive(Debug)]
+pub struct NodeFile;
+
+impl NodeFile {
+    /// Returns the bytes of a node's file and its hashes.
+    ///
+    /// # Errors
+    /// As [`write_file`]; also if the header is not a download's.
+    pub fn assemble(header: &Header, frames: &[Arc<SealedFrame>]) -> Result<(Vec<u8>, FileSummary), DxError> {
+        let mut bytes = Vec::new();
+        let summary = NodeFile::write(header, frames, &mut bytes)?;
+        Ok((bytes, summary))
+    }
+
+    /// Writes a node's file to `out`.
+    ///
+    /// # Errors
+    /// As [`NodeFile::assemble`].
+    pub fn write(header: &Header, frames: &[Arc<SealedFrame>], out: &mut dyn Write) -> Result<FileSummary, DxError> {
+        expect_direction(header, DxDirection::Download)?;
+        write_file(header, frames, out)
+    }
+}
+
+/// Collects the units of one txnproc file, compressed as they come.
+#[derive(Debug)]
+pub struct TxnprocWriter {
+    sealer: Sealer,
+    current: RawFrame,
+    frames: Vec<Arc<SealedFrame>>,
+    sealed_bytes: usize,
+    last_unit: Option<TxnId>,
+}
+
+impl TxnprocWriter {
+    /// Returns an empty file.
+    ///
+    /// # Errors
+    /// If zstd refuses the level.
+    pub fn new(zstd_level: i32) -> Result<TxnprocWriter, DxError> {
+        let sealer = Sealer::new(zstd_level)?;
+        Ok(TxnprocWriter { sealer, current: RawFrame::default(), frames: Vec::new(), sealed_bytes: 0, last_unit: None })
+    }
+
+    /// Appends a unit; a large one spans frames. After an error the writer can only be dropped.
+    ///
+    /// # Errors
+    /// If units do not ascend, indices of the unit do not fit, or a value is over its limit.
+    pub fn unit(&mut self, events: &UnitEvents) -> Result<(), DxError> {
+        if self.last_unit.is_some_and(|last| events.unit <= last) {
+            return Err(DxError::Content(format!("unit {} does not follow the one before it", events.unit)));
+        }
+        record::check_unit(events)?;
+        self.last_unit = Some(events.unit);
+        self.current.units.push(events.unit);
+        self.record(RECORD_UNIT_BEGIN, "unit", &UnitBegin::of(events), 0)?;
+        for table in &events.tables {
+            self.record(RECORD_UNIT_TABLE, "heading", table, 0)?;
+        }
+        for key in &events.keys {
+            self.record(RECORD_UNIT_KEY, "key", key, 0)?;
+        }
+        for node in &events.nodes {
+            self.record(RECORD_UNIT_NODE, "node event", node, 0)?;
+        }
+        for row in &events.rows {
+            self.record(RECORD_UNIT_ROW, "row event", row, 1)?;
+        }
+        Ok(())
+    }
+
+    /// Returns about how many bytes the file has by now.
+    pub fn bytes(&self) -> usize {
+        self.sealed_bytes + self.current.bytes.len()
+    }
+
+    /// Returns the bytes of the finished file.
+    ///
+    /// # Errors
+    /// As [`write_file`]; also if the header is not a txnproc file's.
+    pub fn finish(self, header: &Header) -> Result<(Vec<u8>, FileSummary), DxError> {
+        let mut bytes = Vec::with_capacity(self.bytes() + HEADER_BYTES + TRAILER_BYTES);
+        let summary = self.finish_into(header, &mut bytes)?;
+        Ok((bytes, summary))
+    }
+
+    /// Writes the finished file to `out`.
+    ///
+    /// # Errors
+    /// As [`TxnprocWriter::finish`].
+    pub fn finish_into(mut self, header: &Header, out: &mut dyn Write) -> Result<FileSummary, DxError> {
+        expect_direction(header, DxDirection::Txnproc)?;
+        self.seal()?;
+        write_file(header, &self.frames, out)
+    }
+
+    fn record<T: Serialize>(&mut self, kind: u8, what: &'static str, value: &T, operations: u64) -> Result<(), DxError> {
+        record::append(&mut self.current.bytes, kind, |out| codec::encode_into(what, value, out))?;
+        self.current.operations += operations;
+        if self.current.bytes.len() >= DX_FRAME_RAW_BYTES_GOAL {
+            self.seal()?;
+        }
+        Ok(())
+    }
+
+    fn seal(&mut self) -> Result<(), DxError> {
+        if self.current.bytes.is_empty() {
+            return Ok(());
+        }
+        let frame = self.sealer.seal(std::mem::take(&mut self.current))?;
+        self.sealed_bytes += frame.bytes.len();
+        self.frames.push(frame);
+        Ok(())
+    }
+}
+
+/// A txnproc file of whole units.
+#[derive(Debug)]
+pub struct TxnprocFile;
+
+impl TxnprocFile {
+    /// Returns the bytes of a file of `units`, and its hashes.
+    ///
+    /// # Errors
+    /// As [`TxnprocWriter`].
+    pub fn assemble(header: &Header, units: &[UnitEvents], zstd_level: i32) -> Result<(Vec<u8>, FileSummary), DxError> {
+        let mut writer = TxnprocWriter::new(zstd_level)?;
+        units.iter().try_for_each(|unit| writer.unit(unit))?;
+        writer.finish(header)
+    }
+}
+
+fn expect_direction(header: &Header, wanted: DxDirection) -> Result<(), DxError> {
+    if header.direction == wanted { Ok(()) } else { Err(DxError::Direction { found: header.direction, wanted }) }
+}

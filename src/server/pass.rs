@@ -1,0 +1,172 @@
+//! What the stages do, one pass at a time: `run` for cron; the service calls the same pieces from its threads.
+
+use super::extract::{self, ExtractError, ExtractJob};
+use super::router::{Router, RouterError, RouterOptions};
+use super::txnproc::{PendingExtract, TxnProc, TxnProcError};
+use crate::base::ids::NodeName;
+use crate::base::step::Progress;
+use crate::docking::root::DockingRoot;
+use crate::store::control::Control;
+use crate::store::sqlite::StoreError;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Why the service stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The Transaction Processor.
+    #[error("Transaction Processor: {0}")]
+    TxnProc(#[from] TxnProcError),
+    /// The Transaction Router.
+    #[error("Transaction Router: {0}")]
+    Router(#[from] RouterError),
+    /// An extract.
+    #[error("extract: {0}")]
+    Extract(#[from] ExtractError),
+    /// The rows of an extract could not be selected.
+    #[error("extract of node {node}: selecting its rows")]
+    Select {
+        /// The node.
+        node: NodeName,
+        /// Why.
+        source: rusqlite::Error,
+    },
+    /// The Synchronization Manager.
+    #[error("Synchronization Manager: {0}")]
+    Sync(#[from] super::syncmgr::SyncError),
+    /// A node could not be started anew.
+    #[error(transparent)]
+    Node(#[from] super::nodes::NodeError),
+    /// The server database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The folder of the server database cannot be watched.
+    #[error("watching {path}")]
+    Watch {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: notify::Error,
+    },
+    /// A thread could not be started, or ended by a fault of the program.
+    #[error("stage {0} ended unexpectedly")]
+    Thread(&'static str),
+}
+
+impl ServeError {
+    /// Returns whether trying again may help: a lock that somebody holds, a full disk.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            ServeError::TxnProc(error) => error.is_transient(),
+            ServeError::Router(error) => error.is_transient(),
+            ServeError::Extract(ExtractError::Disk { source, .. }) => source.is_no_space(),
+            ServeError::Store(error) => error.is_busy(),
+            _ => false,
+        }
+    }
+}
+
+/// What the service runs on.
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    /// The server database.
+    pub database: PathBuf,
+    /// Address of the Synchronization Manager, e.g. `127.0.0.1:40400`.
+    pub listen: String,
+    /// Minutes after midnight UTC at which a new day begins for time windows.
+    pub day_starts_minutes: i64,
+}
+
+/// What one pass did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Pass {
+    /// Units taken from the log.
+    pub units: u64,
+    /// Rounds routed.
+    pub rounds: u64,
+    /// Extracts built.
+    pub extracts: u64,
+}
+
+/// Stages of one pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The Transaction Processor, with the extracts that it starts.
+    TxnProc,
+    /// The Transaction Router.
+    Router,
+}
+
+/// Runs the given stages until nothing waits, as cron does.
+pub fn run(options: &ServeOptions, root: &Arc<DockingRoot>, stages: &[Stage]) -> Result<Pass, ServeError> {
+    let mut pass = Pass::default();
+    if stages.contains(&Stage::TxnProc) {
+        let mut txnproc = TxnProc::open(&options.database, Arc::clone(root))?;
+        restart_lost_extracts(&txnproc, root)?;
+        tick(&txnproc, options)?;
+        loop {
+            let step = txnproc.step()?;
+            for pending in step.extracts {
+                build_extract(pending, root)?;
+                pass.extracts += 1;
+            }
+            if step.progress == Progress::Idle {
+                break;
+            }
+            pass.units += 1;
+        }
+    }
+    if stages.contains(&Stage::Router) {
+        let mut router = Router::open(Arc::clone(root), RouterOptions::default())?;
+        while router.step()? == Progress::Worked {
+            pass.rounds += 1;
+        }
+    }
+    Ok(pass)
+}
+
+/// Begins a new day for time windows, as a row of the log, when one has begun.
+pub(super) fn tick(txnproc: &TxnProc, options: &ServeOptions) -> Result<(), ServeError> {
+    if txnproc.cds().graph().vertices.iter().all(|vertex| vertex.inputs.iter().all(|input| input.guard.windows.is_empty())) {
+        return Ok(());
+    }
+    let day = window_day(options.day_starts_minutes);
+    if day > txnproc.cds().state().day {
+        txnproc.server().append_control(&Control::Tick { day })?;
+    }
+    Ok(())
+}
+
+/// Returns the day that time windows count from, days since 1970 (UTC).
+pub fn window_day(day_starts_minutes: i64) -> i64 {
+    let minutes = super::txnproc::now_micros() / 60_000_000;
+    (minutes - day_starts_minutes).div_euclid(24 * 60)
+}
+
+/// Starts nodes anew whose extract was lost in a crash: an active node without a finished extract of its incarnation.
+pub(super) fn restart_lost_extracts(txnproc: &TxnProc, root: &DockingRoot) -> Result<(), ServeError> {
+    let lost: Vec<NodeName> = txnproc.nodes_without_extract(|scope| !root.extract_toc(&scope.node.name, scope.node.incarnation).exists());
+    for name in lost {
+        tracing::warn!(node = %name, "its extract was not finished, it starts anew");
+        super::nodes::start(txnproc.server(), &name)?;
+    }
+    Ok(())
+}
+
+pub(super) fn build_extract(pending: PendingExtract, root: &DockingRoot) -> Result<(), ServeError> {
+    pending.select_rows().map_err(|source| ServeError::Select { node: pending.node.node.name.clone(), source })?;
+    extract::build(&ExtractJob {
+        cds: &pending.snapshot,
+        dock: &pending.dock,
+        schema: &pending.schema,
+        server_id: pending.state.server_id,
+        server_name: &pending.state.server_name,
+        epoch: pending.state.epoch,
+        node: &pending.node.node.name,
+        incarnation: pending.node.node.incarnation,
+        unit: pending.state.position,
+        revision: pending.state.revision,
+        root,
+    })?;
+    Ok(())
+}

@@ -1,0 +1,323 @@
+//! One round of the Transaction Router: operations collected per audience, then made into node files.
+//!
+//! An audience is a distinct set of nodes. What goes to an audience is encoded once; from a certain size on it is also
+//! compressed and hashed once, as frames that every file of the audience carries. What is small is copied into each
+//! node's own frame, in the order of units.
+//!
+//! Content is a function of the units and the streams before them: audiences are numbered by first use, never by node
+//! index, address or time.
+
+use crate::base::ids::{Epoch, FileNo, Incarnation, NodeName, Revision, ServerId, TxnId};
+use crate::base::limits::{ROUTER_FILE_OPERATIONS_GOAL, ROUTER_ROUND_BYTES_GOAL, ROUTER_SHARED_FRAME_BYTES_MIN};
+use crate::docking::ledger::{NodeChange, OutboxFile, Stream};
+use crate::dx::error::DxError;
+use crate::dx::frame::{FrameBuilder, SealedFrame, Sealer};
+use crate::dx::header::{DxDirection, Header};
+use crate::dx::record;
+use crate::dx::writer::FileSummary;
+use crate::model::event::{NodeEvent, RowEvent, ScopeKey, TableHeading, UnitEvents};
+use crate::model::operation::Operation;
+use crate::model::value::{Value, display_key};
+use crate::rules::route::{Action, Audience, NodeIndex, NodeKeys, Routed};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// When a round is closed and what is shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoundLimits {
+    /// Closed after the unit with which some node has this many operations.
+    pub file_operations_goal: u64,
+    /// Closed after the unit with which it has this many encoded bytes.
+    pub round_bytes_goal: usize,
+    /// Frames for several nodes are shared from this many bytes on.
+    pub shared_frame_bytes_min: usize,
+}
+
+impl Default for RoundLimits {
+    fn default() -> RoundLimits {
+        RoundLimits {
+            file_operations_goal: ROUTER_FILE_OPERATIONS_GOAL,
+            round_bytes_goal: ROUTER_ROUND_BYTES_GOAL,
+            shared_frame_bytes_min: ROUTER_SHARED_FRAME_BYTES_MIN,
+        }
+    }
+}
+
+/// An event that cannot become an operation.
+#[derive(Debug, thiserror::Error)]
+#[error("unit {unit}, table `{table}`, row {key}")]
+pub struct CollectError {
+    /// The unit.
+    pub unit: TxnId,
+    /// The table.
+    pub table: String,
+    /// The row's key.
+    pub key: String,
+    /// Why.
+    pub source: DxError,
+}
+
+#[derive(Debug)]
+struct Entry {
+    unit: TxnId,
+    heading: usize,
+    operation: Range<usize>,
+}
+
+/// What one audience gets.
+#[derive(Debug)]
+struct Bucket {
+    audience: Audience,
+    entries: Vec<Entry>,
+    bytes: Vec<u8>,
+}
+
+/// Operations and node changes of the units of a round.
+#[derive(Debug, Default)]
+pub(crate) struct RoundContent {
+    limits: RoundLimits,
+    headings: Vec<TableHeading>,
+    heading_ids: HashMap<TableHeading, usize>,
+    buckets: Vec<Bucket>,
+    bucket_ids: HashMap<Audience, usize>,
+    bytes: usize,
+    operations: u64,
+    /// Below this many operations no node can have reached its goal; counting anew is not worth it.
+    count_at: u64,
+    /// In order, for the ledger.
+    pub(crate) changes: Vec<NodeChange>,
+}
+
+/// A node's file to be written.
+#[derive(Debug)]
+pub(crate) struct PlannedFile {
+    pub(crate) header: Header,
+    pub(crate) node: NodeName,
+    pub(crate) frames: Vec<Arc<SealedFrame>>,
+}
+
+impl PlannedFile {
+    /// Returns the ledger row of the written file.
+    pub(crate) fn row(&self, summary: &FileSummary, created: &str) -> OutboxFile {
+        OutboxFile {
+            node: self.node.clone(),
+            incarnation: self.header.incarnation,
+            file_no: self.header.file_no,
+            first: self.header.first,
+            last: self.header.last,
+            content_hash: summary.content_hash,
+            byte_hash: summary.byte_hash,
+            bytes: summary.bytes,
+            operations: summary.operations,
+            created: created.to_owned(),
+        }
+    }
+}
+
+/// What all files of a round have in common.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RoundRange {
+    pub(crate) server_id: ServerId,
+    pub(crate) epoch: Epoch,
+    pub(crate) revision: Revision,
+    /// The Router is as of this unit after the round.
+    pub(crate) upto: TxnId,
+}
+
+impl RoundContent {
+    pub(crate) fn new(limits: RoundLimits) -> RoundContent {
+        RoundContent { limits, count_at: limits.file_operations_goal, ..RoundContent::default() }
+    }
+
+    /// Adds a unit that was routed.
+    pub(crate) fn collect(&mut self, unit: &UnitEvents, routed: &Routed) -> Result<(), CollectError> {
+        for event in &unit.nodes {
+            self.changes.push(change_of(unit, event));
+        }
+        // The unit's headings and audiences are looked up once each, not per row.
+        let mut headings: Vec<Option<usize>> = vec![None; unit.tables.len()];
+        let mut buckets: Vec<Option<usize>> = vec![None; routed.audiences.len()];
+        for delivery in &routed.deliveries {
+            let (Some(event), Some(audience)) = (unit.rows.get(delivery.row), routed.audiences.get(delivery.audience)) else { continue };
+            let error = |source| CollectError {
+                unit: unit.unit,
+                table: unit.tables.get(event.table as usize).map(|table| table.name.clone()).unwrap_or_default(),
+                key: display_key(&event.key),
+                source,
+            };
+            let missing = || DxError::Content("the event has no heading".to_owned());
+            let table = unit.tables.get(event.table as usize).ok_or_else(missing).map_err(error)?;
+            let heading = match headings.get(event.table as usize).copied().flatten() {
+                Some(heading) => heading,
+                None => {
+                    let heading = self.heading(table);
+                    if let Some(place) = headings.get_mut(event.table as usize) {
+                        *place = Some(heading);
+                    }
+                    heading
+                }
+            };
+            let bucket = match buckets.get(delivery.audience).copied().flatten() {
+                Some(bucket) => bucket,
+                None => {
+                    let bucket = self.bucket(audience);
+                    if let Some(place) = buckets.get_mut(delivery.audience) {
+                        *place = Some(bucket);
+                    }
+                    bucket
+                }
+            };
+            let encoded = operation_of(event, delivery.action).and_then(|operation| record::encode_operation(&operation)).map_err(error)?;
+            if let Some(bucket) = self.buckets.get_mut(bucket) {
+                let start = bucket.bytes.len();
+                bucket.bytes.extend_from_slice(&encoded);
+                bucket.entries.push(Entry { unit: unit.unit, heading, operation: start..bucket.bytes.len() });
+            }
+            self.bytes += encoded.len();
+            self.operations += 1;
+        }
+        Ok(())
+    }
+
+    fn heading(&mut self, table: &TableHeading) -> usize {
+        if let Some(heading) = self.heading_ids.get(table) {
+            return *heading;
+        }
+        self.headings.push(table.clone());
+        self.heading_ids.insert(table.clone(), self.headings.len() - 1);
+        self.headings.len() - 1
+    }
+
+    fn bucket(&mut self, audience: &Audience) -> usize {
+        if let Some(bucket) = self.bucket_ids.get(audience) {
+            return *bucket;
+        }
+        self.buckets.push(Bucket { audience: audience.clone(), entries: Vec::new(), bytes: Vec::new() });
+        self.bucket_ids.insert(audience.clone(), self.buckets.len() - 1);
+        self.buckets.len() - 1
+    }
+
+    /// Returns whether the round is to be closed after the unit that was added last.
+    pub(crate) fn is_full(&mut self) -> bool {
+        if self.bytes >= self.limits.round_bytes_goal {
+            return true;
+        }
+        if self.operations < self.count_at {
+            return false;
+        }
+        let mut counts: HashMap<NodeIndex, u64> = HashMap::new();
+        for bucket in &self.buckets {
+            for node in bucket.audience.iter() {
+                *counts.entry(*node).or_default() += bucket.entries.len() as u64;
+            }
+        }
+        let most = counts.into_values().max().unwrap_or_default();
+        // Even if every further operation goes to that node, it takes this many more.
+        self.count_at = self.operations + self.limits.file_operations_goal.saturating_sub(most);
+        most >= self.limits.file_operations_goal
+    }
+
+    /// Makes the files of the round: one for each node that is active at its end and gets anything, sorted by node.
+    /// `stream` returns the node's stream as of the round's start, or as begun within it.
+    pub(crate) fn plan(
+        &self,
+        range: RoundRange,
+        nodes: &NodeKeys,
+        stream: impl Fn(&NodeName, Incarnation) -> Option<Stream>,
+        sealer: &mut Sealer,
+    ) -> Result<Vec<PlannedFile>, DxError> {
+        let mut of_node: BTreeMap<&NodeName, (Incarnation, Vec<usize>)> = BTreeMap::new();
+        let mut shared: Vec<Vec<Arc<SealedFrame>>> = Vec::with_capacity(self.buckets.len());
+        for (index, bucket) in self.buckets.iter().enumerate() {
+            let several = bucket.audience.len() > 1 && bucket.bytes.len() >= self.limits.shared_frame_bytes_min;
+            shared.push(if several { self.frames(&[index], sealer)? } else { Vec::new() });
+            for node in bucket.audience.iter() {
+                // A node that ended since gets nothing of this round.
+                if let Some((name, incarnation)) = nodes.node(*node) {
+                    of_node.entry(name).or_insert_with(|| (incarnation, Vec::new())).1.push(index);
+                }
+            }
+        }
+        let mut files = Vec::with_capacity(of_node.len());
+        for (node, (incarnation, buckets)) in of_node {
+            let stream = stream(node, incarnation)
+                .ok_or_else(|| DxError::Content(format!("node {node} is routed to, but has no stream of incarnation {incarnation}")))?;
+            let mut frames = Vec::new();
+            let mut own = Vec::new();
+            for bucket in buckets {
+                match shared.get(bucket) {
+                    Some(sealed) if !sealed.is_empty() => frames.extend(sealed.iter().cloned()),
+                    _ => own.push(bucket),
+                }
+            }
+            frames.extend(self.frames(&own, sealer)?);
+            let header = Header {
+                direction: DxDirection::Download,
+                server_id: range.server_id,
+                epoch: range.epoch,
+                node: Some(node.clone()),
+                incarnation,
+                file_no: stream.last_file.next(),
+                first: TxnId(stream.last_unit.0 + 1),
+                last: range.upto,
+                revision: range.revision,
+                previous: stream.last_hash,
+                install_id: Default::default(),
+                applied_unit: TxnId(0),
+            };
+            files.push(PlannedFile { header, node: node.clone(), frames });
+        }
+        Ok(files)
+    }
+
+    /// Returns frames of these buckets, merged by unit.
+    fn frames(&self, buckets: &[usize], sealer: &mut Sealer) -> Result<Vec<Arc<SealedFrame>>, DxError> {
+        let buckets = buckets.iter().filter_map(|index| self.buckets.get(*index));
+        let mut entries: Vec<(&Entry, &[u8])> = buckets
+            .flat_map(|bucket| bucket.entries.iter().map(|entry| (entry, bucket.bytes.get(entry.operation.clone()).unwrap_or_default())))
+            .collect();
+        // Stable: within a unit the order is that of buckets and rows.
+        entries.sort_by_key(|(entry, _)| entry.unit);
+        let mut builder = FrameBuilder::new();
+        for (entry, operation) in entries {
+            if let Some(heading) = self.headings.get(entry.heading) {
+                builder.operation(entry.unit, heading, operation)?;
+            }
+        }
+        builder.finish(sealer)
+    }
+}
+
+fn operation_of(event: &RowEvent, action: Action) -> Result<Operation, DxError> {
+    let gone = || DxError::Content("the row is gone, but a node should get it".to_owned());
+    Ok(match action {
+        Action::Delete => Operation::Delete { key: event.key.clone() },
+        Action::Put => Operation::Put { row: event.row.clone().ok_or_else(gone)? },
+        Action::Update => {
+            let row = event.row.as_ref().ok_or_else(gone)?;
+            let value = |column: &u16| -> Result<(u16, Value), DxError> {
+                let value = row.get(usize::from(*column)).cloned();
+                Ok((*column, value.ok_or_else(|| DxError::Content(format!("changed column {column} is not in the row")))?))
+            };
+            Operation::Update { key: event.key.clone(), changes: event.changed.iter().map(value).collect::<Result<_, _>>()? }
+        }
+    })
+}
+
+/// Returns a node event with its keys spelled out. Indices were checked when the unit was routed.
+fn change_of(unit: &UnitEvents, event: &NodeEvent) -> NodeChange {
+    let keys = |keys: &[u32]| -> Vec<ScopeKey> { keys.iter().filter_map(|key| unit.keys.get(*key as usize)).cloned().collect() };
+    match event {
+        NodeEvent::Start { node, incarnation, keys: all } => {
+            NodeChange::Started { node: node.clone(), incarnation: *incarnation, unit: unit.unit, keys: keys(all) }
+        }
+        NodeEvent::Stop { node } => NodeChange::Stopped { node: node.clone() },
+        NodeEvent::Keys { node, gained, lost } => NodeChange::Keys { node: node.clone(), gained: keys(gained), lost: keys(lost) },
+    }
+}
+
+/// Returns the stream of a node that begins after `unit`.
+pub(crate) fn new_stream(node: NodeName, incarnation: Incarnation, unit: TxnId) -> Stream {
+    Stream { node, incarnation, active: true, start_unit: unit, last_file: FileNo(0), last_unit: unit, last_hash: Default::default() }
+}

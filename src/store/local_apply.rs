@@ -1,0 +1,314 @@
+//! Writes units into the local database.
+//!
+//! Invariants:
+//! - A transaction ends only at the end of a unit, and carries the watermark of that unit (I2).
+//! - Names of the wire are looked up among the replicated tables of the local database and never become SQL; what is run is quoted
+//!   from the local catalogue (T12).
+//! - Every statement says OR ABORT: a conflict clause in the user's table may not delete or skip a row behind our back.
+
+use super::local::{self, LocalDatabase, LocalError, LocalState, Watermark};
+use super::local_table::{LocalTable, TableProblem};
+use super::sqlite::{SqlValue, value_of};
+use crate::base::ids::{ContentHash, FileNo, TxnId};
+use crate::model::event::TableHeading;
+use crate::model::operation::Operation;
+use crate::model::value::{Row, Value, display_key};
+use rusqlite::{CachedStatement, Connection, ErrorCode};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::path::Path;
+
+/// Why a unit could not be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum UnitError {
+    /// The local database failed; nothing is known to be wrong with the unit.
+    #[error(transparent)]
+    Local(#[from] LocalError),
+    /// A table of the file is not what the local database has.
+    #[error(transparent)]
+    Table(#[from] TableProblem),
+    /// A row to change is not there.
+    #[error("table {table}, key {key}: the row to change is not in the local database")]
+    MissingRow {
+        /// The table.
+        table: String,
+        /// The key, as SQL literals.
+        key: String,
+    },
+    /// A row does not fit into its table.
+    #[error("table {table}, key {key}: the row does not fit: {reason}")]
+    Constraint {
+        /// The table.
+        table: String,
+        /// The key, as SQL literals.
+        key: String,
+        /// SQLite's reason, which names the constraint.
+        reason: String,
+    },
+    /// An operation contradicts its own heading.
+    #[error("table {table}: {reason}")]
+    Malformed {
+        /// The table.
+        table: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// One operation with the table that it is on.
+pub type TableOperation<'a> = (&'a TableHeading, &'a Operation);
+
+/// What the statements for each heading look like; belongs to one version of the local schema.
+#[derive(Debug, Default)]
+pub(super) struct Catalogue {
+    schema_version: Option<i64>,
+    tables: HashMap<TableHeading, LocalTable>,
+}
+
+/// An open write transaction that units are applied in. Dropped without [`ApplyTransaction::commit`] it is rolled back.
+#[derive(Debug)]
+pub struct ApplyTransaction<'d> {
+    connection: &'d Connection,
+    path: &'d Path,
+    catalogue: &'d RefCell<Catalogue>,
+    state: LocalState,
+    finished: bool,
+}
+
+impl LocalDatabase {
+    /// Takes the write lock. Waits for other programs, but not for ever: [`LocalError::Busy`].
+    pub fn begin(&self) -> Result<ApplyTransaction<'_>, LocalError> {
+        let (connection, path) = (self.connection(), self.path());
+        connection.execute_batch("BEGIN IMMEDIATE").map_err(|source| LocalError::of_sql(path, "take the write lock", source))?;
+        let state = match local::read_state(connection, path) {
+            Ok(state) => state,
+            Err(error) => {
+                roll_back(connection);
+                return Err(error);
+            }
+        };
+        // From here on a drop rolls back.
+        let transaction = ApplyTransaction { connection, path, catalogue: self.catalogue(), state, finished: false };
+        let version: i64 = transaction
+            .connection
+            .query_row("PRAGMA schema_version", [], |row| row.get(0))
+            .map_err(|source| LocalError::of_sql(path, "read the schema version", source))?;
+        let mut catalogue = transaction.catalogue.borrow_mut();
+        if catalogue.schema_version != Some(version) {
+            *catalogue = Catalogue { schema_version: Some(version), tables: HashMap::new() };
+        }
+        drop(catalogue);
+        Ok(transaction)
+    }
+}
+
+fn roll_back(connection: &Connection) {
+    if let Err(error) = connection.execute_batch("ROLLBACK") {
+        // SQLite has rolled back by itself after some errors; then there is nothing to do.
+        tracing::debug!(%error, "no transaction to roll back");
+    }
+}
+
+impl Drop for ApplyTransaction<'_> {
+    fn drop(&mut self) {
+        if !self.finished {
+            roll_back(self.connection);
+        }
+    }
+}
+
+impl ApplyTransaction<'_> {
+    /// Returns the state at the beginning of the transaction: another process may have applied meanwhile.
+    pub fn state(&self) -> &LocalState {
+        &self.state
+    }
+
+    /// Remembers under which content hash a file was applied to its end.
+    pub fn store_file_hash(&self, file: FileNo, hash: ContentHash) -> Result<(), LocalError> {
+        local::store_file_hash(self.connection, file, hash).map_err(|source| self.sql("store the file's hash", source))
+    }
+
+    /// Stores the watermark and commits. The caller is at the end of a unit.
+    pub fn commit(mut self, watermark: &Watermark) -> Result<(), LocalError> {
+        local::store_watermark(self.connection, watermark).map_err(|source| self.sql("store the watermark", source))?;
+        self.connection.execute_batch("COMMIT").map_err(|source| self.sql("commit", source))?;
+        self.finished = true;
+        Ok(())
+    }
+
+    /// Applies all operations of one unit, or nothing of it. A unit names a row once at most, so its operations have no order:
+    /// deletes go first, then updates, then puts. Where that hits a unique key halfway, the unit is redone as: delete
+    /// every row that it touches, insert every final image (R37).
+    pub fn apply_unit(&self, unit: TxnId, operations: &[TableOperation<'_>]) -> Result<(), UnitError> {
+        let mut catalogue = self.catalogue.borrow_mut();
+        // A unit mostly stays with one table, so the last answer mostly serves again: comparing addresses is cheaper than hashing names.
+        let mut last: Option<&TableHeading> = None;
+        for (heading, _) in operations {
+            if !last.is_some_and(|known| std::ptr::eq(known, *heading)) && !catalogue.tables.contains_key(*heading) {
+                let table = LocalTable::look_up(self.connection, self.path, heading)?;
+                catalogue.tables.insert((*heading).clone(), table);
+            }
+            last = Some(heading);
+        }
+        let mut work = Vec::with_capacity(operations.len());
+        let mut last: Option<(&TableHeading, &LocalTable)> = None;
+        for (heading, operation) in operations {
+            let table = match last {
+                Some((known, table)) if std::ptr::eq(known, *heading) => table,
+                _ => match catalogue.tables.get(*heading) {
+                    Some(table) => table,
+                    None => continue, // Cannot be: it was put there above.
+                },
+            };
+            last = Some((heading, table));
+            table.check(operation).map_err(|reason| UnitError::Malformed { table: table.name.clone(), reason })?;
+            work.push((table, *operation));
+        }
+        let writer = UnitWriter { connection: self.connection, path: self.path };
+        writer.savepoint("SAVEPOINT dock_unit")?;
+        let result = match writer.in_place(&work) {
+            Err(UnitError::Constraint { table, key, reason }) => {
+                tracing::debug!(unit = unit.0, table, key, reason, "unit is redone as deletes and inserts");
+                writer.savepoint("ROLLBACK TO dock_unit")?;
+                writer.by_final_images(&work)
+            }
+            result => result,
+        };
+        match result {
+            Ok(()) => Ok(writer.savepoint("RELEASE dock_unit")?),
+            // The whole transaction is lost, perhaps rolled back by SQLite already; nothing is left to undo here.
+            Err(UnitError::Local(error)) => Err(error.into()),
+            Err(error) => {
+                writer.savepoint("ROLLBACK TO dock_unit")?;
+                writer.savepoint("RELEASE dock_unit")?;
+                Err(error)
+            }
+        }
+    }
+
+    fn sql(&self, doing: &'static str, source: rusqlite::Error) -> LocalError {
+        LocalError::of_sql(self.path, doing, source)
+    }
+}
+
+type Work<'a> = (&'a LocalTable, &'a Operation);
+
+struct UnitWriter<'c> {
+    connection: &'c Connection,
+    path: &'c Path,
+}
+
+impl UnitWriter<'_> {
+    fn savepoint(&self, sql: &'static str) -> Result<(), LocalError> {
+        self.connection
+            .prepare_cached(sql)
+            .and_then(|mut statement| statement.execute([]))
+            .map_err(|source| LocalError::of_sql(self.path, "mark the unit's begin or end", source))?;
+        Ok(())
+    }
+
+    /// The usual way.
+    fn in_place(&self, work: &[Work<'_>]) -> Result<(), UnitError> {
+        for (table, operation) in work {
+            if let Operation::Delete { key } = operation {
+                self.delete(table, key)?;
+            }
+        }
+        for (table, operation) in work {
+            if let Operation::Update { key, changes } = operation {
+                let written = table.written_changes(changes);
+                let columns: Vec<usize> = written.iter().map(|(column, _)| *column).collect();
+                let values = written.iter().map(|(_, value)| *value).chain(key);
+                if self.run(table, &table.update_sql(&columns), values, key)? == 0 {
+                    return Err(missing(table, key));
+                }
+            }
+        }
+        for (table, operation) in work {
+            if let Operation::Put { row } = operation {
+                self.run(table, &table.put_sql, table.written_values(row), &table.key_of(row))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The way that no unique key can block: in between, none of the touched rows exists.
+    fn by_final_images(&self, work: &[Work<'_>]) -> Result<(), UnitError> {
+        for (table, operation) in work {
+            if let Operation::Delete { key } = operation {
+                self.delete(table, key)?;
+            }
+        }
+        let mut images = Vec::new();
+        for (table, operation) in work {
+            let (key, old, changes) = match operation {
+                Operation::Delete { .. } => continue,
+                Operation::Update { key, changes } => {
+                    let old = self.read(table, key)?.ok_or_else(|| missing(table, key))?;
+                    (key.clone(), Some(old), table.written_changes(changes))
+                }
+                Operation::Put { row } => {
+                    let key = table.key_of(row);
+                    let old = self.read(table, &key)?;
+                    (key, old, table.written_row(row))
+                }
+            };
+            images.push((*table, key, table.image(old, &changes)));
+        }
+        for (table, key, _) in &images {
+            self.delete(table, key)?;
+        }
+        for (table, key, image) in &images {
+            let columns: Vec<&str> = image.iter().map(|(name, _)| *name).collect();
+            self.run(table, &table.insert_sql(&columns), image.iter().map(|(_, value)| value), key)?;
+        }
+        Ok(())
+    }
+
+    fn delete(&self, table: &LocalTable, key: &[Value]) -> Result<(), UnitError> {
+        self.run(table, &table.delete_sql, key, key)?;
+        Ok(())
+    }
+
+    fn read(&self, table: &LocalTable, key: &[Value]) -> Result<Option<Row>, UnitError> {
+        let sql = |source| LocalError::of_sql(self.path, "read a row", source);
+        let mut statement = self.connection.prepare_cached(&table.select_sql).map_err(sql)?;
+        bind(&mut statement, key).map_err(sql)?;
+        let mut rows = statement.raw_query();
+        let Some(row) = rows.next().map_err(sql)? else { return Ok(None) };
+        let values = (0..table.stored.len()).map(|index| row.get_ref(index).map(value_of)).collect::<Result<Row, _>>().map_err(sql)?;
+        Ok(Some(values))
+    }
+
+    /// Runs a statement for one row. Returns how many rows it changed.
+    fn run<'v>(
+        &self,
+        table: &LocalTable,
+        sql: &str,
+        values: impl IntoIterator<Item = &'v Value>,
+        key: &[Value],
+    ) -> Result<usize, UnitError> {
+        let run = || {
+            let mut statement = self.connection.prepare_cached(sql)?;
+            bind(&mut statement, values)?;
+            statement.raw_execute()
+        };
+        run().map_err(|source| match source.sqlite_error_code() {
+            Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch) => {
+                UnitError::Constraint { table: table.name.clone(), key: display_key(key), reason: source.to_string() }
+            }
+            _ => LocalError::of_sql(self.path, "write a row", source).into(),
+        })
+    }
+}
+
+fn bind<'v>(statement: &mut CachedStatement<'_>, values: impl IntoIterator<Item = &'v Value>) -> rusqlite::Result<()> {
+    for (index, value) in values.into_iter().enumerate() {
+        statement.raw_bind_parameter(index + 1, SqlValue(value))?;
+    }
+    Ok(())
+}
+
+fn missing(table: &LocalTable, key: &[Value]) -> UnitError {
+    UnitError::MissingRow { table: table.name.clone(), key: display_key(key) }
+}

@@ -1,0 +1,89 @@
+//! One read snapshot of the server database, for the first filling of the data store and for comparing with it.
+//!
+//! Everything read through one [`Snapshot`] is as of one transaction boundary, the end of the log included. Writers are not held up.
+
+use crate::base::ids::TxnId;
+use crate::model::node::Node;
+use crate::model::schema::Schema;
+use crate::model::value::Row;
+use crate::store::install::Identity;
+use crate::store::sqlite::{ServerDatabase, StoreError, quote_name, value_of};
+
+/// A read transaction on the server database.
+#[derive(Debug)]
+pub struct Snapshot<'a> {
+    database: &'a ServerDatabase,
+}
+
+impl ServerDatabase {
+    /// Runs `read` in one read transaction.
+    ///
+    /// # Errors
+    /// Those of `read`, or a statement failed.
+    pub fn snapshot<T, E: From<StoreError>>(&self, read: impl FnOnce(&Snapshot<'_>) -> Result<T, E>) -> Result<T, E> {
+        let transaction = self.connection.unchecked_transaction().map_err(self.fault("beginning a snapshot"))?;
+        // A deferred transaction takes its snapshot at its first read: take it now, before the caller looks at anything else.
+        self.log_end()?;
+        let result = read(&Snapshot { database: self })?;
+        transaction.rollback().map_err(self.fault("ending a snapshot"))?;
+        Ok(result)
+    }
+}
+
+impl Snapshot<'_> {
+    /// Returns the end of the log: the position as of which everything here is read.
+    ///
+    /// # Errors
+    /// A statement failed.
+    pub fn log_end(&self) -> Result<TxnId, StoreError> {
+        self.database.log_end()
+    }
+
+    /// Returns the schema.
+    ///
+    /// # Errors
+    /// A statement failed.
+    pub fn schema(&self) -> Result<Schema, StoreError> {
+        self.database.schema()
+    }
+
+    /// Returns the nodes.
+    ///
+    /// # Errors
+    /// A row is damaged, or a statement failed.
+    pub fn nodes(&self) -> Result<Vec<Node>, StoreError> {
+        self.database.nodes()
+    }
+
+    /// Returns who the database is, and the revision in force.
+    ///
+    /// # Errors
+    /// A row is damaged, or a statement failed.
+    pub fn identity(&self) -> Result<Identity, StoreError> {
+        self.database.identity()
+    }
+
+    /// Calls `visit` with those columns of every row of a table, in no promised order. Returns the number of rows.
+    ///
+    /// # Errors
+    /// Those of `visit`, or a statement failed.
+    pub fn scan<E: From<StoreError>>(
+        &self,
+        table: &str,
+        columns: &[String],
+        mut visit: impl FnMut(Row) -> Result<(), E>,
+    ) -> Result<u64, E> {
+        let fault = || self.database.fault(&format!("reading {table}"));
+        let names: Vec<String> = columns.iter().map(|name| quote_name(name)).collect();
+        let sql = format!("SELECT {} FROM main.{}", names.join(", "), quote_name(table));
+        let mut statement = self.database.connection.prepare(&sql).map_err(fault())?;
+        let mut rows = statement.query([]).map_err(fault())?;
+        let mut count = 0;
+        while let Some(row) = rows.next().map_err(fault())? {
+            let values: Row = (0..columns.len()).map(|place| row.get_ref(place).map(value_of)).collect::<Result<_, _>>().map_err(fault())?;
+            visit(values)?;
+            count += 1;
+        }
+        Ok(count)
+    }
+}

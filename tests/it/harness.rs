@@ -1,0 +1,148 @@
+//! Drives the built programs from outside: a server with its docking root, clients with their local databases.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+/// A folder with a server database and a definition.
+pub struct Site {
+    pub folder: tempfile::TempDir,
+    server: Option<(Child, String)>,
+}
+
+impl Site {
+    /// Makes a site whose definition listens on a free port.
+    pub fn new(database: impl FnOnce(&Path), definition: &str) -> Site {
+        let folder = tempfile::tempdir().unwrap();
+        database(&folder.path().join("hq.db"));
+        let settings = "[server]\nname = \"HQ\"\ndatabase = \"hq.db\"\nlisten = \"127.0.0.1:0\"\n";
+        std::fs::write(folder.path().join("dockmaster.toml"), format!("{definition}\n{settings}")).unwrap();
+        Site { folder, server: None }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Runs the server program to its end.
+    pub fn dockmaster(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_dockmaster"))
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    /// Runs the server program and demands success. Returns what it printed on stdout.
+    pub fn dockmaster_ok(&self, arguments: &[&str]) -> String {
+        succeeded("dockmaster", arguments, self.dockmaster(arguments))
+    }
+
+    /// Runs the client program to its end.
+    pub fn remote_sync(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_remote-sync"))
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    /// Runs the client program and demands success. Returns what it printed on stdout.
+    pub fn remote_sync_ok(&self, arguments: &[&str]) -> String {
+        succeeded("remote-sync", arguments, self.remote_sync(arguments))
+    }
+
+    /// Starts the service and returns its address.
+    pub fn serve(&mut self) -> String {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_dockmaster"))
+            .arg("serve")
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        let stdout = child.stdout.take().unwrap();
+        let mut address = None;
+        let mut lines = BufReader::new(stdout).lines();
+        for line in lines.by_ref() {
+            let line = line.unwrap();
+            if let Some((_, rest)) = line.split_once("listening on ") {
+                address = rest.split_whitespace().next().map(str::to_owned);
+                break;
+            }
+        }
+        // The rest is read so that the service never waits for a full pipe.
+        std::thread::spawn(move || lines.for_each(drop));
+        let address = address.expect("serve says where it listens");
+        self.server = Some((child, address.clone()));
+        address
+    }
+
+    pub fn address(&self) -> &str {
+        &self.server.as_ref().unwrap().1
+    }
+
+    /// Ends the service as Ctrl-C does and demands a clean end.
+    pub fn stop(&mut self) {
+        if let Some((mut child, _)) = self.server.take() {
+            let pid = child.id().to_string();
+            Command::new("kill").args(["-INT", &pid]).status().unwrap();
+            assert!(child.wait().unwrap().success(), "serve ends cleanly");
+        }
+    }
+
+    /// Runs SQL on a database of the site with the plain `sqlite3` program. Statements that fail are part of the game.
+    pub fn sqlite3(&self, database: &str, sql: &str) -> Output {
+        use std::io::Write;
+        let mut child = Command::new("sqlite3")
+            .args(["-cmd", ".timeout 10000"])
+            .arg(self.path(database))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the sqlite3 program; scripts/test.sh installs it");
+        child.stdin.take().unwrap().write_all(sql.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if let Some((mut child, _)) = self.server.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn succeeded(program: &str, arguments: &[&str], output: Output) -> String {
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?} ended with {:?}\n{stdout}\n{}",
+        output.status.code(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    stdout
+}
+
+/// Returns the rows of a query as SQL literals, sorted: byte-exact and by type.
+pub fn literals(database: &Path, select: &str) -> Vec<String> {
+    let conn = rusqlite::Connection::open(database).unwrap();
+    conn.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
+    let mut statement = conn.prepare(select).unwrap();
+    let columns = statement.column_count();
+    let mut rows = statement.query([]).unwrap();
+    let mut found = Vec::new();
+    while let Some(row) = rows.next().unwrap() {
+        let values: Vec<String> =
+            (0..columns).map(|at| dockmaster::store::sqlite::value_of(row.get_ref(at).unwrap()).to_string()).collect();
+        found.push(values.join(" | "));
+    }
+    found.sort();
+    found
+}
