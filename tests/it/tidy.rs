@@ -212,7 +212,8 @@ struct Ban {
 
 const PURE: &[&str] =
     &["src/dx/", "src/dx.rs", "src/rules/", "src/rules.rs", "src/session/", "src/session.rs", "src/model/", "src/model.rs"];
-const CLOCK: &[&str] = &["src/base/", "src/cli/", "src/server/", "src/client/", "src/transport/", "src/transport.rs", "src/docking/root.rs"];
+const CLOCK: &[&str] =
+    &["src/base/", "src/cli/", "src/server/", "src/client/", "src/transport/", "src/transport.rs", "src/docking/root.rs"];
 /// `base/disk.rs`, and those who do with a file what it has no verb for: the lock files of a docking root and of a client folder, an
 /// outbox file that is read without following links, and the client's half-received files and the swap of its database.
 const DISK: &[&str] = &[
@@ -383,6 +384,12 @@ fn the_tree_is_tidy() {
         }
     }
     assert!(problems.is_empty(), "{} problems:\n{}", problems.len(), problems.join("\n"));
+}
+
+#[test]
+fn the_architecture_page_shows_the_same_layers() {
+    let read = |path: &str| layer_table(&std::fs::read_to_string(top().join(path)).unwrap());
+    assert_eq!(read("docs/ARCHITECTURE.md"), read("src/lib.rs"));
 }
 
 #[test]
