@@ -9,4 +9,5 @@ pub mod inbox;
 pub mod init;
 pub mod local_applier;
 pub mod put;
+pub mod report;
 pub mod status;

@@ -10,6 +10,7 @@ pub mod round;
 pub mod router;
 pub mod status;
 pub mod supervisor;
+pub mod syncdoor;
 pub mod syncmgr;
 pub mod syncsession;
 pub mod txnproc;

@@ -89,9 +89,12 @@ pub fn connect_read_only(path: &Path) -> rusqlite::Result<Connection> {
     Ok(conn)
 }
 
-/// Begins to read: from here on the connection sees the data store as of the commit made last, until it is dropped.
-pub fn pin(conn: &Connection) -> rusqlite::Result<()> {
-    conn.execute_batch("BEGIN; SELECT count(*) FROM cds_state")
+/// Opens a read transaction that stays at the last commit, whatever is committed after it (R15).
+pub fn pin_snapshot(path: &Path) -> rusqlite::Result<Connection> {
+    let conn = connect_read_only(path)?;
+    // The first read takes the snapshot.
+    conn.execute_batch("BEGIN; SELECT count(*) FROM cds_state")?;
+    Ok(conn)
 }
 
 /// Reads one record of `cds_state`.
@@ -174,6 +177,8 @@ impl Cds {
         let dock = read_json::<Dock>(&conn, "dock").map_err(sql("read the definition"))?.ok_or_else(|| bad("dock"))?;
         let schema = read_json::<Schema>(&conn, "schema").map_err(sql("read the schema"))?.ok_or_else(|| bad("schema"))?;
         let graph = ScopeGraph::compile(&dock)?;
+        // Keys of nodes may be numbered here for the first time: one commit for all of them.
+        conn.execute_batch("BEGIN IMMEDIATE").map_err(sql("open"))?;
         let keys = KeyCache::open(&conn, &graph).map_err(sql("read rule paths"))?;
         let mut cds = Cds {
             path: path.to_owned(),
@@ -189,6 +194,7 @@ impl Cds {
             pending: None,
         };
         cds.nodes = cds.load_nodes()?;
+        cds.conn.execute_batch("COMMIT").map_err(cds.sql("number the keys of nodes"))?;
         Ok(cds)
     }
 

@@ -110,6 +110,9 @@ impl Cds {
     }
 
     /// Commits the open unit together with the ledger row of its file and the nonce of its read.
+    ///
+    /// # Errors
+    /// On an error nothing is committed; `rollback` ends the transaction.
     pub fn commit(&mut self, file: &TxnprocFile, nonce: Nonce) -> Result<(), CdsError> {
         let Some((mut state, nodes)) = self.pending.take() else {
             return Err(CdsError::Inconsistent { what: "commit without an open unit".to_owned() });

@@ -5,9 +5,9 @@
 use super::guard::day_of;
 use super::layout::data_table;
 use super::nodes::NodeScope;
-use crate::model::dock::{ColumnIndex, Dock, RuleKind, RulePath, TableIndex, Window};
-use crate::model::value::Value;
-use crate::rules::graph::{ScopeGraph, column_collation, join_collations};
+use crate::model::dock::{ColumnIndex, Dock, Hop, RuleKind, RulePath, TableIndex, Window};
+use crate::model::value::{Collation, Value};
+use crate::rules::graph::{ScopeGraph, column_collation, join_collations, reference_collations};
 use crate::store::predicate::select_rowids;
 use crate::store::sqlite::{SqlValue, value_of};
 use rusqlite::functions::FunctionFlags;
@@ -19,7 +19,7 @@ pub fn visible_table(table: TableIndex) -> String {
 }
 
 /// Fills `temp.vis_{i}(rid)` for every table that belongs to an object, with the rows that the node sees in the snapshot
-/// that the connection holds. `day` is the data store's window day.
+/// that the connection holds. `day` is the data store's window day. Once per connection.
 pub fn visible_rows(conn: &Connection, dock: &Dock, graph: &ScopeGraph, node: &NodeScope, day: i64) -> rusqlite::Result<()> {
     conn.create_scalar_function("dock_day", 1, FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DETERMINISTIC, |context| {
         Ok(day_of(&value_of(context.get_raw(0))))
@@ -53,12 +53,9 @@ fn selects(dock: &Dock, node: &NodeScope, table: TableIndex, day: i64) -> Vec<St
     let here = data_table(table);
     let Some(object) = declared.object else { return Vec::new() };
     if let Some(reference) = &declared.member_of {
-        let on = join_terms(dock, ("t", table, &reference.columns), ("p", reference.to_table, &reference.to_columns));
-        return vec![format!(
-            "SELECT t.rowid FROM {here} t JOIN {} p ON {on} JOIN temp.{} v ON v.rid = p.rowid",
-            data_table(reference.to_table),
-            visible_table(reference.to_table)
-        )];
+        let collations = reference_collations(dock, reference);
+        let on = join_terms(dock, ("t", table, &reference.columns), ("p", reference.to_table, &reference.to_columns), &collations);
+        return vec![format!("{} CROSS JOIN {here} t ON {on}", from_visible(reference.to_table, "p"))];
     }
     let mut selects = Vec::new();
     for (number, rule) in dock.rules.iter().enumerate() {
@@ -67,7 +64,9 @@ fn selects(dock: &Dock, node: &NodeScope, table: TableIndex, day: i64) -> Vec<St
         }
         let mut guard = String::new();
         if let Some(predicate) = &rule.predicate {
-            guard.push_str(&format!(" AND t.rowid IN ({})", select_rowids(predicate, declared, &here)));
+            // For the one row in hand: alone it would read the whole table.
+            let this_row = format!("{here} WHERE {here}.rowid = t.rowid");
+            guard.push_str(&format!(" AND EXISTS ({})", select_rowids(predicate, declared, &this_row)));
         }
         for window in rule.window.iter().chain(&dock.objects[object].window) {
             guard.push_str(&window_term(window, day));
@@ -78,12 +77,9 @@ fn selects(dock: &Dock, node: &NodeScope, table: TableIndex, day: i64) -> Vec<St
             RuleKind::Path(path) => selects.push(format!("{}{guard}", path_select(dock, table, path))),
             RuleKind::Referenced(references) => {
                 for reference in references.iter().filter(|reference| dock.tables[reference.table].object.is_some()) {
-                    let on = join_terms(dock, ("t", table, &reference.to_columns), ("s", reference.table, &reference.columns));
-                    selects.push(format!(
-                        "SELECT t.rowid FROM {here} t JOIN {} s ON {on} JOIN temp.{} v ON v.rid = s.rowid WHERE true{guard}",
-                        data_table(reference.table),
-                        visible_table(reference.table)
-                    ));
+                    let collations = reference_collations(dock, reference);
+                    let on = join_terms(dock, ("t", table, &reference.to_columns), ("s", reference.table, &reference.columns), &collations);
+                    selects.push(format!("{} CROSS JOIN {here} t ON {on} WHERE true{guard}", from_visible(reference.table, "s")));
                 }
             }
         }
@@ -91,42 +87,52 @@ fn selects(dock: &Dock, node: &NodeScope, table: TableIndex, day: i64) -> Vec<St
     selects
 }
 
+/// Begins a SELECT of `t.rowid` at the visible rows of another table. CROSS JOIN keeps SQLite to this order, in which every
+/// table is searched by an index, so an extract costs the rows of its node and not those of the table.
+fn from_visible(table: TableIndex, name: &str) -> String {
+    format!("SELECT t.rowid FROM temp.{} v CROSS JOIN {} {name} ON {name}.rowid = v.rid", visible_table(table), data_table(table))
+}
+
+/// The chain read from its right end: from the node's values to the rows that lead there.
 fn path_select(dock: &Dock, table: TableIndex, path: &RulePath) -> String {
-    let mut from = format!("SELECT t.rowid FROM {} t", data_table(table));
-    let mut left: (String, TableIndex, &[ColumnIndex]) = ("t".to_owned(), table, &path.start);
+    let mut steps = vec![("t".to_owned(), table, path.start.as_slice(), None)];
     for (number, hop) in path.hops.iter().enumerate() {
-        let name = format!("h{number}");
-        let mut on = join_terms(dock, (&left.0, left.1, left.2), (&name, hop.table, &hop.join));
-        for (column, value) in &hop.filters {
-            on.push_str(&format!(
-                " AND +{name}.c{column} = {} COLLATE {}",
-                literal(value),
-                column_collation(dock, hop.table, *column).name()
-            ));
-        }
-        from.push_str(&format!(" JOIN {} {name} ON {on}", data_table(hop.table)));
-        left = (name, hop.table, &hop.out);
+        steps.push((format!("h{number}"), hop.table, hop.out.as_slice(), Some(hop)));
     }
-    let column = left.2.first().copied().unwrap_or_default();
-    let collation = column_collation(dock, left.1, column).name();
-    let as_they_are = if is_rowid(dock, left.1, column) { no_text("n", "value") } else { String::new() };
-    format!(
-        "{from} JOIN temp.node_value n ON n.attribute = {} AND {}.c{column} = n.value COLLATE {collation}{as_they_are} WHERE true",
-        path.attribute, left.0
-    )
+    let mut select = "SELECT t.rowid FROM temp.node_value n".to_owned();
+    let mut right: Option<(&str, &Hop)> = None;
+    for (name, here, out, hop) in steps.iter().rev() {
+        let mut on = match right {
+            Some((right, joined)) => {
+                let collations = join_collations(dock, *here, out, joined.table, &joined.join);
+                join_terms(dock, (name, *here, out), (right, joined.table, &joined.join), &collations)
+            }
+            None => {
+                let column = out.first().copied().unwrap_or_default();
+                let collation = column_collation(dock, *here, column).name();
+                let as_they_are = if is_rowid(dock, *here, column) { no_text("n", "value") } else { String::new() };
+                format!("n.attribute = {} AND {name}.c{column} = n.value COLLATE {collation}{as_they_are}", path.attribute)
+            }
+        };
+        for (column, value) in hop.iter().flat_map(|hop| &hop.filters) {
+            let collation = column_collation(dock, *here, *column).name();
+            on.push_str(&format!(" AND +{name}.c{column} = {} COLLATE {collation}", literal(value)));
+        }
+        select.push_str(&format!(" CROSS JOIN {} {name} ON {on}", data_table(*here)));
+        right = hop.map(|hop| (name.as_str(), hop));
+    }
+    format!("{select} WHERE true")
 }
 
 type Side<'a> = (&'a str, TableIndex, &'a [ColumnIndex]);
 
-fn join_terms(dock: &Dock, left: Side<'_>, right: Side<'_>) -> String {
-    let collations = join_collations(dock, left.1, left.2, right.1, right.2);
+/// Returns the terms of a join by which rows of `left` are searched for a row of `right`.
+fn join_terms(dock: &Dock, left: Side<'_>, right: Side<'_>, collations: &[Collation]) -> String {
     let terms = left.2.iter().zip(right.2).zip(collations).map(|((a, b), collation)| {
-        let equal = format!("{}.c{a} = {}.c{b} COLLATE {}", left.0, right.0, collation.name());
-        match (is_rowid(dock, left.1, *a), is_rowid(dock, right.1, *b)) {
-            (true, false) => format!("{equal}{}", no_text(right.0, &format!("c{b}"))),
-            (false, true) => format!("{equal}{}", no_text(left.0, &format!("c{a}"))),
-            _ => equal,
-        }
+        // `+` takes the rowid column's affinity away: with it no index on the left column would serve.
+        let bare = if is_rowid(dock, right.1, *b) { "+" } else { "" };
+        let equal = format!("{}.c{a} = {bare}{}.c{b} COLLATE {}", left.0, right.0, collation.name());
+        if is_rowid(dock, left.1, *a) { format!("{equal}{}", no_text(right.0, &format!("c{b}"))) } else { equal }
     });
     terms.collect::<Vec<_>>().join(" AND ")
 }
@@ -136,7 +142,7 @@ fn is_rowid(dock: &Dock, table: TableIndex, column: ColumnIndex) -> bool {
     table.key_is_rowid && table.key == [column]
 }
 
-/// A rowid column has integer affinity, which would make '5' equal 5; what is compared here are the values as they are.
+/// A rowid column that is searched has integer affinity, which would make '5' equal 5; what counts are the values as they are.
 fn no_text(table: &str, column: &str) -> String {
     format!(" AND typeof({table}.{column}) <> 'text'")
 }

@@ -8,7 +8,7 @@ use crate::cli::config::ConfigError;
 use crate::cli::confirm::NobodyToAsk;
 use crate::cli::exit::Exit;
 use crate::client::apply::ApplyError;
-use crate::client::exchange::ExchangeError;
+use crate::client::report::ExchangeError;
 use crate::client::folder::FolderError;
 use crate::client::init::InitError;
 use crate::client::local_applier::ApplyFault;

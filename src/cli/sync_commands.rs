@@ -6,9 +6,10 @@ use crate::cli::exit::{Exit, Outcome};
 use crate::cli::output::{Output, bytes, count, some};
 use crate::cli::signals;
 use crate::client::daemon;
-use crate::client::exchange::{self, ExchangeOptions, Progress, ProgressEvent, SharedApplier, SyncReport};
+use crate::client::exchange::{self, ExchangeOptions, SharedApplier};
 use crate::client::folder::ClientFolder;
 use crate::client::init::{self, InitOptions};
+use crate::client::report::{ExchangeError, Progress, ProgressEvent, SyncReport};
 use crate::client::local_applier::{ApplyFault, LocalApplier};
 use crate::session::message::DEFAULT_PORT;
 use indicatif::ProgressBar;
@@ -164,7 +165,7 @@ pub(crate) fn watch(args: &DatabaseArgs, output: Output) -> Outcome {
 }
 
 /// A stopped apply is why the exchange ended, and says more than the exchange does.
-fn stopped_first(applier: &Mutex<LocalApplier>, error: exchange::ExchangeError) -> anyhow::Error {
+fn stopped_first(applier: &Mutex<LocalApplier>, error: ExchangeError) -> anyhow::Error {
     match &lock(applier).total().stopped {
         Some(stopped) => ApplyFault::Stopped(stopped.clone()).into(),
         None => error.into(),

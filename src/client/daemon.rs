@@ -3,10 +3,9 @@
 //! Passing trouble (no line, server stops, another session still counted as alive) leads to another attempt after a pause that grows
 //! to a minute, with a random part so that a thousand nodes do not return together. Anything else needs a person and ends the watch.
 
-use crate::client::exchange::{
-    Exchange, ExchangeError, ExchangeOptions, Progress, ProgressEvent, SharedApplier, SyncReport, jitter, runtime,
-};
+use crate::client::exchange::{Exchange, ExchangeOptions, SharedApplier, jitter, runtime};
 use crate::client::folder::{LockedFolder, RemoteConfig};
+use crate::client::report::{ExchangeError, Progress, ProgressEvent, SyncReport};
 use crate::session::message::Mode;
 use tokio_util::sync::CancellationToken;
 

@@ -7,12 +7,11 @@
 use crate::base::ids::{Epoch, FileNo, Incarnation, InstallId, NodeName, Revision, ServerId};
 use crate::client::folder::{FolderError, LockedFolder, RemoteConfig};
 use crate::client::inbox::Inbox;
-use crate::client::put::PutError;
+use crate::client::report::{ExchangeError, Progress, ProgressEvent, SyncReport};
 use crate::session::client::{Action, ClientSession, Closed, Event, plan};
-use crate::session::message::{AppliedTo, Hello, Mode, Refusal, Unavailable, Versions, Welcome, program};
+use crate::session::message::{AppliedTo, Hello, Mode, Versions, Welcome, program};
 use crate::transport::link::{Link, LinkError, Timing};
-use crate::transport::tcp::{self, TcpError};
-use std::io;
+use crate::transport::tcp;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
@@ -60,69 +59,6 @@ pub trait Applier: Send + 'static {
 /// An applier that threads may share.
 pub type SharedApplier = Arc<Mutex<dyn Applier>>;
 
-/// Something to show to the user.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ProgressEvent {
-    /// The server let us in.
-    Connected {
-        /// Its name.
-        server: String,
-        /// Files that are missing here, as far as is known.
-        files: u64,
-    },
-    /// Files were named; their bytes add to what is to come.
-    Offered {
-        /// How many.
-        files: u64,
-        /// Their bytes.
-        bytes: u64,
-    },
-    /// Some bytes came.
-    Bytes(u64),
-    /// A file is here, whole and right.
-    File(FileNo),
-    /// A file was damaged and is fetched again.
-    Damaged(FileNo),
-    /// Everything to this file is durable.
-    Durable(FileNo),
-    /// The local database has committed this.
-    Applied(AppliedTo),
-    /// Applying failed; it is tried again when more comes.
-    ApplyFailed(String),
-    /// The line broke; another attempt follows.
-    Again {
-        /// Why.
-        why: String,
-        /// After this pause.
-        pause: Duration,
-    },
-    /// The server is making the extract.
-    ExtractWaiting,
-    /// The extract is coming.
-    Extract {
-        /// Bytes here.
-        bytes: u64,
-        /// Bytes in all.
-        of: u64,
-    },
-    /// The extract is being unpacked and checked.
-    ExtractChecking,
-}
-
-/// Who shows progress.
-pub trait Progress: Send {
-    /// Takes an event. Must not block for long.
-    fn on(&mut self, event: &ProgressEvent);
-}
-
-/// Shows nothing.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct NoProgress;
-
-impl Progress for NoProgress {
-    fn on(&mut self, _event: &ProgressEvent) {}
-}
-
 /// How an exchange is done.
 #[derive(Debug, Clone)]
 pub struct ExchangeOptions {
@@ -146,111 +82,6 @@ impl Default for ExchangeOptions {
             pause: Duration::from_millis(500),
             pause_max: Duration::from_secs(60),
             apply: true,
-        }
-    }
-}
-
-/// What an exchange did.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SyncReport {
-    /// Name of the server.
-    pub server_name: String,
-    /// Last file that the server had for us when we came.
-    pub last_file: FileNo,
-    /// Files fetched.
-    pub files: u64,
-    /// Bytes of them.
-    pub bytes: u64,
-    /// Damaged copies, now in quarantine.
-    pub damaged: u64,
-    /// Last file that is durable here.
-    pub received: FileNo,
-    /// How far the local database is.
-    pub applied: AppliedTo,
-    /// Sessions that it took.
-    pub sessions: u32,
-}
-
-/// Why an exchange did not come to its end.
-#[derive(Debug, thiserror::Error)]
-pub enum ExchangeError {
-    /// The folder or its lock.
-    #[error(transparent)]
-    Folder(#[from] FolderError),
-    /// A file could not be made durable.
-    #[error(transparent)]
-    Put(#[from] PutError),
-    /// No line.
-    #[error(transparent)]
-    Tcp(#[from] TcpError),
-    /// The line broke.
-    #[error("the session broke off: {0}")]
-    Lost(String),
-    /// The server refused.
-    #[error("the server refused {node}: {refusal}")]
-    Refused {
-        /// This node.
-        node: String,
-        /// What the server says.
-        refusal: Refusal,
-    },
-    /// Another server than that of the local database.
-    #[error("this database belongs to server {ours}, but {address} is server {theirs}; nothing was exchanged")]
-    WrongServer {
-        /// Name (epoch) of ours.
-        ours: String,
-        /// The address that was called.
-        address: String,
-        /// Name (epoch) of the one that answered.
-        theirs: String,
-    },
-    /// Configuration and database are of two nodes.
-    #[error("remote-sync.toml names node {config}, the database is node {database}")]
-    WrongNode {
-        /// As configured.
-        config: NodeName,
-        /// As the database says.
-        database: NodeName,
-    },
-    /// Damaged on the way or on disk, twice.
-    #[error("{} came damaged twice in a row: a bad disk or line; both copies are in quarantine", .0.file_name())]
-    Damaged(FileNo),
-    /// The server cannot send a file.
-    #[error("{} {why}", .file.file_name())]
-    Unavailable {
-        /// The file.
-        file: FileNo,
-        /// Why.
-        why: Unavailable,
-    },
-    /// The server announced more than it sent.
-    #[error("the server announced files up to {last} and sent none from {file} on")]
-    Incomplete {
-        /// First missing.
-        file: FileNo,
-        /// Last announced.
-        last: FileNo,
-    },
-    /// The server broke the protocol.
-    #[error("the server broke the protocol: {0}")]
-    Violation(String),
-    /// The local database.
-    #[error("local database: {0}")]
-    Local(#[source] BoxError),
-    /// No runtime.
-    #[error("start the runtime: {0}")]
-    Runtime(#[source] io::Error),
-}
-
-impl ExchangeError {
-    /// Whether the same call may succeed later without anybody doing anything (exit code 3).
-    pub fn is_passing(&self) -> bool {
-        match self {
-            ExchangeError::Folder(error) => error.is_passing(),
-            ExchangeError::Tcp(error) => matches!(error, TcpError::Connect { .. } | TcpError::Address { .. }),
-            ExchangeError::Lost(_) => true,
-            ExchangeError::Refused { refusal, .. } => refusal.code.is_passing(),
-            _ => false,
         }
     }
 }

@@ -5,10 +5,11 @@
 //! durable; inbox emptied (its files belong to the former extract); configuration; the rename.
 
 use crate::base::ids::{Incarnation, InstallId, NodeName, ServerId};
-use crate::client::exchange::{ExchangeError, ExchangeOptions, Progress, ProgressEvent, jitter, runtime};
+use crate::client::exchange::{ExchangeOptions, jitter, runtime};
 use crate::client::folder::{LockedFolder, RemoteConfig};
 use crate::client::inbox::Part;
 use crate::client::put::{self, PutError};
+use crate::client::report::{ExchangeError, Progress, ProgressEvent};
 use crate::session::client::{Action, ClientSession, Closed, Event, init_hello};
 use crate::session::message::{ExtractOffer, Welcome};
 use crate::store::swap::{self, Expected, InstallError};

@@ -226,7 +226,12 @@ pub fn column_collation(dock: &Dock, table: TableIndex, column: ColumnIndex) -> 
     dock.tables.get(table).and_then(|table| table.columns.get(column)).map_or(Collation::Binary, |column| column.collation)
 }
 
-/// Returns the collations of an equi-join: a primary key decides how it is compared, else the side to the right.
+/// Returns the collations of a foreign key: as for SQLite, the columns referred to decide, whichever side is searched.
+pub fn reference_collations(dock: &Dock, reference: &Reference) -> Vec<Collation> {
+    reference.to_columns.iter().map(|column| column_collation(dock, reference.to_table, *column)).collect()
+}
+
+/// Returns the collations of an equi-join of a path: a primary key decides how it is compared, else the side to the right.
 pub fn join_collations(
     dock: &Dock,
     here: TableIndex,
@@ -267,7 +272,7 @@ impl Compiler<'_> {
         if let Some(reference) = &declared.member_of {
             if let Some(parent) = self.visible(reference.to_table)? {
                 let map = self.graph.vertices[parent].paths.iter().map(|path| (*path, *path)).collect();
-                inputs.push(self.join_input(Guard::default(), &Join::from(reference), Side::Parent(parent), map));
+                inputs.push(self.join_input(Guard::default(), &Join::from(self.dock, reference), Side::Parent(parent), map));
             }
         } else {
             for rule in 0..self.dock.rules.len() {
@@ -307,7 +312,7 @@ impl Compiler<'_> {
                         let name = format!("{}<{}", declared.name, from.name);
                         map.push((path, self.path(name, rules, from.attribute, from.collation)?));
                     }
-                    inputs.push(self.join_input(guard.clone(), &Join::reversed(reference), Side::Children(source), map));
+                    inputs.push(self.join_input(guard.clone(), &Join::reversed(self.dock, reference), Side::Children(source), map));
                 }
             }
         }
@@ -326,7 +331,7 @@ impl Compiler<'_> {
         let collation = last.out.first().map_or(Collation::Binary, |column| column_collation(self.dock, last.table, *column));
         let key_path = self.path(name, vec![rule], Some(path.attribute), collation)?;
         let source = self.chain(first, rest);
-        let join = Join { here: table, here_columns: path.start.clone(), there: first.table, there_columns: first.join.clone() };
+        let join = Join::hop(self.dock, table, &path.start, first);
         Ok(self.join_input(guard, &join, Side::Chain(source), vec![(RAW, key_path)]))
     }
 
@@ -336,7 +341,7 @@ impl Compiler<'_> {
             None => Input { guard: Guard::default(), source: Source::Base { column: hop.out.first().copied(), path: RAW } },
             Some((next, rest)) => {
                 let source = self.chain(next, rest);
-                let join = Join { here: hop.table, here_columns: hop.out.clone(), there: next.table, there_columns: next.join.clone() };
+                let join = Join::hop(self.dock, hop.table, &hop.out, next);
                 self.join_input(Guard::default(), &join, Side::Chain(source), vec![(RAW, RAW)])
             }
         };
@@ -348,7 +353,7 @@ impl Compiler<'_> {
     /// Returns the input along a join: by the other table's primary key it is followed, else it is counted.
     fn join_input(&mut self, guard: Guard, join: &Join, side: Side, map: PathMap) -> Input {
         let (Side::Parent(vertex) | Side::Children(vertex) | Side::Chain(vertex)) = side;
-        let collations = join_collations(self.dock, join.here, &join.here_columns, join.there, &join.there_columns);
+        let collations = join.collations.clone();
         let key = &self.dock.tables[join.there].key;
         let by_key = join.there_columns.len() == key.len() && join.there_columns.iter().all(|column| key.contains(column));
         if by_key && collations.iter().all(|collation| *collation == Collation::Binary) {
@@ -413,28 +418,37 @@ enum Side {
 
 /// An equi-join between the table that gets keys (here) and the one that gives them (there).
 struct Join {
-    here: TableIndex,
     here_columns: Vec<ColumnIndex>,
     there: TableIndex,
     there_columns: Vec<ColumnIndex>,
+    collations: Vec<Collation>,
 }
 
 impl Join {
-    fn from(reference: &Reference) -> Join {
+    fn hop(dock: &Dock, here: TableIndex, here_columns: &[ColumnIndex], hop: &Hop) -> Join {
         Join {
-            here: reference.table,
-            here_columns: reference.columns.clone(),
-            there: reference.to_table,
-            there_columns: reference.to_columns.clone(),
+            here_columns: here_columns.to_vec(),
+            there: hop.table,
+            there_columns: hop.join.clone(),
+            collations: join_collations(dock, here, here_columns, hop.table, &hop.join),
         }
     }
 
-    fn reversed(reference: &Reference) -> Join {
+    fn from(dock: &Dock, reference: &Reference) -> Join {
         Join {
-            here: reference.to_table,
+            here_columns: reference.columns.clone(),
+            there: reference.to_table,
+            there_columns: reference.to_columns.clone(),
+            collations: reference_collations(dock, reference),
+        }
+    }
+
+    fn reversed(dock: &Dock, reference: &Reference) -> Join {
+        Join {
             here_columns: reference.to_columns.clone(),
             there: reference.table,
             there_columns: reference.columns.clone(),
+            collations: reference_collations(dock, reference),
         }
     }
 }

@@ -59,10 +59,11 @@ pub enum DeployError {
         expected: Option<ServerId>,
     },
     /// Nodes hold data by the definition in force.
-    #[error(
-        "the definition changed, and {count} active node(s) hold data by the one in force, {first} first; changing it under them is not built yet"
-    )]
+    #[error("{what} changed, and {} data by the definition in force; it cannot be changed under active nodes yet",
+        if *count == 1 { format!("node {first} holds") } else { format!("{first} and {} other nodes hold", count - 1) })]
     ActiveNodes {
+        /// What changed.
+        what: String,
         /// How many.
         count: usize,
         /// One of them.
@@ -147,7 +148,8 @@ pub fn deploy(options: &DeployOptions, root: &DockingRoot) -> Result<Deployed, D
     let server = ServerDatabase::open(&options.database)?;
     let active = active_nodes(&server)?;
     if let (Some(first), true) = (active.first(), plan.builds_data_store) {
-        return Err(DeployError::ActiveNodes { count: active.len(), first: first.name.to_string() });
+        let what = if plan.definition_changed { "the definition".to_owned() } else { format!("table {}", plan.capture.join(", ")) };
+        return Err(DeployError::ActiveNodes { what, count: active.len(), first: first.name.to_string() });
     }
     if root.cds_db().exists()
         && let Some(old) = data_store_state(&root.cds_db())?

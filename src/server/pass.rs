@@ -155,7 +155,7 @@ pub(super) fn restart_lost_extracts(txnproc: &TxnProc, root: &DockingRoot) -> Re
 
 pub(super) fn build_extract(pending: PendingExtract, root: &DockingRoot) -> Result<(), ServeError> {
     pending.select_rows().map_err(|source| ServeError::Select { node: pending.node.node.name.clone(), source })?;
-    let toc = extract::build(&ExtractJob {
+    extract::build(&ExtractJob {
         cds: &pending.snapshot,
         dock: &pending.dock,
         schema: &pending.schema,
@@ -168,6 +168,5 @@ pub(super) fn build_extract(pending: PendingExtract, root: &DockingRoot) -> Resu
         revision: pending.state.revision,
         root,
     })?;
-    tracing::info!(stage = "extract", node = %toc.node, rows = toc.rows, bytes = toc.bytes, "extract ready");
     Ok(())
 }

@@ -4,12 +4,13 @@
 //! At most one call for the machine is outstanding and at most one chunk is in hand, so a slow node costs little memory.
 
 use crate::base::ids::{FileNo, Incarnation, NodeName};
-use crate::docking::sessions::{Begin, End, Mark};
+use crate::docking::sessions::{End, Mark};
 use crate::model::node::Node;
 use crate::server::outbox::{self, OutboxError, Reading};
-use crate::server::syncmgr::{BoxError, Claim, OutboxIndex, Shared};
+use crate::server::syncdoor::{Door, Seat, write_mark};
+use crate::server::syncmgr::{BoxError, Shared};
 use crate::session::admission::{self, Admitted, NodeFacts, ServerIdentity, Turned};
-use crate::session::message::{AppliedTo, Hello, Message, Mode, OfferedFile, Refusal, RefusalCode, Unavailable};
+use crate::session::message::{Message, OfferedFile, Refusal, RefusalCode, Unavailable};
 use crate::session::server::{Action, Closed, Event, ServerSession};
 use crate::transport::link::{Link, LinkError, Pulse};
 use crate::transport::tcp;
@@ -30,7 +31,7 @@ const OUTGOING_MAX: usize = 64;
 const EXTRACT_POLL: Duration = Duration::from_secs(1);
 
 /// What a call for the machine brings.
-enum Answer {
+pub(super) enum Answer {
     /// An event, as it is.
     Event(Event),
     /// The hello was judged; on success the node's one session is ours.
@@ -42,13 +43,6 @@ enum Answer {
 }
 
 type Call = Pin<Box<dyn Future<Output = Answer> + Send>>;
-
-/// What belongs to an accepted node.
-struct Seat {
-    claim: Claim,
-    row: i64,
-    mark: Option<Mark>,
-}
 
 /// What the task waited for.
 enum Woken {
@@ -404,22 +398,21 @@ impl Task {
             Closed::Violation(text) => ("violation", text.clone()),
             Closed::Failed(text) => ("failed", text.clone()),
         };
-        let node = self.node.as_ref().map_or("?", NodeName::as_str);
+        let node = self.node.as_ref().map_or_else(|| "?".to_owned(), ToString::to_string);
         match &ended {
             Closed::Failed(text) => tracing::error!(node, peer = self.peer, "session failed: {text}"),
             Closed::Violation(text) => tracing::warn!(node, peer = self.peer, "session broke the protocol: {text}"),
             _ => tracing::info!(node, peer = self.peer, files = self.files_sent, "session {outcome} {detail}"),
         }
-        // The last acknowledgement is kept whatever ended the session.
-        if let Some(handle) = self.noting.take()
-            && let Err(error) = flatten(handle.await)
-        {
-            tracing::error!(node, "write sessions.db: {error}");
-        }
-        if let Some(mark) = self.note.take()
-            && let Err(error) = flatten(write_mark(self.shared.clone(), mark).await)
-        {
-            tracing::error!(node, "write sessions.db: {error}");
+        // The last acknowledgement is kept, or found to be a fork, whatever ended the session.
+        for under_way in [true, false] {
+            let handle = if under_way { self.noting.take() } else { self.note.take().map(|mark| write_mark(self.shared.clone(), mark)) };
+            let Some(handle) = handle else { continue };
+            match flatten(handle.await) {
+                Ok(None) => {}
+                Ok(Some(turned)) => self.alert(turned.detail).await,
+                Err(error) => tracing::error!(node, "write sessions.db: {error}"),
+            }
         }
         if let Some(seat) = self.seat.take() {
             let end = End { outcome, detail, files_sent: self.files_sent, bytes_sent: self.link.bytes().1, now: now() };
@@ -434,141 +427,6 @@ impl Task {
             self.link.close().await;
         }
     }
-}
-
-/// Everything that judging a hello needs.
-struct Door {
-    shared: Arc<Shared>,
-    identity: ServerIdentity,
-    hello: Box<Hello>,
-    node: Option<NodeName>,
-    pulse: Pulse,
-    cut: CancellationToken,
-    peer: String,
-}
-
-impl Door {
-    async fn judge(self) -> Answer {
-        let began = tokio::time::Instant::now();
-        let pause = self.shared.timing.refusal_pause;
-        if self.hello.mode == Mode::Sync && self.node.is_some() {
-            // One that knows no node waits too: how long a refusal takes tells nothing (T18).
-            self.catch_up().await;
-        }
-        match blocking(move || self.decide()).await {
-            Ok((verdict, seat)) => {
-                if verdict.as_ref().is_err_and(|turned| turned.refusal.code == RefusalCode::Node) {
-                    // Unknown, disabled and badly spelt take the same time.
-                    tokio::time::sleep_until(began + pause).await;
-                }
-                Answer::Judged(Box::new(verdict), seat)
-            }
-            Err(error) => Answer::Event(Event::Failed(format!("judge the hello: {error}"))),
-        }
-    }
-
-    /// Waits until everything that the server's log holds now is routed: after a sync the node holds what the server held
-    /// when it called (DOE-3). A backlog that takes longer does not keep the node; it gets what is there.
-    async fn catch_up(&self) {
-        let mut routed = self.shared.routed.clone();
-        let waited = tokio::time::timeout(self.shared.timing.catch_up, async {
-            let directory = self.shared.directory.clone();
-            let target = blocking(move || directory.log_end()).await?;
-            loop {
-                routed.borrow_and_update();
-                let index = self.shared.index.clone();
-                if blocking(move || index.position()).await? >= target || routed.changed().await.is_err() {
-                    return Ok::<(), BoxError>(());
-                }
-            }
-        });
-        match waited.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!("how far routing is cannot be read: {error}"),
-            Err(_) => tracing::info!("routing has a backlog, the session begins with what is there"),
-        }
-    }
-
-    fn decide(self) -> Result<(Result<Admitted, Turned>, Option<Seat>), BoxError> {
-        let (shared, hello) = (&self.shared, &self.hello);
-        let node = match &self.node {
-            Some(name) => shared.directory.node(name)?,
-            None => None,
-        };
-        let mut facts = NodeFacts::default();
-        if let (Some(node), true) = (&node, hello.mode != Mode::Init) {
-            facts.last_file = shared.index.last_file(&node.name, node.incarnation)?;
-            facts.applied_hash = ledger_hash(shared.index.as_ref(), &node.name, node.incarnation, hello.applied)?;
-            if let Some(mark) = shared.sessions().mark(&node.name, node.incarnation)? {
-                facts.bound_install = Some(mark.install_id);
-                facts.last_applied = mark.applied;
-            }
-        }
-        let heartbeat = u16::try_from(shared.timing.heartbeat.as_secs().max(1)).unwrap_or(u16::MAX);
-        let mut verdict = admission::admit(hello, &self.identity, node.as_ref(), &facts, heartbeat);
-        let Some(node) = node else { return Ok((verdict, None)) };
-        let begin = Begin {
-            node: node.name.clone(),
-            peer: self.peer,
-            mode: hello.mode.to_string(),
-            program: hello.program.clone(),
-            incarnation: hello.incarnation,
-            now: now(),
-        };
-        let claim = match &verdict {
-            Ok(_) => shared.claim(&node.name, self.pulse, self.cut),
-            Err(turned) => Err(turned.clone()),
-        };
-        let sessions = shared.sessions();
-        let row = sessions.begin(&begin)?;
-        match claim {
-            Err(turned) => {
-                let detail = format!("{:?}: {}", turned.refusal.code, turned.detail);
-                sessions.end(row, &End { outcome: "refused", detail, files_sent: 0, bytes_sent: 0, now: now() })?;
-                verdict = Err(turned);
-                Ok((verdict, None))
-            }
-            Ok(claim) => {
-                let mark = (hello.mode != Mode::Init).then(|| Mark {
-                    node: node.name.clone(),
-                    incarnation: node.incarnation,
-                    install_id: hello.install_id,
-                    received: hello.received.min(facts.last_file).max(hello.applied.file),
-                    applied: hello.applied,
-                    last_seen: now(),
-                });
-                if let Some(mark) = &mark {
-                    sessions.set_mark(mark)?;
-                }
-                Ok((verdict, Some(Seat { claim, row, mark })))
-            }
-        }
-    }
-}
-
-/// Returns the content hash that the ledger has for a file; `None` if it does not know the file any more.
-fn ledger_hash(
-    index: &dyn OutboxIndex,
-    node: &NodeName,
-    incarnation: Incarnation,
-    applied: AppliedTo,
-) -> Result<Option<crate::base::ids::ContentHash>, BoxError> {
-    let Some(before) = applied.file.0.checked_sub(1) else { return Ok(None) };
-    let files = index.files_after(node, incarnation, FileNo(before), 1)?;
-    Ok(files.first().filter(|file| file.file_no == applied.file).map(|file| file.content_hash))
-}
-
-/// Writes a mark, after comparing what was applied with the ledger. Returns the refusal if the two differ.
-fn write_mark(shared: Arc<Shared>, mark: Mark) -> JoinHandle<Result<Option<Turned>, BoxError>> {
-    tokio::task::spawn_blocking(move || {
-        let known = ledger_hash(shared.index.as_ref(), &mark.node, mark.incarnation, mark.applied)?;
-        if known.is_some_and(|known| known != mark.applied.hash) {
-            let text = format!("{} and the server differ in file {}: two histories (fork)", mark.node, mark.applied.file);
-            return Ok(Some(Turned::plain(RefusalCode::Fork, text)));
-        }
-        shared.sessions().set_mark(&mark)?;
-        Ok(None)
-    })
 }
 
 fn open_file(open: impl FnOnce() -> Result<Reading, OutboxError> + Send + 'static) -> Call {
@@ -622,11 +480,11 @@ async fn await_extract(shared: Arc<Shared>, node: NodeName, incarnation: Incarna
 }
 
 /// Runs what blocks on a thread for that.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, BoxError> + Send + 'static) -> Result<T, BoxError> {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, BoxError> + Send + 'static) -> Result<T, BoxError> {
     flatten(tokio::task::spawn_blocking(work).await)
 }
 
-fn flatten<T>(joined: Result<Result<T, BoxError>, tokio::task::JoinError>) -> Result<T, BoxError> {
+pub(super) fn flatten<T>(joined: Result<Result<T, BoxError>, tokio::task::JoinError>) -> Result<T, BoxError> {
     joined.map_err(BoxError::from)?
 }
 
@@ -645,6 +503,6 @@ async fn answered(call: &mut Option<Call>) -> Answer {
 }
 
 /// Returns the seconds since 1970, for people.
-fn now() -> i64 {
+pub(super) fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }

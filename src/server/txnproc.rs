@@ -8,7 +8,7 @@
 use crate::base::disk::DiskError;
 use crate::base::ids::{ContentHash, FileNo, NodeName, Nonce, TxnId};
 use crate::base::step::Progress;
-use crate::cds::layout::{TxnprocFile, connect_read_only, pin};
+use crate::cds::layout::{TxnprocFile, pin_snapshot};
 use crate::cds::nodes::NodeScope;
 use crate::cds::unit::{NodeChange, RowChange, UnitInput};
 use crate::cds::view::visible_rows;
@@ -248,13 +248,7 @@ impl TxnProc {
     fn pending_extract(&self, name: &NodeName) -> Result<Option<PendingExtract>, TxnProcError> {
         let Some(node) = self.cds.nodes().get(name) else { return Ok(None) };
         let path = self.root.cds_db();
-        let sql = |what| {
-            let path = path.clone();
-            move |source| CdsError::Sql { path, what, source }
-        };
-        let snapshot = connect_read_only(&path).map_err(sql("open a snapshot"))?;
-        // The first read pins the snapshot at the commit just made; the next commit waits for this call to return.
-        pin(&snapshot).map_err(sql("pin a snapshot"))?;
+        let snapshot = pin_snapshot(&path).map_err(|source| CdsError::Sql { path, what: "pin a snapshot", source })?;
         Ok(Some(PendingExtract {
             node: node.clone(),
             state: self.cds.state().clone(),

@@ -142,6 +142,9 @@ pub fn admit(
         if node.incarnation == Incarnation(0) {
             return Err(Turned::plain(RefusalCode::NotInitialised, format!("{} has no extract yet", node.name)));
         }
+        if node.state == NodeState::Registered {
+            return Err(Turned::plain(RefusalCode::NotInitialised, format!("{} was enabled again and needs a new extract", node.name)));
+        }
         if node.incarnation != hello.incarnation {
             return Err(Turned::plain(
                 RefusalCode::Incarnation,

@@ -4,6 +4,8 @@
 //! product and none of its code: equality, dates, models and joins are written here a second time, so that an error
 //! in one is not an error in both.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests: a test fails by panicking")]
+
 use dockmaster::base::ids::NodeName;
 use dockmaster::model::dock::{AttributeSource, Direction, Dock, Hop, Reference, RuleKind, Window};
 use dockmaster::model::node::Node;
@@ -169,11 +171,12 @@ impl World {
     fn refers(&self, reference: &Reference, row: &Row, target: &Row) -> bool {
         (0..reference.columns.len()).all(|at| {
             let (left, right) = (reference.columns[at], reference.to_columns[at]);
-            equal(&row[left], &target[right], self.joined_under(reference.table, left, reference.to_table, right))
+            // SQLite's foreign keys compare under the collation of the column referred to.
+            equal(&row[left], &target[right], self.dock.tables[reference.to_table].columns[right].collation)
         })
     }
 
-    /// A primary key says how it is compared; between two keys or none the right side does.
+    /// In a path a primary key says how it is compared; between two keys or none the right side does.
     fn joined_under(&self, left_table: usize, left: usize, right_table: usize, right: usize) -> Collation {
         let (left_table, right_table) = (&self.dock.tables[left_table], &self.dock.tables[right_table]);
         if left_table.key.contains(&left) && !right_table.key.contains(&right) {

@@ -1,5 +1,7 @@
 //! Random worlds and units, from a seed.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests: a test fails by panicking")]
+
 use super::oracle::{World, equal};
 use super::oracle_schemas::{Domain, Subject};
 use dockmaster::base::ids::{Incarnation, NodeName};
@@ -163,7 +165,7 @@ impl<'a> Random<'a> {
     }
 
     fn model(&mut self) -> Option<String> {
-        self.rng.choice(&self.subject.models).copied().flatten().map(str::to_owned)
+        self.rng.choice(&self.subject.models).cloned().flatten()
     }
 
     fn attributes(&mut self) -> BTreeMap<String, Vec<Value>> {

@@ -1,5 +1,7 @@
 //! The smallest router that follows the rule of net events, its replicas, and the wrong routers that the harness must catch.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests: a test fails by panicking")]
+
 use super::oracle::View;
 use dockmaster::base::ids::NodeName;
 use dockmaster::model::event::{KeyIndex, NodeEvent, RowEvent, ScopeKey, UnitEvents};
@@ -59,6 +61,11 @@ impl Router {
         for row in &events.rows {
             if !seen.insert((row.table, &row.key)) {
                 return Err(format!("two events of {:?}", row.key));
+            }
+            for keys in [&row.keys_before, &row.keys_after] {
+                if !keys.is_sorted_by(|a, b| a < b) {
+                    return Err(format!("keys of {:?} are not a set: {keys:?}", row.key));
+                }
             }
         }
         let names =

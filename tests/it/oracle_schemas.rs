@@ -2,9 +2,12 @@
 //!
 //! Value domains are small on purpose: rows must meet, collide, dangle and move between the same few keys.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests: a test fails by panicking")]
+
 use super::oracle::Closure;
 use dockmaster::model::dock::*;
 use dockmaster::model::value::{Collation, Value};
+use fastrand::Rng;
 use std::collections::BTreeMap;
 
 /// What a column of a random row holds.
@@ -31,6 +34,7 @@ pub(crate) enum Domain {
 }
 
 /// A definition with what the test needs to know of it beyond the product.
+#[derive(Clone)]
 pub(crate) struct Subject {
     pub(crate) name: &'static str,
     pub(crate) dock: Dock,
@@ -38,7 +42,65 @@ pub(crate) struct Subject {
     pub(crate) predicates: BTreeMap<String, Closure>,
     /// Domain of each given attribute.
     pub(crate) given: Vec<(&'static str, Domain, usize)>,
-    pub(crate) models: Vec<Option<&'static str>>,
+    pub(crate) models: Vec<Option<String>>,
+}
+
+/// Models of random nodes: no model is the usual case.
+fn named(models: &[&str]) -> Vec<Option<String>> {
+    [None, None].into_iter().chain(models.iter().map(|name| Some((*name).to_owned()))).collect()
+}
+
+impl Subject {
+    /// Returns the definition itself for every third seed, else one that differs from it at random: rules left out,
+    /// objects that only go up, other collations, columns that are not sent, other models.
+    pub(crate) fn varied(&self, seed: u64) -> Subject {
+        let mut varied = self.clone();
+        if seed.is_multiple_of(3) {
+            return varied;
+        }
+        let rng = &mut Rng::with_seed(seed ^ 0x5eed);
+        let mut one_in = |n: u32| rng.u32(0..n) == 0;
+        let dock = &mut varied.dock;
+        dock.rules.retain(|_| !one_in(8));
+        for object in &mut dock.objects {
+            if one_in(10) {
+                object.direction = Direction::Upload;
+            }
+        }
+        for table in &mut dock.tables {
+            for (number, column) in table.columns.iter_mut().enumerate() {
+                if one_in(8) {
+                    column.collation = if one_in(2) { Collation::NoCase } else { Collation::Rtrim };
+                }
+                if one_in(8) {
+                    column.collation = Collation::Binary;
+                }
+                column.sent = table.key.contains(&number) || column.sent != one_in(12);
+            }
+        }
+        for name in ["first", "second"] {
+            let mut patterns = |n: u32| -> Vec<String> {
+                let rules = dock.rules.iter().filter(|_| one_in(n)).map(|rule| rule.name.as_str()).collect::<Vec<_>>();
+                rules
+                    .into_iter()
+                    .map(|rule| match (one_in(3), rule.split_once('.').unwrap()) {
+                        (true, (object, rule)) if one_in(2) => {
+                            if one_in(2) {
+                                format!("*.{rule}")
+                            } else {
+                                format!("{object}.*")
+                            }
+                        }
+                        _ => rule.to_owned(),
+                    })
+                    .collect()
+            };
+            let (only, without) = (patterns(2), patterns(6));
+            dock.models.push(RoutingModel { name: name.to_owned(), only: (!only.is_empty()).then_some(only), without });
+            varied.models.push(Some(name.to_owned()));
+        }
+        varied
+    }
 }
 
 struct Building {
@@ -166,12 +228,12 @@ pub(crate) fn crm() -> Subject {
     use Domain::*;
     let mut b = building();
     b.table("account", &["id"], &[("id", Id(7)), ("org_id", Maybe(3)), ("~kind", Text(KINDS)), ("-secret", Any), ("name", Any)]);
-    b.table("account_region", &["id"], &[("id", Id(7)), ("account_id", Maybe(7)), ("region_id", MaybeUntyped(3))]);
+    b.table("account_region", &["id"], &[("id", Id(7)), ("account_id", MaybeUntyped(7)), ("region_id", MaybeUntyped(3))]);
     b.table("account_team", &["account_id", "position_id"], &[("account_id", Id(7)), ("position_id", Id(6)), ("note", Any)]);
     b.table("address", &["id"], &[("id", Id(6)), ("account_id", Maybe(7)), ("city", Any)]);
     b.table("address_note", &["id"], &[("id", Id(5)), ("address_id", MaybeUntyped(6)), ("text", Any)]);
-    b.table("category", &["code"], &[("~code", Text(KINDS)), ("group_id", Maybe(3)), ("name", Any)]);
-    b.table("contact", &["id"], &[("id", Id(7)), ("account_id", Maybe(7)), ("owner_id", Maybe(5)), ("-salary", Any)]);
+    b.table("category", &["code"], &[("~code", Text(KINDS)), ("group_id", MaybeUntyped(3)), ("name", Any)]);
+    b.table("contact", &["id"], &[("id", Id(7)), ("account_id", MaybeUntyped(7)), ("owner_id", Maybe(5)), ("-salary", Any)]);
     b.table("document", &["id"], &[("id", Id(5)), ("account_id", MaybeUntyped(7)), ("title", Any)]);
     b.table("employee", &["id"], &[("id", Id(5)), ("position_id", Maybe(6)), ("name", Any)]);
     b.table("feedback", &["id"], &[("id", Id(4)), ("account_id", Maybe(7))]);
@@ -307,7 +369,7 @@ pub(crate) fn crm() -> Subject {
         domains: b.domains,
         predicates,
         given: vec![("employee", Untyped(5), 3)],
-        models: vec![None, None, Some("rep"), Some("executive"), Some("lean"), Some("unknown")],
+        models: named(&["rep", "executive", "lean", "unknown"]),
     }
 }
 
@@ -399,6 +461,6 @@ pub(crate) fn ships() -> Subject {
         domains: b.domains,
         predicates,
         given: vec![("vessel", Text(SHIPS), 3)],
-        models: vec![None, None, Some("deck"), Some("engine")],
+        models: named(&["deck", "engine"]),
     }
 }

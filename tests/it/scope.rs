@@ -3,6 +3,8 @@
 //!
 //! `SCOPE_SEED=<definition>:<seed>` replays one run, `SCOPE_SEEDS=<n>` sets how many there are.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests: a test fails by panicking")]
+
 use super::oracle::World;
 use super::oracle_random::{Random, Step};
 use super::oracle_router::{Fault, Router};
@@ -88,7 +90,8 @@ fn input(unit: i64, steps: &[Step], fault: Fault) -> UnitInput {
 fn run(subject: &Subject, seed: u64, fault: Fault) -> Result<(), String> {
     let folder = folder();
     let path = folder.path().join("cds.db");
-    let mut random = Random::new(subject, seed);
+    let subject = subject.varied(seed);
+    let mut random = Random::new(&subject, seed);
     let mut cds = fill(&path, &random.world);
     let mut router = Router::new(fault);
     for (name, keys) in node_keys(&mut cds, &random.world)? {

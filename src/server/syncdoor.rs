@@ -1,0 +1,160 @@
+//! Letting a node in: gathers what the server database, the ledger and `sessions.db` know, has `session::admission` decide, and takes
+//! the node's one session.
+
+use crate::base::ids::{ContentHash, FileNo, Incarnation, NodeName};
+use crate::docking::sessions::{Begin, End, Mark};
+use crate::server::syncmgr::{BoxError, Claim, OutboxIndex, Shared};
+use crate::server::syncsession::{Answer, blocking, now};
+use crate::session::admission::{self, Admitted, NodeFacts, ServerIdentity, Turned};
+use crate::session::message::{AppliedTo, Hello, Mode, RefusalCode};
+use crate::session::server::Event;
+use crate::transport::link::Pulse;
+use std::sync::Arc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// What belongs to an accepted node.
+pub(super) struct Seat {
+    /// The node's one session.
+    pub(super) claim: Claim,
+    /// Its row in the history.
+    pub(super) row: i64,
+    /// How far the node is; `None` in mode init.
+    pub(super) mark: Option<Mark>,
+}
+
+/// Everything that judging a hello needs.
+pub(super) struct Door {
+    pub(super) shared: Arc<Shared>,
+    pub(super) identity: ServerIdentity,
+    pub(super) hello: Box<Hello>,
+    pub(super) node: Option<NodeName>,
+    pub(super) pulse: Pulse,
+    pub(super) cut: CancellationToken,
+    pub(super) peer: String,
+}
+
+impl Door {
+    /// Looks up, judges, takes the node's one session, and writes the history.
+    pub(super) async fn judge(self) -> Answer {
+        let began = tokio::time::Instant::now();
+        let pause = self.shared.timing.refusal_pause;
+        if self.hello.mode == Mode::Sync && self.node.is_some() {
+            // One that knows no node waits too: how long a refusal takes tells nothing (T18).
+            self.catch_up().await;
+        }
+        match blocking(move || self.decide()).await {
+            Ok((verdict, seat)) => {
+                if verdict.as_ref().is_err_and(|turned| turned.refusal.code == RefusalCode::Node) {
+                    // Unknown, disabled and badly spelt take the same time.
+                    tokio::time::sleep_until(began + pause).await;
+                }
+                Answer::Judged(Box::new(verdict), seat)
+            }
+            Err(error) => Answer::Event(Event::Failed(format!("judge the hello: {error}"))),
+        }
+    }
+
+    /// Waits until everything that the server's log holds now is routed: after a sync the node holds what the server held
+    /// when it called (DOE-3). A backlog that takes longer does not keep the node; it gets what is there.
+    async fn catch_up(&self) {
+        let mut routed = self.shared.routed.clone();
+        let waited = tokio::time::timeout(self.shared.timing.catch_up, async {
+            let directory = self.shared.directory.clone();
+            let target = blocking(move || directory.log_end()).await?;
+            loop {
+                routed.borrow_and_update();
+                let index = self.shared.index.clone();
+                if blocking(move || index.position()).await? >= target || routed.changed().await.is_err() {
+                    return Ok::<(), BoxError>(());
+                }
+            }
+        });
+        match waited.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!("how far routing is cannot be read: {error}"),
+            Err(_) => tracing::info!("routing has a backlog, the session begins with what is there"),
+        }
+    }
+
+    fn decide(self) -> Result<(Result<Admitted, Turned>, Option<Seat>), BoxError> {
+        let (shared, hello) = (&self.shared, &self.hello);
+        let node = match &self.node {
+            Some(name) => shared.directory.node(name)?,
+            None => None,
+        };
+        let mut facts = NodeFacts::default();
+        if let (Some(node), true) = (&node, hello.mode != Mode::Init) {
+            facts.last_file = shared.index.last_file(&node.name, node.incarnation)?;
+            facts.applied_hash = ledger_hash(shared.index.as_ref(), &node.name, node.incarnation, hello.applied)?;
+            if let Some(mark) = shared.sessions().mark(&node.name, node.incarnation)? {
+                facts.bound_install = Some(mark.install_id);
+                facts.last_applied = mark.applied;
+            }
+        }
+        let heartbeat = u16::try_from(shared.timing.heartbeat.as_secs().max(1)).unwrap_or(u16::MAX);
+        let mut verdict = admission::admit(hello, &self.identity, node.as_ref(), &facts, heartbeat);
+        let Some(node) = node else { return Ok((verdict, None)) };
+        let begin = Begin {
+            node: node.name.clone(),
+            peer: self.peer,
+            mode: hello.mode.to_string(),
+            program: hello.program.clone(),
+            incarnation: hello.incarnation,
+            now: now(),
+        };
+        let claim = match &verdict {
+            Ok(_) => shared.claim(&node.name, self.pulse, self.cut),
+            Err(turned) => Err(turned.clone()),
+        };
+        let sessions = shared.sessions();
+        let row = sessions.begin(&begin)?;
+        match claim {
+            Err(turned) => {
+                let detail = format!("{:?}: {}", turned.refusal.code, turned.detail);
+                sessions.end(row, &End { outcome: "refused", detail, files_sent: 0, bytes_sent: 0, now: now() })?;
+                verdict = Err(turned);
+                Ok((verdict, None))
+            }
+            Ok(claim) => {
+                let mark = (hello.mode != Mode::Init).then(|| Mark {
+                    node: node.name.clone(),
+                    incarnation: node.incarnation,
+                    install_id: hello.install_id,
+                    received: hello.received.min(facts.last_file).max(hello.applied.file),
+                    applied: hello.applied,
+                    last_seen: now(),
+                });
+                if let Some(mark) = &mark {
+                    sessions.set_mark(mark)?;
+                }
+                Ok((verdict, Some(Seat { claim, row, mark })))
+            }
+        }
+    }
+}
+
+/// Returns the content hash that the ledger has for a file; `None` if it does not know the file any more.
+fn ledger_hash(
+    index: &dyn OutboxIndex,
+    node: &NodeName,
+    incarnation: Incarnation,
+    applied: AppliedTo,
+) -> Result<Option<ContentHash>, BoxError> {
+    let Some(before) = applied.file.0.checked_sub(1) else { return Ok(None) };
+    let files = index.files_after(node, incarnation, FileNo(before), 1)?;
+    Ok(files.first().filter(|file| file.file_no == applied.file).map(|file| file.content_hash))
+}
+
+/// Writes a mark, after comparing what was applied with the ledger. Returns the refusal if the two differ.
+pub(super) fn write_mark(shared: Arc<Shared>, mark: Mark) -> JoinHandle<Result<Option<Turned>, BoxError>> {
+    tokio::task::spawn_blocking(move || {
+        let known = ledger_hash(shared.index.as_ref(), &mark.node, mark.incarnation, mark.applied)?;
+        if known.is_some_and(|known| known != mark.applied.hash) {
+            let text = format!("{} and the server differ in file {}: two histories (fork)", mark.node, mark.applied.file);
+            return Ok(Some(Turned::plain(RefusalCode::Fork, text)));
+        }
+        shared.sessions().set_mark(&mark)?;
+        Ok(None)
+    })
+}
