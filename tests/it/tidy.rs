@@ -212,7 +212,8 @@ struct Ban {
 
 const PURE: &[&str] =
     &["src/dx/", "src/dx.rs", "src/rules/", "src/rules.rs", "src/session/", "src/session.rs", "src/model/", "src/model.rs"];
-const CLOCK: &[&str] = &["src/base/", "src/cli/", "src/server/", "src/client/", "src/transport/", "src/transport.rs", "src/docking/root.rs"];
+const CLOCK: &[&str] =
+    &["src/base/", "src/cli/", "src/server/", "src/client/", "src/transport/", "src/transport.rs", "src/docking/root.rs"];
 /// `base/disk.rs`, and those who do with a file what it has no verb for: the lock files of a docking root and of a client folder, an
 /// outbox file that is read without following links, and the client's half-received files and the swap of its database.
 const DISK: &[&str] = &[
