@@ -24,9 +24,9 @@ INSERT INTO position SELECT value, CASE WHEN value = 1 THEN NULL WHEN value <= 4
 INSERT INTO employee SELECT value, value, 'Employee ' || value, 'e' || value || '@example.com' FROM generate_series(1, 13);
 
 -- Account n belongs to the team of rep 5 + n mod 9.
-INSERT INTO account SELECT value, 1 + value % 2, CASE WHEN value % 10 = 0 THEN 'house' ELSE 'customer' END, 'Account ' || value, 'City ' || value % 17 FROM generate_series(1, 300);
+INSERT INTO account SELECT value, 1 + value % 2, CASE WHEN value % 10 = 0 THEN 'house' ELSE 'customer' END, 'Account ' || value, 'City ' || (value % 17) FROM generate_series(1, 300);
 INSERT INTO account_team SELECT id, 5 + id % 9 FROM account;
-INSERT INTO address SELECT value, 1 + value % 300, 'Street ' || value, 'City ' || value % 17 FROM generate_series(1, 600);
+INSERT INTO address SELECT value, 1 + value % 300, 'Street ' || value, 'City ' || (value % 17) FROM generate_series(1, 600);
 INSERT INTO contact SELECT value, 1 + value % 300, 5 + value % 9, 'Contact ' || value, '+49 ' || value FROM generate_series(1, 900);
 INSERT INTO opportunity SELECT value, 1 + value % 300, 5 + value % 9, 'Opportunity ' || value, value * 100,
     CASE WHEN value % 3 = 0 THEN date('now', '-' || value % 800 || ' days') END FROM generate_series(1, 1200);

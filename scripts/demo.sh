@@ -15,7 +15,14 @@ port=${PORT:-40400}
 # --- output and checks -----------------------------------------------------------------------------------------------------
 if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then bold=$'\e[1m' plain=$'\e[0m'; else bold='' plain=''; fi
 step() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
-show() { printf '  $ %s\n' "$*"; "$@" | sed 's/^/    /'; }
+show() {
+    local word line=''
+    for word in "$@"; do
+        case $word in *' '*) line+=" \"$word\"" ;; *) line+=" $word" ;; esac
+    done
+    printf '  $%s\n' "$line"
+    "$@" | sed 's/^/    /'
+}
 sql() { sqlite3 -batch "$@"; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
 # expect WHAT FOUND WANTED
@@ -66,15 +73,15 @@ touch .made-by-demo
 
 sql hq.db < "$top/scripts/demo-crm.sql"
 { sed '/^\[server\]/,/^$/d' "$top/examples/crm.toml"; printf '\n[server]\nname = "HQ"\ndatabase = "hq.db"\nlisten = "127.0.0.1:%s"\n' "$port"; } > dockmaster.toml
-dockmaster check
-dockmaster deploy --yes
+show dockmaster check
+show dockmaster deploy --yes
 # ANNA and CORA are representatives of different teams; BERT is ANNA's manager.
-dockmaster node add ANNA --set employee=5
-dockmaster node add BERT --set employee=2
-dockmaster node add CORA --set employee=8
+show dockmaster node add ANNA --set employee=5
+show dockmaster node add BERT --set employee=2
+show dockmaster node add CORA --set employee=8
 start_service
 for node in anna bert cora; do
-    remote-sync init "127.0.0.1:$port" --node "${node^^}" "$node.db"
+    show remote-sync init "127.0.0.1:$port" --node "${node^^}" "$node.db"
 done
 stop_service
 printf '  rows of opportunity: server %s, ANNA %s, BERT %s, CORA %s\n' \
@@ -83,12 +90,12 @@ printf '  rows of opportunity: server %s, ANNA %s, BERT %s, CORA %s\n' \
 
 # --- the ten steps ---------------------------------------------------------------------------------------------------------
 step "1. Some program inserts a row on the server, with plain SQL. No client is connected, no service runs.   SR-1 SR-7"
-show sql hq.db "INSERT INTO opportunity VALUES (5000, 9, 5, 'Gasthof Krone, new kitchen', 48000, NULL)"
-show sql hq.db "SELECT * FROM opportunity WHERE id = 5000"
+show sqlite3 hq.db "INSERT INTO opportunity VALUES (5000, 9, 5, 'Gasthof Krone, new kitchen', 48000, NULL)"
+show sqlite3 hq.db "SELECT * FROM opportunity WHERE id = 5000"
 
 step "2. Its copy stands in the master transaction log, committed with it.   SR-2"
 log=$(sql hq.db "SELECT max(id) FROM dock_txn_log")
-show sql hq.db "SELECT id, op, c1, c2, c3, c4, c5 FROM dock_txn_log WHERE id = $log"
+show sqlite3 hq.db "SELECT id, op, c1, c2, c3, c4, c5 FROM dock_txn_log WHERE id = $log"
 expect "log row" "$(sql hq.db "SELECT c4 FROM dock_txn_log WHERE id = $log")" "Gasthof Krone, new kitchen"
 
 step "3. The Transaction Processor copies it to docking/txnproc.   SR-3"
@@ -125,7 +132,7 @@ printf '%s\n' "$refused" | sed 's/^/    /'
 expect "exit code for an unknown node" "$code" 2
 
 step "8. Files go from the outbox into the client's inbox, and nothing is applied yet.   SR-12 SR-14"
-for node in anna bert cora; do remote-sync sync "$node.db" --only receive; done
+for node in anna bert cora; do show remote-sync sync "$node.db" --only receive; done
 for node in anna bert cora; do
     printf '  %s.db.sync/inbox: %s\n' "$node" "$(find "$node.db.sync/inbox" -name '*.dx' -printf '%f ' | sort)"
 done
@@ -134,7 +141,7 @@ expect "rows before applying" "$(sql anna.db 'SELECT count(*) FROM opportunity W
 
 step "9. The connection is closed and the service stopped. The client applies what it has; programs go on working.   SR-18 SR-19 SR-20"
 stop_service
-for node in anna bert cora; do remote-sync sync "$node.db" --only apply; done
+for node in anna bert cora; do show remote-sync sync "$node.db" --only apply; done
 
 step "10. The row is in the databases of those who may see it, and nowhere else.   SR-21"
 for node in anna bert cora; do
@@ -145,9 +152,10 @@ expect "row at BERT" "$(sql bert.db 'SELECT name FROM opportunity WHERE id = 500
 expect "rows at CORA" "$(sql cora.db 'SELECT count(*) FROM opportunity WHERE id = 5000')" 0
 
 step "And a row that moves: the opportunity is handed to CORA. It vanishes from ANNA and BERT and appears at CORA."
-show sql hq.db "UPDATE opportunity SET position_id = 8 WHERE id = 5000"
+show sqlite3 hq.db "UPDATE opportunity SET position_id = 8 WHERE id = 5000"
+show dockmaster run
 start_service
-for node in anna bert cora; do remote-sync sync "$node.db" --quiet; done
+for node in anna bert cora; do show remote-sync sync "$node.db"; done
 stop_service
 for node in anna bert cora; do
     printf '  %s.db: %s\n' "$node" "$(sql $node.db "SELECT count(*) || ' row   ' || ifnull(max(name), '') FROM opportunity WHERE id = 5000")"

@@ -155,8 +155,8 @@ impl<'c> UnitScope<'c> {
             delta.lost.dedup();
             // Gained along one edge and lost along another: the row simply kept it.
             let both: Vec<KeyId> = delta.gained.iter().filter(|key| delta.lost.binary_search(key).is_ok()).copied().collect();
-            delta.gained.retain(|key| !both.contains(key));
-            delta.lost.retain(|key| !both.contains(key));
+            delta.gained.retain(|key| both.binary_search(key).is_err());
+            delta.lost.retain(|key| both.binary_search(key).is_err());
         }
         deltas.retain(|_, delta| delta.sets.is_some() || !delta.gained.is_empty() || !delta.lost.is_empty());
         Ok(deltas)

@@ -24,7 +24,8 @@ pub fn visible_rows(conn: &Connection, dock: &Dock, graph: &ScopeGraph, node: &N
     conn.create_scalar_function("dock_day", 1, FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DETERMINISTIC, |context| {
         Ok(day_of(&value_of(context.get_raw(0))))
     })?;
-    conn.execute_batch("CREATE TEMP TABLE node_value(attribute INTEGER NOT NULL, value)")?;
+    // Called again after a full disk stood in the way.
+    conn.execute_batch("DROP TABLE IF EXISTS temp.node_value; CREATE TEMP TABLE node_value(attribute INTEGER NOT NULL, value)")?;
     for (attribute, values) in node.values.iter().enumerate() {
         for value in values {
             conn.execute(
@@ -37,7 +38,8 @@ pub fn visible_rows(conn: &Connection, dock: &Dock, graph: &ScopeGraph, node: &N
         graph.visible.iter().enumerate().filter_map(|(table, vertex)| Some(((*vertex)?, table))).collect();
     tables.sort_unstable();
     for (_, table) in &tables {
-        conn.execute_batch(&format!("CREATE TEMP TABLE {}(rid INTEGER PRIMARY KEY)", visible_table(*table)))?;
+        let name = visible_table(*table);
+        conn.execute_batch(&format!("DROP TABLE IF EXISTS temp.{name}; CREATE TEMP TABLE {name}(rid INTEGER PRIMARY KEY)"))?;
     }
     for (_, table) in tables {
         for select in selects(dock, node, table, day) {

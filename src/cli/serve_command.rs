@@ -37,7 +37,7 @@ pub(crate) fn serve(named: Option<&Path>, output: Output) -> Outcome {
             output.json(json!({ "listening": address.to_string(), "revision": identity.revision.0, "nodes": nodes }))
         } else {
             output
-                .line(format!(
+                .say(format!(
                     "{}  {} (SQLite)  revision {}  root {}    listening on {address} (loopback only: TLS is not built yet)    {} nodes",
                     identity.server_name,
                     settings.database.display(),
@@ -45,7 +45,7 @@ pub(crate) fn serve(named: Option<&Path>, output: Output) -> Outcome {
                     settings.root.display(),
                     count(i64::try_from(nodes).unwrap_or(i64::MAX))
                 ))
-                .and_then(|()| output.line(format!("ready in {:.1} s, Ctrl-C stops cleanly", began.elapsed().as_secs_f32())))
+                .and_then(|()| output.say(format!("ready in {:.1} s, Ctrl-C stops cleanly", began.elapsed().as_secs_f32())))
         };
         if let Err(error) = told {
             // Whoever read our output went away; the service goes on.

@@ -79,7 +79,7 @@ impl Value {
     pub fn fold(&self, collation: Collation) -> Value {
         match self {
             // 2^63 as f64: below it a whole real converts exactly.
-            Value::Real(real) if real.fract() == 0.0 && *real >= -9.223_372_036_854_775_8e18 && *real < 9.223_372_036_854_775_8e18 => {
+            Value::Real(real) if real.fract() == 0.0 && *real >= -9.223_372_036_854_776e18 && *real < 9.223_372_036_854_776e18 => {
                 Value::Integer(*real as i64)
             }
             Value::Text(bytes) => match collation {

@@ -529,10 +529,9 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(7);
         for _ in 0..50_000 {
             let text: String = (0..random.usize(0..14)).map(|_| pieces[random.usize(0..pieces.len())]).collect();
-            for error in [parse_rule(&text).err(), parse_node_path(&text).err(), parse_window(&text).err(), parse_columns(&text).err()] {
-                if let Some(error) = error {
-                    assert!(error.at <= text.len() && text.is_char_boundary(error.at), "{text:?} {error:?}");
-                }
+            let errors = [parse_rule(&text).err(), parse_node_path(&text).err(), parse_window(&text).err(), parse_columns(&text).err()];
+            for error in errors.into_iter().flatten() {
+                assert!(error.at <= text.len() && text.is_char_boundary(error.at), "{text:?} {error:?}");
             }
         }
     }

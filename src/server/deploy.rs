@@ -13,6 +13,7 @@ use crate::model::dock::Dock;
 use crate::model::node::{Node, NodeState};
 use crate::model::schema::Schema;
 use crate::store::install::InstallPlan;
+use crate::store::local_build::{BuildError, check_local};
 use crate::store::sqlite::{ServerDatabase, StoreError};
 use std::path::{Path, PathBuf};
 
@@ -45,6 +46,9 @@ pub enum DeployError {
     /// The rest.
     #[error(transparent)]
     TxnProc(#[from] TxnProcError),
+    /// A table cannot be made on a node.
+    #[error("no node could have this database: {0}")]
+    Local(#[from] BuildError),
     /// Another server's docking root.
     #[error("docking root {} belongs to server {found}, but {} is {}", root.display(), database.display(),
         expected.map_or("not installed".to_owned(), |expected| format!("server {expected}")))]
@@ -88,6 +92,8 @@ pub struct DeployPlan {
     pub definition_changed: bool,
     /// Active nodes that hold data by the definition in force.
     pub active_nodes: usize,
+    /// Parts of the schema that local databases will not have: views, indexes, constraints over what is not sent.
+    pub left_out: Vec<String>,
 }
 
 impl DeployPlan {
@@ -108,6 +114,7 @@ pub struct Deployed {
 
 /// Returns what `deploy` will do. Changes nothing.
 pub fn plan(options: &DeployOptions, root: &Path) -> Result<DeployPlan, DeployError> {
+    let left_out = check_local(&options.dock, &options.schema)?;
     let server = ServerDatabase::open(&options.database)?;
     let installed = server.is_installed()?;
     let identity = if installed { Some(server.identity()?) } else { None };
@@ -139,6 +146,7 @@ pub fn plan(options: &DeployOptions, root: &Path) -> Result<DeployPlan, DeployEr
         revision: identity.map(|identity| identity.revision),
         definition_changed,
         active_nodes: active_nodes(&server)?.len(),
+        left_out,
     })
 }
 

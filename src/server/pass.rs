@@ -107,7 +107,7 @@ pub fn run(options: &ServeOptions, root: &Arc<DockingRoot>, stages: &[Stage]) ->
         loop {
             let step = txnproc.step()?;
             for pending in step.extracts {
-                build_extract(pending, root)?;
+                build_extract(&pending, root)?;
                 pass.extracts += 1;
             }
             if step.progress == Progress::Idle {
@@ -153,7 +153,7 @@ pub(super) fn restart_lost_extracts(txnproc: &TxnProc, root: &DockingRoot) -> Re
     Ok(())
 }
 
-pub(super) fn build_extract(pending: PendingExtract, root: &DockingRoot) -> Result<(), ServeError> {
+pub(super) fn build_extract(pending: &PendingExtract, root: &DockingRoot) -> Result<(), ServeError> {
     pending.select_rows().map_err(|source| ServeError::Select { node: pending.node.node.name.clone(), source })?;
     extract::build(&ExtractJob {
         cds: &pending.snapshot,

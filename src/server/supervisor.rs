@@ -7,9 +7,10 @@ use super::directory::{Directory, Routed};
 use super::pass::{ServeError, ServeOptions, build_extract, restart_lost_extracts, tick};
 use super::router::{Router, RouterError, RouterOptions};
 use super::syncmgr::{self, SyncOptions};
-use super::txnproc::{PendingExtract, TxnProc};
+use super::txnproc::{PendingExtract, TxnProc, now_micros};
 use crate::base::step::{Progress, Wake};
 use crate::docking::root::DockingRoot;
+use crate::docking::sessions::SessionsDb;
 use notify::Watcher;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -74,9 +75,8 @@ pub fn serve(
                         // Not begun: the node starts anew with the next start of the service.
                         continue;
                     }
-                    match build_extract(pending, root) {
-                        Ok(()) => extracts_routed.send_modify(|round| *round += 1),
-                        Err(error) => fail(error),
+                    if build_or_report(&pending, root, stop) {
+                        extracts_routed.send_modify(|round| *round += 1);
                     }
                 }
             });
@@ -136,6 +136,31 @@ impl Patience {
             self.0 = pause.map(|pause| pause * 2).filter(|pause| *pause <= LOOK_AGAIN_LAST);
         }
     }
+}
+
+/// Builds an extract, waiting for room on a full disk. Returns whether it is ready: what cannot be mended by waiting
+/// concerns that node alone, which is shown in `status`; the others go on (I5).
+fn build_or_report(pending: &PendingExtract, root: &DockingRoot, stop: &Stop) -> bool {
+    while !stop.is_stopped() {
+        let node = &pending.node.node.name;
+        match build_extract(pending, root) {
+            Ok(()) => return true,
+            Err(error) if error.is_transient() => {
+                tracing::warn!(stage = "extract", %node, %error, "trying again");
+                stop.pause(RETRY);
+            }
+            Err(error) => {
+                tracing::error!(stage = "extract", %node, %error, "no extract");
+                let text = format!("its extract cannot be made: {error}");
+                let told = SessionsDb::open(&root.sessions_db()).and_then(|sessions| sessions.alert(node.as_str(), &text, now_micros() / 1_000_000));
+                if let Err(error) = told {
+                    tracing::error!(%error, "the alert could not be kept");
+                }
+                return false;
+            }
+        }
+    }
+    false
 }
 
 fn pause_or_fail(error: ServeError, stop: &Stop, fail: &dyn Fn(ServeError)) {

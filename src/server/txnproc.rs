@@ -34,6 +34,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Level at which txnproc files are compressed.
 const ZSTD_LEVEL: i32 = 1;
 
+/// Rows of the log that stay behind the position, for people to look at.
+const LOG_ROWS_KEPT: i64 = 10_000;
+
 /// Why the Transaction Processor cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum TxnProcError {
@@ -125,6 +128,7 @@ pub struct TxnProc {
     last_file: FileNo,
     last_hash: ContentHash,
     last_unit: TxnId,
+    purged_upto: TxnId,
 }
 
 impl TxnProc {
@@ -143,7 +147,7 @@ impl TxnProc {
                 root.disk().remove(&file.path)?;
             }
         }
-        Ok(TxnProc { server, cds, root, last_file, last_hash, last_unit })
+        Ok(TxnProc { server, cds, root, last_file, last_hash, last_unit, purged_upto: TxnId::default() })
     }
 
     /// Returns the data store.
@@ -161,7 +165,10 @@ impl TxnProc {
         let idle = Step { progress: Progress::Idle, extracts: Vec::new() };
         let state = self.cds.state().clone();
         let options = ReadOptions { after: state.position, known: Some(state.nonce) };
-        let Some(reading) = self.server.read_unit(&options)? else { return Ok(idle) };
+        let Some(reading) = self.server.read_unit(&options)? else {
+            self.purge_log(state.position)?;
+            return Ok(idle);
+        };
 
         let nonce = new_nonce()?;
         self.server.write_tail(reading.upto, nonce, Some(state.nonce))?;
@@ -190,6 +197,16 @@ impl TxnProc {
         }
         tracing::debug!(stage = "txnproc", unit = %unit, rows = events.rows.len(), "unit committed");
         Ok(Step { progress: Progress::Worked, extracts })
+    }
+
+    /// Takes log rows out of the server database that no stage will read again. The last ones stay, for people.
+    fn purge_log(&mut self, upto: TxnId) -> Result<(), TxnProcError> {
+        // Not at every idle look: a purge is a commit on the server database.
+        if upto.0 - self.purged_upto.0 >= LOG_ROWS_KEPT {
+            self.server.purge_log(upto, LOG_ROWS_KEPT.unsigned_abs())?;
+            self.purged_upto = upto;
+        }
+        Ok(())
     }
 
     /// Returns the extracts of active nodes for which `missing` says that no finished extract is there, as of now.

@@ -62,6 +62,22 @@ pub struct Built {
     pub left_out: Vec<String>,
 }
 
+/// Makes the local database of a definition without any row, in memory, and returns what an extract will have to leave out.
+/// `deploy` asks beforehand, so that no node is the first to learn that a table cannot be made.
+pub fn check_local(dock: &Dock, schema: &Schema) -> Result<Vec<String>, BuildError> {
+    let sql = |doing| move |source| BuildError::Sql { doing, source };
+    let target = Connection::open_in_memory().map_err(sql("open a database in memory"))?;
+    let sources = sources(dock, schema)?;
+    let mut left_out = Vec::new();
+    let shape = extract_shape(&sources, &mut left_out)?;
+    for source in &sources {
+        left_out.extend(create_table(&target, source, &shape)?);
+        left_out.extend(create_indexes(&target, source, &shape)?);
+    }
+    left_out.extend(create_views(&target, schema, &shape).map_err(sql("create the views"))?);
+    Ok(left_out)
+}
+
 /// Makes the local database `path`, which must not exist, from `cds`: see `server::extract::ExtractJob`.
 pub fn build_local(path: &Path, cds: &Connection, dock: &Dock, schema: &Schema, state: &LocalState) -> Result<Built, BuildError> {
     let sql = |doing| move |source| BuildError::Sql { doing, source };

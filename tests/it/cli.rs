@@ -392,3 +392,25 @@ fn a_problem_of_the_definition_fails_check_and_deploy_and_changes_nothing() {
     assert_eq!(std::fs::read(site.path("hq.db")).unwrap(), before);
     assert!(!site.path("docking").exists());
 }
+
+// --- the demo --------------------------------------------------------------------------------------------------------------
+
+/// The script checks each step itself and ends with an error where one did not do its work.
+#[test]
+fn sr1_to_sr22_the_demo_runs_the_ten_steps() {
+    let folder = tempfile::tempdir().unwrap();
+    let demo = Command::new("bash")
+        .arg("scripts/demo.sh")
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env("BIN", Path::new(DOCKMASTER).parent().unwrap())
+        .env("PLAYGROUND", folder.path().join("playground"))
+        .env("PORT", free_port().to_string())
+        .output()
+        .unwrap();
+    let (text, errors) = (stdout(&demo), stderr(&demo));
+    assert!(demo.status.success(), "{text}\n{errors}");
+    for shown in ["1. Some program", "10. The row is in the databases", "And a row that moves", "CORA: no file names the row"] {
+        assert!(text.contains(shown), "{shown}: {text}");
+    }
+    assert!(folder.path().join("playground/anna.db").exists(), "the playground stays");
+}

@@ -120,7 +120,7 @@ fn edit(random: &mut fastrand::Rng) -> String {
 fn northwind_nine_employees_after_500_edits() {
     let Some(source) = northwind() else { return };
     let definition = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/northwind.toml")).unwrap();
-    let mut site = Site::new(|path| drop(std::fs::copy(&source, path).unwrap()), &definition);
+    let mut site = Site::new(|path| _ = std::fs::copy(&source, path).unwrap(), &definition);
     site.dockmaster_ok(&["deploy", "--yes"]);
     for employee in 1..=EMPLOYEES {
         site.dockmaster_ok(&["node", "add", &format!("E{employee}"), "--set", &format!("employee={employee}")]);

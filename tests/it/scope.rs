@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 const UNITS: usize = 60;
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 200;
 
 /// A folder in memory where there is one: durability is not what these tests are about.
 pub(crate) fn folder() -> tempfile::TempDir {

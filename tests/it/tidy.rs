@@ -212,7 +212,8 @@ struct Ban {
 
 const PURE: &[&str] =
     &["src/dx/", "src/dx.rs", "src/rules/", "src/rules.rs", "src/session/", "src/session.rs", "src/model/", "src/model.rs"];
-const CLOCK: &[&str] = &["src/base/", "src/cli/", "src/server/", "src/client/", "src/transport/", "src/transport.rs", "src/docking/root.rs"];
+const CLOCK: &[&str] =
+    &["src/base/", "src/cli/", "src/server/", "src/client/", "src/transport/", "src/transport.rs", "src/docking/root.rs"];
 /// `base/disk.rs`, and those who do with a file what it has no verb for: the lock files of a docking root and of a client folder, an
 /// outbox file that is read without following links, and the client's half-received files and the swap of its database.
 const DISK: &[&str] = &[
@@ -332,7 +333,8 @@ fn tree() -> Vec<Source> {
     let kinds = ["rs", "md", "toml", "sh", "sql", "example", "run", "justfile", "gitignore"];
     let walk = walkdir::WalkDir::new(top()).sort_by_file_name().into_iter().filter_entry(move |entry| {
         let name = entry.file_name().to_string_lossy();
-        !skip.contains(&name.as_ref()) && !(entry.file_type().is_dir() && entry.path().parent() == Some(&top().join("docking")))
+        let run_time_state = entry.file_type().is_dir() && entry.path().parent() == Some(&top().join("docking"));
+        !run_time_state && !skip.contains(&name.as_ref())
     });
     let mut sources = Vec::new();
     for entry in walk {
@@ -383,6 +385,24 @@ fn the_tree_is_tidy() {
         }
     }
     assert!(problems.is_empty(), "{} problems:\n{}", problems.len(), problems.join("\n"));
+}
+
+#[test]
+fn the_architecture_page_shows_the_same_layers() {
+    let read = |path: &str| layer_table(&std::fs::read_to_string(top().join(path)).unwrap());
+    assert_eq!(read("docs/ARCHITECTURE.md"), read("src/lib.rs"));
+}
+
+#[test]
+fn the_requirements_page_names_tests_that_exist() {
+    let page = std::fs::read_to_string(top().join("docs/requirements-status.md")).unwrap();
+    let sources = tree();
+    let exists = |name: &str| sources.iter().any(|source| source.path.ends_with(".rs") && source.text.contains(&format!("fn {name}(")));
+    let test_like = |word: &&str| word.len() > 20 && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    let named: Vec<&str> = page.split('`').skip(1).step_by(2).filter(test_like).collect();
+    assert!(named.len() > 50, "the page names tests");
+    let missing: Vec<&str> = named.into_iter().filter(|name| !exists(name)).collect();
+    assert!(missing.is_empty(), "no such tests: {missing:?}");
 }
 
 #[test]
