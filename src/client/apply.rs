@@ -158,7 +158,7 @@ pub enum ApplyError {
     },
 }
 
-/// Applies what waits in the inbox, at most [`STEP_ROWS`] rows and a slice. A database that another program keeps locked is no error:
+/// Applies what waits in the inbox, at most `STEP_ROWS` rows and a slice. A database that another program keeps locked is no error:
 /// [`ApplyReport::busy`].
 pub fn step(local: &mut LocalDatabase, folders: &ApplyFolders) -> Result<ApplyReport, ApplyError> {
     let mut report = ApplyReport::default();

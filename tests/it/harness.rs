@@ -2,7 +2,8 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
 
 /// A folder with a server database and a definition.
 pub struct Site {
@@ -92,6 +93,26 @@ impl Site {
             Command::new("kill").args(["-INT", &pid]).status().unwrap();
             assert!(child.wait().unwrap().success(), "serve ends cleanly");
         }
+    }
+
+    /// Sends a signal to the service and returns how it ended and how long that took.
+    pub fn signal(&mut self, signal: &str) -> (ExitStatus, Duration) {
+        let (mut child, _) = self.server.take().expect("the service runs");
+        let began = Instant::now();
+        Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+        (child.wait().unwrap(), began.elapsed())
+    }
+
+    /// Starts the client program and leaves it running.
+    pub fn remote_sync_started(&self, arguments: &[&str]) -> Child {
+        Command::new(env!("CARGO_BIN_EXE_remote-sync"))
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
     }
 
     /// Runs SQL on a database of the site with the plain `sqlite3` program. Statements that fail are part of the game.

@@ -377,6 +377,7 @@ fn upward(mut node: TcpStream, mut server: TcpStream, sent: &Mutex<BTreeMap<u16,
         loop {
             let mut head = [0u8; 4];
             if let Err(error) = node.read_exact(&mut head) {
+                wait_out(hole);
                 // The node is done sending; what the server still says must reach it.
                 let _half = server.shutdown(Shutdown::Write);
                 return Err(error);
@@ -396,6 +397,13 @@ fn upward(mut node: TcpStream, mut server: TcpStream, sent: &Mutex<BTreeMap<u16,
     };
     if pass().is_ok() {
         let _closed = (server.shutdown(Shutdown::Both), node.shutdown(Shutdown::Both));
+    }
+}
+
+/// A peer that vanished says nothing, not even that it is gone.
+fn wait_out(hole: &AtomicBool) {
+    while hole.load(Ordering::SeqCst) {
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -431,5 +439,6 @@ fn downward(mut server: TcpStream, mut node: TcpStream, cut: &AtomicI64, always:
         }
     };
     let _broken = pass();
+    wait_out(hole);
     let _closed = (server.shutdown(Shutdown::Both), node.shutdown(Shutdown::Both));
 }
