@@ -406,9 +406,7 @@ fn unpack(disk: &Disk, archive: &Path, target: &Path, raw_bytes: u64) -> Result<
         if written > raw_bytes {
             return Err(wrong(format!("it holds more than the {raw_bytes} bytes that were announced")));
         }
-        target_file
-            .write_all(&buffer[..count])
-            .map_err(|source| DiskError::Io { operation: "write", path: target.to_owned(), source })?;
+        target_file.write_all(&buffer[..count]).map_err(|source| DiskError::Io { operation: "write", path: target.to_owned(), source })?;
     }
     if written != raw_bytes {
         return Err(wrong(format!("it holds {written} bytes, {raw_bytes} were announced")));

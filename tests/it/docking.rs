@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use dockmaster::base::disk::{Disk, DiskError};
-use dockmaster::base::quarantine::{Aside, put_aside};
 use dockmaster::base::ids::{ByteHash, ContentHash, Epoch, FileNo, Incarnation, NodeName, Revision, ServerId, TxnId};
+use dockmaster::base::quarantine::{Aside, put_aside};
 use dockmaster::docking::error::DockingError;
 use dockmaster::docking::ledger::{Ledger, NodeChange, OutboxFile, Round, RouterState};
 use dockmaster::docking::queue::list;

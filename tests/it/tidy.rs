@@ -212,8 +212,7 @@ struct Ban {
 
 const PURE: &[&str] =
     &["src/dx/", "src/dx.rs", "src/rules/", "src/rules.rs", "src/session/", "src/session.rs", "src/model/", "src/model.rs"];
-const CLOCK: &[&str] =
-    &["src/base/", "src/cli/", "src/server/", "src/client/", "src/transport/", "src/transport.rs"];
+const CLOCK: &[&str] = &["src/base/", "src/cli/", "src/server/", "src/client/", "src/transport/", "src/transport.rs"];
 const DISK: &[&str] = &["src/base/disk.rs"];
 /// Besides, a group takes its own temporary files away.
 const REMOVE: &[&str] = &["src/base/disk.rs", "src/base/group.rs"];
