@@ -37,12 +37,14 @@ pub struct ApplyFolders {
     pub quarantine: PathBuf,
     /// For files that are not whole yet.
     pub tmp: PathBuf,
+    /// Writes them; a failed flush stops whoever shares it.
+    pub disk: Disk,
 }
 
 impl ApplyFolders {
     /// Returns the folders below a client's `DB.sync`.
     pub fn below(sync: &Path) -> ApplyFolders {
-        ApplyFolders { inbox: sync.join("inbox"), quarantine: sync.join("quarantine"), tmp: sync.join("tmp") }
+        ApplyFolders { inbox: sync.join("inbox"), quarantine: sync.join("quarantine"), tmp: sync.join("tmp"), disk: Disk::new() }
     }
 }
 
@@ -156,7 +158,7 @@ pub enum ApplyError {
     },
 }
 
-/// Applies what waits in the inbox, at most [`STEP_ROWS`] rows and a slice. A database that another program keeps locked is no error:
+/// Applies what waits in the inbox, at most `STEP_ROWS` rows and a slice. A database that another program keeps locked is no error:
 /// [`ApplyReport::busy`].
 pub fn step(local: &mut LocalDatabase, folders: &ApplyFolders) -> Result<ApplyReport, ApplyError> {
     let mut report = ApplyReport::default();
@@ -214,7 +216,7 @@ impl<'d> Applier<'d> {
         let state = local.state()?;
         let watermark =
             Watermark { file: state.applied_file, chain_hash: state.chain_hash, unit: state.applied_unit, revision: state.revision };
-        let inbox = Inbox::read(Disk::new(), folders, &state)?;
+        let inbox = Inbox::read(folders, &state)?;
         let pace = Pace { others: local.others_version()?, polite_until: None };
         Ok(Applier { local, inbox, watermark, pace })
     }

@@ -152,7 +152,8 @@ fn build_or_report(pending: &PendingExtract, root: &DockingRoot, stop: &Stop) ->
             Err(error) => {
                 tracing::error!(stage = "extract", %node, %error, "no extract");
                 let text = format!("its extract cannot be made: {error}");
-                let told = SessionsDb::open(&root.sessions_db()).and_then(|sessions| sessions.alert(node.as_str(), &text, now_micros() / 1_000_000));
+                let told = SessionsDb::open(&root.sessions_db())
+                    .and_then(|sessions| sessions.alert(node.as_str(), &text, now_micros() / 1_000_000));
                 if let Err(error) = told {
                     tracing::error!(%error, "the alert could not be kept");
                 }

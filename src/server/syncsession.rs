@@ -243,11 +243,11 @@ impl Task {
             }
             Action::ListFiles { after, limit } => self.call = self.list_files(after, limit),
             Action::ReadFile { file, offset } => {
-                let path = self.node.as_ref().map(|node| outbox::file_path(&self.shared.root, node, file.file));
+                let path = self.node.as_ref().map(|node| self.shared.root.outbox_file(node, file.file));
                 self.call = path.map(|path| open_file(move || Reading::open(path, file.bytes, file.byte_hash, offset)));
             }
             Action::ReadExtract { offer, offset } => {
-                let path = self.node.as_ref().map(|node| outbox::extract_path(&self.shared.root, node, offer.incarnation, "db.zst"));
+                let path = self.node.as_ref().map(|node| self.shared.root.extract(node, offer.incarnation));
                 self.call = path.map(|path| open_file(move || Reading::open(path, offer.bytes, offer.sha256, offset)));
             }
             Action::Forget => {
@@ -464,7 +464,7 @@ async fn await_extract(shared: Arc<Shared>, node: NodeName, incarnation: Incarna
     loop {
         // Seen before the look, so that an extract that comes in between wakes us.
         routed.mark_unchanged();
-        let (root, name) = (shared.root.clone(), node.clone());
+        let (root, name) = (Arc::clone(&shared.root), node.clone());
         match blocking(move || Ok(outbox::extract(&root, &name, incarnation)?)).await {
             Ok(Some(offer)) => return Answer::Event(Event::ExtractReady(offer)),
             Ok(None) => {}

@@ -15,9 +15,9 @@ use rusqlite::{Connection, ToSql};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Functions that an expression may call: deterministic, of one row, without settings or clock.
+/// Functions that an expression may call: deterministic, of one row, without settings or clock, and without a value that
+/// they fail on (`abs` does, on the smallest integer: one row would stop the routing of all).
 pub const FUNCTIONS: &[&str] = &[
-    "abs",
     "char",
     "coalesce",
     "glob",
@@ -59,7 +59,7 @@ pub enum EvaluateError {
         #[source]
         source: rusqlite::Error,
     },
-    /// The expression failed on a row, e.g. an integer overflow in abs().
+    /// The expression failed on a row, e.g. a pattern that is too long.
     #[error("predicate `{sql}` failed on a row")]
     Evaluate {
         /// The expression.
@@ -340,11 +340,11 @@ mod tests {
         assert_eq!(PredicateChecker.check("CASE WHEN kind IS NULL THEN 1 ELSE max(id, 2) = 2 END", COLUMNS), Ok(vec![0, 1]));
         let cases: &[(&str, usize, &str)] = &[
             ("knid = 'x'", 0, "there is no column knid"),
-            ("kind = \"house\"", 7, "there is no column house"),
+            ("kind = \"house\"", 7, "there is no column \"house\""),
             ("rowid = 1", 0, "there is no column rowid"),
             ("id IN (SELECT 1)", 7, "a sub-select is not allowed, a predicate sees one row"),
-            ("id IN sqlite_master", 0, "a sub-select is not allowed, a predicate sees one row"),
-            ("EXISTS (SELECT 1 FROM sqlite_master)", 8, "a sub-select is not allowed, a predicate sees one row"),
+            ("id IN sqlite_master", 0, "the table sqlite_master cannot be read, a predicate sees one row"),
+            ("EXISTS (SELECT 1 FROM sqlite_master)", 0, "the table sqlite_master cannot be read, a predicate sees one row"),
             ("active AND random() > 0", 11, "the function random() is not allowed"),
             ("kind < date('now')", 7, "the function date() is not allowed"),
             ("kind < CURRENT_DATE", 7, "the function current_date() is not allowed"),
@@ -365,11 +365,12 @@ mod tests {
             ("id = = 1", 5, "near \"=\": syntax error"),
             ("kind = 'x' COLLATE german", 0, "no such collation sequence: german"),
         ];
-        for (sql, at, message) in cases {
-            let (offset, found) = refused(sql);
-            assert_eq!(found, *message, "{sql}");
-            assert!(offset == *at || *message == "no such function: REGEXP" || message.starts_with("misuse"), "{sql}: {offset}");
-        }
+        let wrong: Vec<_> = cases
+            .iter()
+            .map(|(sql, at, message)| (sql, (*at, (*message).to_owned()), refused(sql)))
+            .filter(|case| case.1 != case.2)
+            .collect();
+        assert!(wrong.is_empty(), "{wrong:#?}");
         let hint = PredicateChecker.check("knid = 'x'", COLUMNS).unwrap_err().hint;
         assert_eq!(hint.as_deref(), Some("did you mean kind?"));
         let hint = PredicateChecker.check("kind = \"house\"", COLUMNS).unwrap_err().hint;
@@ -394,8 +395,6 @@ mod tests {
         assert!(five.matches(&row(Value::Real(5.0), Value::Null)).unwrap());
         assert!(!five.matches(&row(Value::text("5"), Value::Null)).unwrap());
         assert!(matches!(five.matches(&[]), Err(EvaluateError::ShortRow { .. })));
-        let fails = Evaluator::new(&predicate("abs(kind) > 1"), COLUMNS).unwrap();
-        assert!(matches!(fails.matches(&row(Value::Integer(i64::MIN), Value::Null)), Err(EvaluateError::Evaluate { .. })));
         assert!(Evaluator::new(&predicate("1"), COLUMNS).unwrap().matches(&row(Value::Null, Value::Null)).unwrap());
     }
 

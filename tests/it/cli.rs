@@ -414,3 +414,68 @@ fn sr1_to_sr22_the_demo_runs_the_ten_steps() {
     }
     assert!(folder.path().join("playground/anna.db").exists(), "the playground stays");
 }
+
+// --- status ----------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn status_names_what_needs_a_person_with_the_command_and_ends_with_1() {
+    use dockmaster::base::ids::{ContentHash, FileNo, Incarnation, InstallId, TxnId};
+    use dockmaster::docking::sessions::{Mark, SessionsDb};
+    use dockmaster::session::message::AppliedTo;
+    let site = deployed();
+    for node in ["ANNA", "BEN", "CARL"] {
+        site.dockmaster_ok(&["node", "add", node, "--set", "rep=1"]);
+    }
+    site.dockmaster_ok(&["extract", "ANNA", "BEN"]);
+    let calm = site.dockmaster(&["status"]);
+    assert_eq!(calm.status.code(), Some(0), "{}", stdout(&calm));
+    // A node that two machines use, one that has not called for 40 days, and a table that changed.
+    let sessions = SessionsDb::open(&site.path("docking/sessions.db")).unwrap();
+    sessions.alert("ANNA", "two copies of this node", 1).unwrap();
+    let now = i64::try_from(std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap();
+    let applied = AppliedTo { file: FileNo(0), unit: TxnId(1), hash: ContentHash::default() };
+    let (node, incarnation, install_id) = ("BEN".parse().unwrap(), Incarnation(1), InstallId([7; 16]));
+    sessions.set_mark(&Mark { node, incarnation, install_id, received: FileNo(0), applied, last_seen: now - 40 * 86_400 }).unwrap();
+    site.sqlite3("hq.db", "ALTER TABLE visit ADD COLUMN note TEXT");
+    let output = site.dockmaster(&["status"]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let text = stdout(&output);
+    for said in [
+        "HQ needs a person",
+        "! table visit is stopped",
+        "ANNA  stopped",
+        "two copies of this node: dockmaster node show ANNA",
+        "BEN   silent      40 d",
+        "dockmaster node disable BEN",
+        "CARL  registered",
+        "2 nodes need a person.",
+    ] {
+        assert!(text.contains(said), "`{said}` in\n{text}");
+    }
+    let document = json(&site.dockmaster(&["status", "--json"]));
+    assert_eq!(document["nodes"][1]["state"], "silent");
+    assert_eq!(document["needs"][0]["command"], "dockmaster deploy");
+    assert_eq!(site.dockmaster(&["node", "show", "ANNA"]).status.code(), Some(1));
+}
+
+#[test]
+fn the_client_says_what_waits_in_its_inbox_and_what_was_put_aside() {
+    let mut site = deployed();
+    site.dockmaster_ok(&["node", "add", "ANNA", "--set", "rep=1"]);
+    let address = site.serve();
+    site.remote_sync_ok(&["init", &address, "--node", "ANNA", "anna.db"]);
+    site.stop();
+    site.sqlite3("hq.db", "INSERT INTO visit VALUES(2, 1)");
+    site.dockmaster_ok(&["run"]);
+    let config = std::fs::read_to_string(site.path("anna.db.sync/remote-sync.toml")).unwrap();
+    let address_now = site.serve();
+    std::fs::write(site.path("anna.db.sync/remote-sync.toml"), config.replace(&address, &address_now)).unwrap();
+    site.remote_sync_ok(&["sync", "anna.db", "--only", "receive"]);
+    std::fs::write(site.path("anna.db.sync/quarantine/00000007.dx"), "x").unwrap();
+    let status = json(&site.remote_sync(&["status", "anna.db", "--json"]));
+    assert_eq!((status["waiting_files"].as_u64(), status["quarantine"][0].as_str()), (Some(1), Some("00000007.dx")));
+    let text = site.remote_sync_ok(&["status", "anna.db"]);
+    assert!(text.contains("1 file received and not applied: remote-sync sync --only apply"), "{text}");
+    site.remote_sync_ok(&["sync", "anna.db", "--only", "apply"]);
+    assert_eq!(json(&site.remote_sync(&["status", "anna.db", "--json"]))["waiting_files"], 0);
+}

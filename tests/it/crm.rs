@@ -139,7 +139,8 @@ pub fn in_step(site: &Site, nodes: &[&str]) {
 
 /// Demands that the local databases equal the oracle as they are.
 pub fn equal(site: &Site, nodes: &[&str]) {
-    let report: String = NODES.iter().filter(|(node, _)| nodes.contains(node)).map(|(node, employee)| differences(site, &local(node), *employee)).collect();
+    let report: String =
+        NODES.iter().filter(|(node, _)| nodes.contains(node)).map(|(node, employee)| differences(site, &local(node), *employee)).collect();
     assert_eq!(report, "");
 }
 

@@ -429,6 +429,9 @@ pub(crate) fn ships() -> Subject {
     b.rule("fleet.below", b.path("fleet", &["id"], vec![], "fleets"), None, None);
     b.rule("vessel.fleet", b.path("vessel", &["fleet_id"], vec![], "fleet"), None, None);
     b.rule("vessel.fleets", b.path("vessel", &["fleet_id"], vec![], "fleets"), None, None);
+    // The key on the left says how it is compared: without case, though the column on the right is not.
+    let reported = vec![b.hop("noon_report", &["imo"], &[], &["imo"])];
+    b.rule("vessel.reported", b.path("vessel", &["imo"], reported, "vessel"), None, None);
     let any = ["assignment", "job_part", "maintenance_job", "noon_report"].map(|table| b.reference(table, &["imo"], "vessel", &["imo"]));
     b.rule("vessel.needed", RuleKind::Referenced(any.to_vec()), None, None);
     for (name, status) in [("crew_member.on_board", "on board"), ("crew_member.relief", "joining")] {

@@ -305,7 +305,11 @@ impl Client {
     }
 
     pub(crate) fn quarantined(&self) -> usize {
-        fs::read_dir(self.folder.quarantine()).unwrap().count()
+        let is_file = |name: &str| !dockmaster::base::quarantine::is_note(name);
+        fs::read_dir(self.folder.quarantine())
+            .unwrap()
+            .filter(|entry| is_file(entry.as_ref().unwrap().file_name().to_str().unwrap()))
+            .count()
     }
 }
 
@@ -376,6 +380,7 @@ fn upward(mut node: TcpStream, mut server: TcpStream, sent: &Mutex<BTreeMap<u16,
         loop {
             let mut head = [0u8; 4];
             if let Err(error) = node.read_exact(&mut head) {
+                wait_out(hole);
                 // The node is done sending; what the server still says must reach it.
                 let _half = server.shutdown(Shutdown::Write);
                 return Err(error);
@@ -395,6 +400,13 @@ fn upward(mut node: TcpStream, mut server: TcpStream, sent: &Mutex<BTreeMap<u16,
     };
     if pass().is_ok() {
         let _closed = (server.shutdown(Shutdown::Both), node.shutdown(Shutdown::Both));
+    }
+}
+
+/// A peer that vanished says nothing, not even that it is gone.
+fn wait_out(hole: &AtomicBool) {
+    while hole.load(Ordering::SeqCst) {
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -430,5 +442,6 @@ fn downward(mut server: TcpStream, mut node: TcpStream, cut: &AtomicI64, always:
         }
     };
     let _broken = pass();
+    wait_out(hole);
     let _closed = (server.shutdown(Shutdown::Both), node.shutdown(Shutdown::Both));
 }
