@@ -98,13 +98,15 @@ pub enum Stage {
     Router,
 }
 
-/// Runs the given stages until nothing waits, as cron does.
+/// Runs the given stages until nothing waits of what was committed when the pass began, as cron does.
 pub fn run(options: &ServeOptions, root: &Arc<DockingRoot>, stages: &[Stage]) -> Result<Pass, ServeError> {
     let mut pass = Pass::default();
     if stages.contains(&Stage::TxnProc) {
         let mut txnproc = TxnProc::open(&options.database, Arc::clone(root))?;
         restart_lost_extracts(&txnproc, root)?;
         tick(&txnproc, options)?;
+        // What is committed later is for the next pass: programs that write without a pause must not keep this one for ever.
+        let goal = txnproc.server().log_end()?;
         loop {
             let step = txnproc.step()?;
             for pending in step.extracts {
@@ -115,6 +117,9 @@ pub fn run(options: &ServeOptions, root: &Arc<DockingRoot>, stages: &[Stage]) ->
                 break;
             }
             pass.units += 1;
+            if txnproc.cds().state().position >= goal {
+                break;
+            }
         }
     }
     if stages.contains(&Stage::Router) {
