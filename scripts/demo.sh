@@ -71,7 +71,7 @@ mkdir -p "$playground"
 cd "$playground"
 touch .made-by-demo
 
-sql hq.db < "$top/scripts/demo-crm.sql"
+sql hq.db < "$top/examples/crm.sql"
 { sed '/^\[server\]/,/^$/d' "$top/examples/crm.toml"; printf '\n[server]\nname = "HQ"\ndatabase = "hq.db"\nlisten = "127.0.0.1:%s"\n' "$port"; } > dockmaster.toml
 show dockmaster check
 show dockmaster deploy --yes

@@ -1,5 +1,6 @@
 //! Layer 0: what every other part stands on. Imports nothing of ours.
 
+pub mod clock;
 pub mod disk;
 pub mod folder;
 pub mod group;

@@ -242,7 +242,8 @@ impl RemoteConfig {
     }
 }
 
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+/// Returns `pos.db` + `.sync` = `pos.db.sync`.
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut text = path.as_os_str().to_owned();
     text.push(suffix);
     text.into()

@@ -8,7 +8,7 @@ use crate::base::disk::{Disk, DiskError};
 use crate::base::ids::{ByteHash, Incarnation, InstallId, NodeName, ServerId};
 use crate::base::quarantine::{self, Aside};
 use crate::client::exchange::{ExchangeOptions, jitter, runtime};
-use crate::client::folder::{LockedFolder, RemoteConfig};
+use crate::client::folder::{LockedFolder, RemoteConfig, with_suffix};
 use crate::client::inbox::Part;
 use crate::client::report::{ExchangeError, Progress, ProgressEvent};
 use crate::session::client::{Action, ClientSession, Closed, Event, init_hello};
@@ -126,7 +126,7 @@ pub fn init(folder: &LockedFolder, options: &InitOptions, progress: &mut dyn Pro
     progress.on(&ProgressEvent::ExtractChecking);
     let (disk, new) = (folder.disk(), folder.new_database());
     for suffix in ["", "-wal", "-shm", "-journal"] {
-        disk.remove(&suffixed(&new, suffix))?;
+        disk.remove(&with_suffix(&new, suffix))?;
     }
     unpack(disk, &fetched.archive, &new, fetched.offer.raw_bytes)?;
     let (epoch, incarnation) = (fetched.welcome.epoch, fetched.offer.incarnation);
@@ -164,7 +164,7 @@ fn put_in_place(folder: &LockedFolder, options: &InitOptions, fetched: &Fetched,
         disk.keep_as(database, kept)?;
     }
     for suffix in ["-wal", "-shm", "-journal"] {
-        disk.remove(&suffixed(database, suffix))?;
+        disk.remove(&with_suffix(database, suffix))?;
     }
     disk.replace(&folder.new_database(), database)?;
     // What init and former sessions left.
@@ -413,10 +413,4 @@ fn unpack(disk: &Disk, archive: &Path, target: &Path, raw_bytes: u64) -> Result<
     }
     disk.sync_file(&target_file, target)?;
     Ok(())
-}
-
-fn suffixed(path: &Path, suffix: &str) -> PathBuf {
-    let mut text = path.as_os_str().to_owned();
-    text.push(suffix);
-    text.into()
 }

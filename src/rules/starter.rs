@@ -111,7 +111,14 @@ impl<'a> Guess<'a> {
         let is_part = !self.is_referred_to(table)
             || key.columns.iter().all(|column| shape.key.contains(column))
             || key.on_delete.eq_ignore_ascii_case("CASCADE");
-        (to_open.next().is_none() && parent != table && is_part).then_some(parent)
+        (to_open.next().is_none() && parent != table && is_part && self.is_key(parent, key)).then_some(parent)
+    }
+
+    /// Returns whether a foreign key refers to the other table's primary key; another unique key is left to a person.
+    fn is_key(&self, target: usize, key: &ForeignKey) -> bool {
+        let target = &self.schema.tables[target];
+        let referred: BTreeSet<Option<usize>> = key.to_columns.iter().map(|name| target.column(name)).collect();
+        referred == target.key.iter().map(|column| Some(*column)).collect()
     }
 
     /// Two tables that travel with each other: the first by name stays an object.

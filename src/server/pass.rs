@@ -3,6 +3,7 @@
 use super::extract::{self, ExtractError, ExtractJob};
 use super::router::{Router, RouterError, RouterOptions};
 use super::txnproc::{PendingExtract, TxnProc, TxnProcError};
+use crate::base::clock;
 use crate::base::ids::NodeName;
 use crate::base::step::Progress;
 use crate::docking::root::DockingRoot;
@@ -144,7 +145,7 @@ pub(super) fn tick(txnproc: &TxnProc, options: &ServeOptions) -> Result<(), Serv
 
 /// Returns the day that time windows count from, days since 1970 (UTC).
 pub fn window_day(day_starts_minutes: i64) -> i64 {
-    let minutes = super::txnproc::now_micros() / 60_000_000;
+    let minutes = clock::now_seconds() / 60;
     (minutes - day_starts_minutes).div_euclid(24 * 60)
 }
 

@@ -8,10 +8,10 @@ use crate::model::dock::{DockTable, Predicate};
 use crate::model::value::Value;
 use crate::rules::check::{PredicateCheck, PredicateError};
 use crate::rules::problem::nearest;
+use crate::store::sqlite::{SqlValue, quote_name};
+use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
-use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, ToSql};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -80,24 +80,6 @@ pub enum EvaluateError {
     },
 }
 
-struct Bound<'a>(&'a Value);
-
-impl ToSql for Bound<'_> {
-    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(ToSqlOutput::Borrowed(match self.0 {
-            Value::Null => ValueRef::Null,
-            Value::Integer(integer) => ValueRef::Integer(*integer),
-            Value::Real(real) => ValueRef::Real(*real),
-            Value::Text(bytes) => ValueRef::Text(bytes),
-            Value::Blob(bytes) => ValueRef::Blob(bytes),
-        }))
-    }
-}
-
-fn quote(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
 /// Opens a database in memory on which double quotes are names only and names of any schema are out of reach.
 fn memory() -> rusqlite::Result<Connection> {
     let connection = Connection::open_in_memory()?;
@@ -123,7 +105,7 @@ impl Evaluator {
             .columns
             .iter()
             .enumerate()
-            .filter_map(|(bind, column)| Some(format!("?{} AS {}", bind + 1, quote(column_names.get(*column)?.as_ref()))))
+            .filter_map(|(bind, column)| Some(format!("?{} AS {}", bind + 1, quote_name(column_names.get(*column)?.as_ref()))))
             .collect();
         let row = if row.is_empty() { "1 AS \"\"".to_owned() } else { row.join(", ") };
         let select = format!("SELECT 1 FROM (SELECT {row}) WHERE ({}\n)", predicate.sql);
@@ -143,7 +125,7 @@ impl Evaluator {
     pub fn matches(&self, row: &[Value]) -> Result<bool, EvaluateError> {
         let mut bound = Vec::with_capacity(self.columns.len());
         for column in &self.columns {
-            bound.push(Bound(row.get(*column).ok_or_else(|| EvaluateError::ShortRow {
+            bound.push(SqlValue(row.get(*column).ok_or_else(|| EvaluateError::ShortRow {
                 sql: self.expression.clone(),
                 column: *column,
                 values: row.len(),
@@ -162,7 +144,7 @@ pub fn select_rowids(predicate: &Predicate, table: &DockTable, from: &str) -> St
     let columns: String = predicate
         .columns
         .iter()
-        .filter_map(|column| Some(format!(", +c{column} AS {}", quote(&table.columns.get(*column)?.name))))
+        .filter_map(|column| Some(format!(", +c{column} AS {}", quote_name(&table.columns.get(*column)?.name))))
         .collect();
     format!("SELECT dock_rid FROM (SELECT rowid AS dock_rid{columns} FROM {from}) WHERE ({}\n)", predicate.sql)
 }
@@ -187,15 +169,15 @@ impl PredicateCheck for PredicateChecker {
         let internal = |error: rusqlite::Error| PredicateError { offset: 0, message: format!("cannot be judged: {error}"), hint: None };
         let mut connection = memory().map_err(internal)?;
         // WITHOUT ROWID, so that `rowid` is no hidden column; the first column is the key that such a table must have.
-        let list: String = columns.iter().map(|column| format!(", {}", quote(column))).collect();
+        let list: String = columns.iter().map(|column| format!(", {}", quote_name(column))).collect();
         connection
-            .execute_batch(&format!("CREATE TABLE {}(\"dock key\" PRIMARY KEY{list}) WITHOUT ROWID", quote(ROW)))
+            .execute_batch(&format!("CREATE TABLE {}(\"dock key\" PRIMARY KEY{list}) WITHOUT ROWID", quote_name(ROW)))
             .map_err(internal)?;
         let seen = Arc::new(Mutex::new(Seen::default()));
         let watch = Arc::clone(&seen);
         let hook = move |context: AuthContext<'_>| watch.lock().unwrap_or_else(PoisonError::into_inner).judge(&context.action);
         connection.authorizer(Some(hook)).map_err(internal)?;
-        let start = format!("SELECT 1 FROM {} WHERE (", quote(ROW));
+        let start = format!("SELECT 1 FROM {} WHERE (", quote_name(ROW));
         let text = format!("{start}{sql}\n)");
         let prepared = connection.prepare(&text).map(|statement| statement.parameter_count());
         let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -429,7 +411,7 @@ mod tests {
         for (i, a) in values.iter().enumerate() {
             for (j, b) in values.iter().enumerate() {
                 let row = vec![Value::Integer((i * 100 + j) as i64), a.clone(), b.clone(), Value::Integer(j as i64), Value::text("Anna")];
-                store.execute("INSERT INTO d7 VALUES (?1, ?2, ?3, ?4, ?5)", rusqlite::params_from_iter(row.iter().map(Bound))).unwrap();
+                store.execute("INSERT INTO d7 VALUES (?1, ?2, ?3, ?4, ?5)", rusqlite::params_from_iter(row.iter().map(SqlValue))).unwrap();
                 rows.push(row);
             }
         }

@@ -155,7 +155,8 @@ impl Direct {
         let mut text = String::new();
         let file = std::fs::File::open(path).unwrap();
         dockmaster::dx::show::show(file, dockmaster::dx::show::ShowFormat::Text, &mut text).unwrap();
-        let words = text.lines().filter(|line| line.starts_with("  ")).map(|line| line.split_whitespace().take(2).collect::<Vec<_>>().join(" "));
+        let words =
+            text.lines().filter(|line| line.starts_with("  ")).map(|line| line.split_whitespace().take(2).collect::<Vec<_>>().join(" "));
         let mut operations: Vec<String> = words.collect();
         operations.sort();
         operations

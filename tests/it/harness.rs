@@ -12,10 +12,11 @@ pub struct Site {
 }
 
 impl Site {
-    /// Makes a site whose definition listens on a free port.
+    /// Makes a site whose definition listens on a free port; a `[server]` section of the definition gives way to the site's own.
     pub fn new(database: impl FnOnce(&Path), definition: &str) -> Site {
         let folder = tempfile::tempdir().unwrap();
         database(&folder.path().join("hq.db"));
+        let definition = without_server(definition);
         let settings = "[server]\nname = \"HQ\"\ndatabase = \"hq.db\"\nlisten = \"127.0.0.1:0\"\n";
         std::fs::write(folder.path().join("dockmaster.toml"), format!("{definition}\n{settings}")).unwrap();
         Site { folder, server: None }
@@ -129,6 +130,16 @@ impl Site {
         child.stdin.take().unwrap().write_all(sql.as_bytes()).unwrap();
         child.wait_with_output().unwrap()
     }
+}
+
+/// Takes the `[server]` section out of a definition.
+fn without_server(definition: &str) -> String {
+    let mut inside = false;
+    let kept = definition.lines().filter(|line| {
+        inside = if line.starts_with('[') { *line == "[server]" } else { inside };
+        !inside
+    });
+    kept.collect::<Vec<_>>().join("\n")
 }
 
 impl Drop for Site {

@@ -9,7 +9,7 @@ const EMPLOYEES: i64 = 9;
 const EDITS: usize = 500;
 
 /// What employee `?` may see, table by table: (table, columns, condition).
-const ORACLE: &[(&str, &str, &str)] = &[
+pub const ORACLE: &[(&str, &str, &str)] = &[
     ("Categories", "*", "true"),
     ("Suppliers", "*", "true"),
     ("Shippers", "*", "true"),
@@ -70,7 +70,7 @@ fn differences(site: &Site) -> String {
 }
 
 /// Returns one random edit; it may fail on a constraint, as edits do.
-fn edit(random: &mut fastrand::Rng) -> String {
+pub fn edit(random: &mut fastrand::Rng) -> String {
     let order = random.i64(10248..11100);
     let employee = random.i64(1..=EMPLOYEES);
     let product = random.i64(1..=77);

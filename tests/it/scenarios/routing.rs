@@ -119,7 +119,10 @@ fn c8_a_row_that_goes_out_of_view_is_deleted_with_its_object_and_what_only_it_re
     direct.sql("UPDATE opportunity SET position_id = 5, name = 'not for CORA any more' WHERE id = 500");
     direct.equal();
     assert_eq!(direct.newest("CORA"), ["delete account", "delete opportunity", "delete opportunity_line", "delete opportunity_line"]);
-    assert!(crm::traces(&direct.site.path("docking/CORA"), "not for CORA any more").is_empty(), "the new values are not shown to who lost the row");
+    assert!(
+        crm::traces(&direct.site.path("docking/CORA"), "not for CORA any more").is_empty(),
+        "the new values are not shown to who lost the row"
+    );
 }
 
 #[test]
@@ -132,7 +135,10 @@ fn c8_x14_a_realigned_position_moves_rows_with_their_children_from_node_to_node(
     // And CORA's employee takes position 3, so that she sees both.
     direct.sql("UPDATE employee SET position_id = 3 WHERE id = 6");
     direct.equal();
-    assert!(direct.has("CORA", "SELECT 1 FROM opportunity WHERE position_id = 4") && direct.has("CORA", "SELECT 1 FROM opportunity WHERE position_id = 6"));
+    assert!(
+        direct.has("CORA", "SELECT 1 FROM opportunity WHERE position_id = 4")
+            && direct.has("CORA", "SELECT 1 FROM opportunity WHERE position_id = 6")
+    );
 }
 
 #[test]
@@ -141,7 +147,11 @@ fn c11_children_before_their_parents_in_one_transaction_and_in_several() {
     direct.sql("BEGIN; INSERT INTO opportunity_line VALUES(500, 500, 1, 1); INSERT INTO opportunity VALUES(500, 500, 6, 'late', 1); INSERT INTO account VALUES(500, 'customer', 'later'); COMMIT");
     direct.equal();
     assert_eq!(direct.who("SELECT 1 FROM opportunity_line WHERE id = 500"), ["CORA"]);
-    for sql in ["INSERT INTO opportunity_line VALUES(600, 600, 1, 1)", "INSERT INTO opportunity VALUES(600, 600, 6, 'late', 1)", "INSERT INTO account VALUES(600, 'customer', 'later')"] {
+    for sql in [
+        "INSERT INTO opportunity_line VALUES(600, 600, 1, 1)",
+        "INSERT INTO opportunity VALUES(600, 600, 6, 'late', 1)",
+        "INSERT INTO account VALUES(600, 'customer', 'later')",
+    ] {
         direct.sql(sql);
         direct.equal();
     }
