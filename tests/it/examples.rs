@@ -507,3 +507,57 @@ fn example_shops_equals_its_oracle_after_random_edits() {
     play.edit(shops_edit, &shops_oracle, &[], |_| {});
     play.site.stop();
 }
+
+// --- docs/definition.md ---
+
+/// Returns the fenced blocks of a page: (what stands behind the fence, text).
+fn blocks(page: &str) -> Vec<(String, String)> {
+    let mut found: Vec<(String, String)> = Vec::new();
+    let mut inside = false;
+    for line in page.lines() {
+        match (line.strip_prefix("```"), inside) {
+            (Some(kind), false) => {
+                found.push((kind.to_owned(), String::new()));
+                inside = true;
+            }
+            (Some(_), true) => inside = false,
+            (None, true) => found.last_mut().unwrap().1.extend([line, "\n"]),
+            (None, false) => {}
+        }
+    }
+    found
+}
+
+#[test]
+fn the_definitions_of_the_page_about_definitions_check() {
+    let found = blocks(include_str!("../../docs/definition.md"));
+    let folder = tempfile::tempdir().unwrap();
+    let of = |kind: &str| found.iter().filter(|block| block.0 == kind).map(|block| block.1.as_str()).collect::<Vec<_>>();
+    run_sql(&folder.path().join("hq.db"), of("sql")[0]);
+    let check = |text: &str| {
+        let version = if text.starts_with("version") { "" } else { "version = 1\n" };
+        let server = if text.contains("[server]") { "" } else { "\n[server]\ndatabase = \"hq.db\"\n" };
+        std::fs::write(folder.path().join("dockmaster.toml"), format!("{version}{text}{server}")).unwrap();
+        let run = std::process::Command::new(env!("CARGO_BIN_EXE_dockmaster")).arg("check").current_dir(folder.path()).output().unwrap();
+        (run.status.code(), String::from_utf8_lossy(&run.stdout).into_owned() + &String::from_utf8_lossy(&run.stderr))
+    };
+    assert!(of("toml").len() >= 8);
+    for text in of("toml") {
+        let (code, said) = check(text);
+        println!("{said}");
+        assert_eq!(code, Some(0), "{text}");
+        assert!(!said.contains("by bytes, its collation"), "{said}");
+    }
+    let (code, said) = check(of("toml wrong")[0]);
+    assert_eq!(code, Some(2));
+    let problems: String = said.lines().filter(|line| !line.starts_with("warning")).map(|line| format!("{line}\n")).collect();
+    assert_eq!(problems, of("text")[0]);
+}
+
+#[test]
+fn the_page_about_definitions_names_every_function() {
+    let page = include_str!("../../docs/definition.md");
+    let list: String = page.lines().filter_map(|line| line.strip_prefix("> ")).collect::<Vec<_>>().join(" ");
+    let named: Vec<&str> = list.split(", ").map(str::trim).collect();
+    assert_eq!(named, dockmaster::store::predicate::FUNCTIONS);
+}
