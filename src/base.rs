@@ -1,7 +1,12 @@
 //! Layer 0: what every other part stands on. Imports nothing of ours.
 
+pub mod clock;
 pub mod disk;
+pub mod folder;
+pub mod group;
 pub mod ids;
 pub mod limits;
+pub mod lock;
+pub mod quarantine;
 pub mod space;
 pub mod step;

@@ -8,6 +8,5 @@ pub mod folder;
 pub mod inbox;
 pub mod init;
 pub mod local_applier;
-pub mod put;
 pub mod report;
 pub mod status;

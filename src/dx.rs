@@ -2,6 +2,9 @@
 //!
 //! `docs/dx-format.md` is the one description; `format` holds every constant of it.
 
+// Bytes of others pass here: no index and no cast that such bytes could make wrong.
+#![warn(clippy::indexing_slicing, clippy::cast_possible_truncation)]
+
 pub mod codec;
 pub mod error;
 pub mod format;

@@ -4,6 +4,9 @@
 //! TCP, TLS, the standard streams of ssh, or a test that hands messages over in any order. The wire is described in
 //! `docs/session-protocol.md`.
 
+// Bytes of others pass here: no index and no cast that such bytes could make wrong.
+#![warn(clippy::indexing_slicing, clippy::cast_possible_truncation)]
+
 pub mod admission;
 pub mod client;
 pub mod codec;

@@ -20,3 +20,4 @@ pub mod schema;
 pub mod snapshot;
 pub mod sqlite;
 pub mod swap;
+pub mod txnproc;

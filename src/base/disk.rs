@@ -7,19 +7,13 @@
 //! - After a failed flush nothing more is written (poison): the kernel may have thrown the bytes away and would report
 //!   success on a second try. The process has to start again and recover from its database.
 
-use std::collections::BTreeSet;
+use crate::base::folder::{EntryKind, list};
+use crate::base::group::GroupPut;
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
-/// Threads that flush the files of one group.
-const FLUSH_THREADS: usize = 8;
-/// Files of a group that are open at once; a group may have far more.
-const GROUP_OPEN_FILES_MAX: usize = 128;
-/// Buffer between a writer function and the file.
-const WRITE_BUFFER_BYTES: usize = 64 << 10;
 
 /// A failed operation on a file or folder.
 #[derive(Debug, thiserror::Error)]
@@ -139,13 +133,13 @@ impl Disk {
     }
 
     #[cfg(test)]
-    fn is_stopped(&self) -> bool {
+    pub(super) fn is_stopped(&self) -> bool {
         let stop = self.stop.lock().unwrap();
         stop.after.is_some_and(|after| stop.done >= after)
     }
 
     #[cfg(not(test))]
-    fn is_stopped(&self) -> bool {
+    pub(super) fn is_stopped(&self) -> bool {
         false
     }
 
@@ -185,7 +179,7 @@ impl Disk {
 
     /// Returns an empty group of files that become durable together.
     pub fn group(&self) -> GroupPut {
-        GroupPut { disk: self.clone(), open: Vec::new(), flushed: Vec::new() }
+        GroupPut::new(self.clone())
     }
 
     /// Moves a file that is complete and flushed to `final_dir/name`, without replacing, and flushes both folders.
@@ -210,7 +204,7 @@ impl Disk {
     pub fn replace(&self, from: &Path, to: &Path) -> Result<(), DiskError> {
         self.crash_point("replace", to)?;
         std::fs::rename(from, to).map_err(io_error("replace", to))?;
-        to.parent().map_or(Ok(()), |folder| self.sync_folder(folder))
+        self.sync_folder(folder_of(to))
     }
 
     /// Flushes an open file.
@@ -257,17 +251,10 @@ impl Disk {
     /// # Errors
     /// Anything of the disk; a missing folder is an empty one.
     pub fn clean_tmp(&self, tmp_dir: &Path) -> Result<usize, DiskError> {
-        let entries = match std::fs::read_dir(tmp_dir) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-            Err(error) => return Err(io_error("read folder", tmp_dir)(error)),
-        };
         let mut removed = 0;
-        for entry in entries {
-            let entry = entry.map_err(io_error("read folder", tmp_dir))?;
-            let kind = entry.file_type().map_err(io_error("look at", &entry.path()))?;
-            if !kind.is_dir() {
-                self.remove(&entry.path())?;
+        for entry in list(tmp_dir)? {
+            if entry.kind != EntryKind::Folder {
+                self.remove(&entry.path)?;
                 removed += 1;
             }
         }
@@ -290,10 +277,7 @@ impl Disk {
         #[cfg(unix)]
         std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
         builder.create(folder).map_err(io_error("make folder", folder))?;
-        match folder.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => self.sync_folder(parent),
-            _ => Ok(()),
-        }
+        self.sync_folder(folder_of(folder))
     }
 
     /// Opens an ordinary file for reading; a symbolic link, folder or device is refused.
@@ -316,143 +300,84 @@ impl Disk {
         if found.is_file() { Ok(file) } else { Err(DiskError::NotAFile { path: path.to_owned() }) }
     }
 
-    fn create_temporary(&self, tmp_dir: &Path, name: &str) -> Result<(File, PathBuf), DiskError> {
-        let number = self.temporary_names.fetch_add(1, Ordering::Relaxed);
-        let path = tmp_dir.join(format!("{name}.{}-{number}.tmp", std::process::id()));
-        self.crash_point("create", &path)?;
+    /// Opens a file that is being received, to continue it, and makes it if it is not there. Only for `tmp` folders.
+    ///
+    /// # Errors
+    /// Anything of the disk; also if a symbolic link stands there.
+    pub fn open_part(&self, path: &Path) -> Result<File, DiskError> {
+        self.crash_point("open", path)?;
+        self.owned_file().read(true).create(true).truncate(false).open(path).map_err(io_error("open", path))
+    }
+
+    /// Makes a new file that its caller fills, flushes by [`Disk::sync_file`] and moves to its place.
+    ///
+    /// # Errors
+    /// Anything of the disk; also if the name is taken.
+    pub fn create(&self, path: &Path) -> Result<File, DiskError> {
+        self.crash_point("create", path)?;
+        self.owned_file().create_new(true).open(path).map_err(io_error("create", path))
+    }
+
+    /// Writes `bytes` as `path`, in place of what stands there: readers see the old content or the new one.
+    ///
+    /// # Errors
+    /// Anything of the disk; the old content stands then.
+    pub fn replace_with(&self, tmp_dir: &Path, path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
+        let name = path.file_name().map_or_else(|| "unnamed".into(), |name| name.to_string_lossy().into_owned());
+        let (mut file, tmp) = self.create_temporary(tmp_dir, &name)?;
+        file.write_all(bytes).map_err(io_error("write", &tmp))?;
+        self.sync_file(&file, &tmp)?;
+        self.replace(&tmp, path)
+    }
+
+    /// Gives a file a second name, which must be free. File systems that know no second names get a flushed copy.
+    ///
+    /// # Errors
+    /// Anything of the disk.
+    pub fn keep_as(&self, path: &Path, second: &Path) -> Result<(), DiskError> {
+        self.crash_point("keep as", second)?;
+        if std::fs::hard_link(path, second).is_err() {
+            std::fs::copy(path, second).map_err(io_error("copy to", second))?;
+            self.sync_path(second)?;
+        }
+        Ok(())
+    }
+
+    /// Flushes a file that somebody else wrote.
+    ///
+    /// # Errors
+    /// As [`Disk::sync_file`].
+    pub fn sync_path(&self, path: &Path) -> Result<(), DiskError> {
+        let file = self.open(path)?;
+        self.sync_file(&file, path)
+    }
+
+    /// Returns how a file that only its owner may read is opened for writing; a link in its place is refused.
+    fn owned_file(&self) -> OpenOptions {
         let mut options = OpenOptions::new();
-        options.write(true).create_new(true);
+        options.write(true);
         #[cfg(unix)]
         {
             std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
             std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, nofollow_flags());
         }
-        let file = options.open(&path).map_err(io_error("create", &path))?;
+        options
+    }
+
+    pub(super) fn create_temporary(&self, tmp_dir: &Path, name: &str) -> Result<(File, PathBuf), DiskError> {
+        let number = self.temporary_names.fetch_add(1, Ordering::Relaxed);
+        let path = tmp_dir.join(format!("{name}.{}-{number}.tmp", std::process::id()));
+        let file = self.create(&path)?;
         Ok((file, path))
     }
 }
 
-/// Files of many folders that are written, flushed and renamed as a group, so that a round over 10,000 nodes does not
-/// cost 10,000 waits one after another. Nothing stands under a final name before [`GroupPut::commit`].
-///
-/// Dropping a group without commit leaves its temporary files for the next [`Disk::clean_tmp`], as a crash would.
-#[derive(Debug)]
-pub struct GroupPut {
-    disk: Disk,
-    open: Vec<(File, Planned)>,
-    flushed: Vec<Planned>,
+/// Returns the folder that a path lies in; a bare name lies in the current one.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-#[derive(Debug)]
-struct Planned {
-    tmp: PathBuf,
-    folder: PathBuf,
-    name: String,
-}
-
-impl GroupPut {
-    /// Writes one file of the group under a temporary name in `tmp_dir`, to become `final_dir/name`.
-    ///
-    /// # Errors
-    /// Anything of the disk. The group can then only be abandoned.
-    pub fn add<T>(
-        &mut self,
-        tmp_dir: &Path,
-        final_dir: &Path,
-        name: &str,
-        write: impl FnOnce(&mut dyn Write) -> io::Result<T>,
-    ) -> Result<T, DiskError> {
-        let (file, tmp) = self.disk.create_temporary(tmp_dir, name)?;
-        let planned = Planned { tmp, folder: final_dir.to_owned(), name: name.to_owned() };
-        let result = self.disk.crash_point("write", &planned.tmp).and_then(|()| {
-            let mut out = BufWriter::with_capacity(WRITE_BUFFER_BYTES, &file);
-            write(&mut out).and_then(|value| out.flush().map(|()| value)).map_err(io_error("write", &planned.tmp))
-        });
-        self.open.push((file, planned));
-        if self.open.len() >= GROUP_OPEN_FILES_MAX {
-            self.flush_open()?;
-        }
-        result
-    }
-
-    /// Returns how many files the group has.
-    pub fn len(&self) -> usize {
-        self.open.len() + self.flushed.len()
-    }
-
-    /// Returns whether the group has no file.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Flushes every file, then renames every file, then flushes each folder once.
-    ///
-    /// # Errors
-    /// Anything of the disk. Files that were renamed by then stay under their final names; whoever owns the queue
-    /// deletes what its database does not name.
-    pub fn commit(mut self) -> Result<(), DiskError> {
-        let result = self.flush_open().and_then(|()| self.publish());
-        if result.is_err() {
-            self.abandon();
-        }
-        result
-    }
-
-    /// Deletes the temporary files: the disk may be full, and they are of no use.
-    pub fn abandon(self) {
-        if self.disk.is_stopped() {
-            return;
-        }
-        for planned in self.open.iter().map(|(_, planned)| planned).chain(&self.flushed) {
-            if let Err(error) = std::fs::remove_file(&planned.tmp)
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                tracing::warn!(path = %planned.tmp.display(), %error, "temporary file stays until the next start");
-            }
-        }
-    }
-
-    fn flush_open(&mut self) -> Result<(), DiskError> {
-        let open = std::mem::take(&mut self.open);
-        let disk = &self.disk;
-        let result = in_parallel(&open, |(file, planned)| disk.sync_file(file, &planned.tmp));
-        self.flushed.extend(open.into_iter().map(|(_, planned)| planned));
-        result
-    }
-
-    fn publish(&self) -> Result<(), DiskError> {
-        for planned in &self.flushed {
-            let to = planned.folder.join(&planned.name);
-            self.disk.crash_point("rename", &to)?;
-            rename_noreplace(&planned.tmp, &to)?;
-        }
-        let folders: Vec<&Path> =
-            self.flushed.iter().map(|planned| planned.folder.as_path()).collect::<BTreeSet<_>>().into_iter().collect();
-        in_parallel(&folders, |folder| self.disk.sync_folder(folder))
-    }
-}
-
-/// Calls `work` for each item, on a few threads if there are many; returns the first error by position.
-fn in_parallel<T: Sync>(items: &[T], work: impl Fn(&T) -> Result<(), DiskError> + Sync) -> Result<(), DiskError> {
-    if items.len() < 3 {
-        return items.iter().try_for_each(work);
-    }
-    let work = &work;
-    let share = items.len().div_ceil(FLUSH_THREADS);
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = items.chunks(share).map(|part| scope.spawn(move || part.iter().try_for_each(work))).collect();
-        let mut result = Ok(());
-        for thread in threads {
-            match thread.join() {
-                Ok(outcome) => result = result.and(outcome),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        }
-        result
-    })
-}
-
-fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DiskError + use<> {
+pub(super) fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DiskError + use<> {
     let path = path.to_owned();
     move |source| DiskError::Io { operation, path, source }
 }
@@ -464,7 +389,7 @@ fn nofollow_flags() -> i32 {
 
 /// Renames unless the target exists; the check and the rename are one step.
 #[cfg(any(target_os = "linux", target_os = "android"))]
-fn rename_noreplace(from: &Path, to: &Path) -> Result<(), DiskError> {
+pub(super) fn rename_noreplace(from: &Path, to: &Path) -> Result<(), DiskError> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(()),
@@ -476,7 +401,7 @@ fn rename_noreplace(from: &Path, to: &Path) -> Result<(), DiskError> {
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn rename_noreplace(from: &Path, to: &Path) -> Result<(), DiskError> {
+pub(super) fn rename_noreplace(from: &Path, to: &Path) -> Result<(), DiskError> {
     link_noreplace(from, to)
 }
 
@@ -498,39 +423,6 @@ fn link_noreplace(from: &Path, to: &Path) -> Result<(), DiskError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_group_stopped_anywhere_leaves_whole_files_or_none() {
-        let run = |stop: Option<u64>| {
-            let folder = tempfile::tempdir().unwrap();
-            let disk = Disk::new();
-            let folders: Vec<PathBuf> = (0..3).map(|number| folder.path().join(number.to_string())).collect();
-            let tmp = folder.path().join("tmp");
-            folders.iter().chain([&tmp]).for_each(|folder| disk.ensure_folder(folder).unwrap());
-            let before = disk.operations_done();
-            if let Some(stop) = stop {
-                disk.stop_after(stop);
-            }
-            let mut group = disk.group();
-            let written = folders
-                .iter()
-                .try_for_each(|folder| group.add(&tmp, folder, "f", |out| out.write_all(b"content")))
-                .and_then(|()| group.commit());
-            assert_eq!(written.is_err(), stop.is_some());
-            let whole = folders.iter().filter(|folder| std::fs::read(folder.join("f")).is_ok_and(|found| found == b"content")).count();
-            let any = folders.iter().filter(|folder| folder.join("f").exists()).count();
-            assert_eq!(whole, any);
-            Disk::new().clean_tmp(&tmp).unwrap();
-            assert_eq!(std::fs::read_dir(&tmp).unwrap().count(), 0);
-            (disk.operations_done() - before, whole)
-        };
-        let (operations, whole) = run(None);
-        // Create, write, flush and rename of three files, flush of three folders.
-        assert_eq!((operations, whole), (15, 3));
-        for stop in 0..operations {
-            run(Some(stop));
-        }
-    }
 
     #[test]
     fn fault8_a_poisoned_disk_refuses_everything() {

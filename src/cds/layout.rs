@@ -8,6 +8,7 @@ use crate::base::ids::{Epoch, FileNo, Nonce, Revision, ServerId, TxnId};
 use crate::model::dock::{Dock, DockTable, TableIndex};
 use crate::model::schema::Schema;
 use crate::rules::graph::ScopeGraph;
+use crate::store::txnproc::TXNPROC_FILE_TABLE;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -30,13 +31,12 @@ CREATE TABLE scope_key(id INTEGER PRIMARY KEY, path INTEGER NOT NULL, value);
 CREATE INDEX scope_key_by_value ON scope_key(path, value);
 CREATE TABLE node(name TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE stopped(table_name TEXT PRIMARY KEY, reason TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE txnproc_file(file_no INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL,
-  content_hash BLOB NOT NULL, bytes INTEGER NOT NULL, created INTEGER NOT NULL);
 ";
 
 /// Creates every table of an empty data store. Indexes for searches come after the first filling.
 pub(super) fn create(conn: &Connection, dock: &Dock, graph: &ScopeGraph) -> rusqlite::Result<()> {
     conn.execute_batch(FIXED_TABLES)?;
+    conn.execute_batch(TXNPROC_FILE_TABLE)?;
     for (index, table) in dock.tables.iter().enumerate() {
         let columns =
             (0..table.columns.len())

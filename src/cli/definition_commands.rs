@@ -6,6 +6,7 @@ use crate::cli::exit::{Exit, Outcome};
 use crate::cli::output::{Output, count};
 use crate::cli::project::{Project, Settings};
 use crate::docking::root::{Access, DockingRoot};
+use crate::model::value::display_key;
 use crate::rules::check::Checked;
 use crate::rules::problem::Problem;
 use crate::rules::starter;
@@ -66,8 +67,15 @@ pub(crate) fn check(named: Option<&Path>, output: Output) -> Outcome {
 /// Prints problems and warnings, and in the end what they come to.
 fn report(project: &Project, output: Output) -> anyhow::Result<()> {
     let Checked { problems, warnings, dock, .. } = &project.checked;
+    let uncovered = dock.as_ref().map_or(Ok(Vec::new()), |dock| project.database.uncovered(dock))?;
     if output.is_json() {
-        return output.json(json!({ "problems": list(problems), "warnings": list(warnings), "ok": problems.is_empty() }));
+        let uncovered: Vec<Json> = uncovered
+            .iter()
+            .map(|of| json!({ "object": of.object, "table": of.table, "rows": of.rows, "unseen": of.unseen, "example": display_key(&of.example) }))
+            .collect();
+        return output.json(
+            json!({ "problems": list(problems), "warnings": list(warnings), "uncovered": uncovered, "ok": problems.is_empty() }),
+        );
     }
     for problem in problems {
         output.line(problem.to_string())?;
@@ -75,11 +83,21 @@ fn report(project: &Project, output: Output) -> anyhow::Result<()> {
     for warning in warnings {
         output.line(format!("warning: {warning}"))?;
     }
+    for of in &uncovered {
+        output.line(format!(
+            "warning: {} of {} rows of {} are shown by no rule of {} to any node, for example {}",
+            count(of.unseen.cast_signed()),
+            count(of.rows.cast_signed()),
+            of.table,
+            of.object,
+            display_key(&of.example)
+        ))?;
+    }
     match (problems.len(), dock) {
         (0, Some(dock)) => output.say(format!(
             "{}: no problems{}; {} objects, {} rules, {} tables",
             project.settings.config.display(),
-            match warnings.len() {
+            match warnings.len() + uncovered.len() {
                 0 => String::new(),
                 1 => ", 1 warning".to_owned(),
                 several => format!(", {several} warnings"),
@@ -176,6 +194,10 @@ fn plan_text(plan: &DeployPlan, settings: &Settings) -> String {
     if plan.builds_data_store {
         let created = if settings.root.exists() { "" } else { "created, " };
         lines.push(format!("  {root:<width$}  {created}{} rows copied into the data store", count(plan.rows.cast_signed())));
+    }
+    if let Some((first, rest)) = plan.left_out.split_first() {
+        let more = if rest.is_empty() { String::new() } else { format!(" and {} more (--json lists them)", rest.len()) };
+        lines.push(format!("  local databases will lack {first}{more}"));
     }
     lines.join("\n")
 }

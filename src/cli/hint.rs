@@ -72,8 +72,9 @@ fn spoken_for(cause: Cause<'_>) -> Option<Cause<'_>> {
         RouterError: Docking, Disk;
         DockingError: Disk, Content;
         ClientStatusError: Local, Folder;
-        InitError: Exchange, Put, Install;
-        ExchangeError: Folder, Put, Tcp;
+        InitError: Exchange, Disk, Install;
+        ExchangeError: Folder, Disk, Tcp;
+        FolderError: Disk;
         ApplyFault: Apply, Local;
         ApplyError: Local, Disk;
     }

@@ -1,5 +1,6 @@
 //! `status`, `serve`, `run`, `extract`: the commands around the stages.
 
+use crate::base::clock::now_seconds;
 use crate::base::ids::NodeName;
 use crate::cli::confirm::confirm;
 use crate::cli::exit::{Exit, Outcome};
@@ -16,13 +17,11 @@ use crate::store::sqlite::ServerDatabase;
 use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Shows how far everybody is; exit code 1 if something waits for a person.
 pub(crate) fn status(named: Option<&Path>, output: Output) -> Outcome {
     let settings = Settings::load(named)?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
-    let options = StatusOptions { database: settings.database, root: settings.root, server_name: settings.server.name, now };
+    let options = StatusOptions { database: settings.database, root: settings.root, server_name: settings.server.name, now: now_seconds() };
     let status = server_status(&options)?;
     if output.is_json() {
         output.json(status_view::server_json(&status))?;

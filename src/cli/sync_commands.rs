@@ -104,8 +104,10 @@ pub(crate) fn init(args: &InitArgs, output: Output) -> Outcome {
 
 /// Gets in step once.
 pub(crate) fn sync(args: &SyncArgs, output: Output) -> Outcome {
-    let folder = ClientFolder::of(&args.database).lock()?;
+    let folder = ClientFolder::of(&args.database);
+    // Before the lock, which makes the folder: a mistyped name leaves nothing behind.
     let config = folder.read_config()?;
+    let folder = folder.lock()?;
     let applier = Arc::new(Mutex::new(LocalApplier::open(&folder)?));
     let began = Instant::now();
     let mut report = SyncReport::default();
@@ -153,8 +155,10 @@ pub(crate) fn sync(args: &SyncArgs, output: Output) -> Outcome {
 
 /// Stays in step until Ctrl-C.
 pub(crate) fn watch(args: &DatabaseArgs, output: Output) -> Outcome {
-    let folder = ClientFolder::of(&args.database).lock()?;
+    let folder = ClientFolder::of(&args.database);
+    // Before the lock, which makes the folder: a mistyped name leaves nothing behind.
     let config = folder.read_config()?;
+    let folder = folder.lock()?;
     let applier = Arc::new(Mutex::new(LocalApplier::open(&folder)?));
     let shared: SharedApplier = applier.clone();
     let stop = signals::token()?;

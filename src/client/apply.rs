@@ -37,12 +37,14 @@ pub struct ApplyFolders {
     pub quarantine: PathBuf,
     /// For files that are not whole yet.
     pub tmp: PathBuf,
+    /// Writes them; a failed flush stops whoever shares it.
+    pub disk: Disk,
 }
 
 impl ApplyFolders {
     /// Returns the folders below a client's `DB.sync`.
     pub fn below(sync: &Path) -> ApplyFolders {
-        ApplyFolders { inbox: sync.join("inbox"), quarantine: sync.join("quarantine"), tmp: sync.join("tmp") }
+        ApplyFolders { inbox: sync.join("inbox"), quarantine: sync.join("quarantine"), tmp: sync.join("tmp"), disk: Disk::new() }
     }
 }
 
@@ -214,7 +216,7 @@ impl<'d> Applier<'d> {
         let state = local.state()?;
         let watermark =
             Watermark { file: state.applied_file, chain_hash: state.chain_hash, unit: state.applied_unit, revision: state.revision };
-        let inbox = Inbox::read(Disk::new(), folders, &state)?;
+        let inbox = Inbox::read(folders, &state)?;
         let pace = Pace { others: local.others_version()?, polite_until: None };
         Ok(Applier { local, inbox, watermark, pace })
     }

@@ -1,8 +1,10 @@
 //! The inbox as the apply step sees it: which files are there, what each one is, and where it goes.
 
 use super::apply::{ApplyError, ApplyFolders, ApplyReport, Held, Quarantined, Stopped};
-use crate::base::disk::{Disk, DiskError};
+use crate::base::disk::DiskError;
+use crate::base::folder;
 use crate::base::ids::{ContentHash, FileNo, NodeName};
+use crate::base::quarantine::{self, Aside};
 use crate::dx::error::DxError;
 use crate::dx::format::HEADER_BYTES;
 use crate::dx::header::{DxDirection, Expected, Header};
@@ -12,9 +14,6 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
-
-/// Most files of one name that are kept in quarantine.
-const KEPT_PER_NAME: usize = 100;
 
 /// A file that is proved to be the next one.
 #[derive(Debug)]
@@ -45,7 +44,6 @@ enum Flaw {
 /// The files of the inbox.
 #[derive(Debug)]
 pub(super) struct Inbox {
-    disk: Disk,
     folders: ApplyFolders,
     node: NodeName,
     state: LocalState,
@@ -55,28 +53,19 @@ pub(super) struct Inbox {
 
 impl Inbox {
     /// Reads the inbox of the node that `state` belongs to. A folder that is not there is an empty one.
-    pub(super) fn read(disk: Disk, folders: &ApplyFolders, state: &LocalState) -> Result<Inbox, ApplyError> {
-        let failed = |source| ApplyError::Folder { path: folders.inbox.clone(), source };
+    pub(super) fn read(folders: &ApplyFolders, state: &LocalState) -> Result<Inbox, ApplyError> {
         let (mut numbers, mut bad_names) = (BTreeSet::new(), Vec::new());
-        match std::fs::read_dir(&folders.inbox) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed(error)),
-            Ok(entries) => {
-                for entry in entries {
-                    let name = entry.map_err(failed)?.file_name();
-                    let name = name.to_string_lossy();
-                    match FileNo::from_file_name(&name) {
-                        Some(number) => {
-                            numbers.insert(number);
-                        }
-                        None if name.to_ascii_lowercase().ends_with(".dx") => bad_names.push(name.into_owned()),
-                        None => {}
-                    }
+        for entry in folder::list(&folders.inbox)? {
+            let name = entry.name.to_string_lossy();
+            match FileNo::from_file_name(&name) {
+                Some(number) => {
+                    numbers.insert(number);
                 }
+                None if name.to_ascii_lowercase().ends_with(".dx") => bad_names.push(name.into_owned()),
+                None => {}
             }
         }
-        bad_names.sort();
-        Ok(Inbox { disk, folders: folders.clone(), node: state.node.clone(), state: state.clone(), numbers, bad_names })
+        Ok(Inbox { folders: folders.clone(), node: state.node.clone(), state: state.clone(), numbers, bad_names })
     }
 
     /// Puts files aside whose names are no numbers (fault 18).
@@ -116,7 +105,7 @@ impl Inbox {
     /// Removes a file that is applied.
     pub(super) fn remove(&mut self, number: FileNo) -> Result<(), ApplyError> {
         self.numbers.remove(&number);
-        Ok(self.disk.remove(&self.path(number))?)
+        Ok(self.folders.disk.remove(&self.path(number))?)
     }
 
     /// Deals with a file that was applied already: the same again is dropped, another one under its number stops the node (F6).
@@ -197,7 +186,7 @@ impl Inbox {
         let path = self.path(number);
         let unreadable =
             |operation: &'static str, source| ApplyError::File { path: path.clone(), source: DxError::Io { operation, source } };
-        let mut file = match self.disk.open(&path) {
+        let mut file = match self.folders.disk.open(&path) {
             Ok(file) => file,
             Err(error @ DiskError::NotAFile { .. }) => return Ok(Err(Flaw::Foreign(error.to_string()))),
             Err(error) => return Err(error.into()),
@@ -229,7 +218,7 @@ impl Inbox {
     /// Returns whether the very same bytes lie in quarantine under that number: then fetching again has not helped.
     fn came_before(&self, number: FileNo) -> Result<bool, ApplyError> {
         let path = self.path(number);
-        for name in quarantine_names(&number.file_name()) {
+        for name in quarantine::names(&number.file_name()) {
             let kept = self.folders.quarantine.join(name);
             if !kept.exists() {
                 return Ok(false);
@@ -245,27 +234,15 @@ impl Inbox {
     fn put_aside(&self, quarantined: Quarantined, report: &mut ApplyReport) -> Result<(), ApplyError> {
         let from = self.folders.inbox.join(&quarantined.name);
         let to = &self.folders.quarantine;
-        self.disk.ensure_folder(to)?;
-        self.disk.ensure_folder(&self.folders.tmp)?;
+        let disk = &self.folders.disk;
+        disk.ensure_folder(to)?;
+        disk.ensure_folder(&self.folders.tmp)?;
         tracing::warn!(stage = "apply", file = quarantined.name, reason = quarantined.reason, "put into quarantine");
-        let free = quarantine_names(&quarantined.name).find(|name| !to.join(name).exists());
-        match free {
-            Some(name) => {
-                self.disk.rename(&from, to, &name)?;
-                let text = format!("{}\n", quarantined.reason);
-                self.disk.put(&self.folders.tmp, to, &format!("{name}.reason"), text.as_bytes())?;
-            }
-            // A hundred different flawed files under one name: one more tells nothing new and would fill the disk.
-            None => self.disk.remove(&from)?,
-        }
+        let (name, reason) = (&quarantined.name, &quarantined.reason);
+        quarantine::put_aside(disk, &Aside { file: &from, name, quarantine: to, tmp: &self.folders.tmp, reason })?;
         report.quarantined.push(quarantined);
         Ok(())
     }
-}
-
-/// Returns the names that a file can have in quarantine, in the order in which they are taken.
-fn quarantine_names(name: &str) -> impl Iterator<Item = String> {
-    (0..KEPT_PER_NAME).map(move |number| if number == 0 { name.to_owned() } else { format!("{name}.{number}") })
 }
 
 fn same_bytes(a: &Path, b: &Path) -> io::Result<bool> {

@@ -3,11 +3,12 @@
 //! The path of the database is the handle for everything, so cron, service and user agree, and two databases need no names.
 //! **Invariant**: whoever changes anything in the folder holds its lock, so two commands on one database never overlap.
 
+use crate::base::disk::{Disk, DiskError};
+use crate::base::folder;
 use crate::base::ids::{FileNo, IdError, NodeName, ServerId};
-use crate::client::put::{self, PutError};
+use crate::base::lock::{Hold, Lock, Taken};
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::Read;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use toml_edit::{DocumentMut, value};
@@ -37,9 +38,9 @@ pub enum FolderError {
         /// Field and what is wrong.
         why: String,
     },
-    /// The operating system says so.
+    /// A file or folder of it.
     #[error(transparent)]
-    Put(#[from] PutError),
+    Disk(#[from] DiskError),
 }
 
 impl FolderError {
@@ -114,13 +115,8 @@ impl ClientFolder {
     /// # Errors
     /// The inbox cannot be read.
     pub fn inbox_files(&self) -> Result<BTreeSet<FileNo>, FolderError> {
-        let inbox = self.inbox();
-        let at = |source| PutError { action: "read folder", path: inbox.clone(), source };
-        let mut files = BTreeSet::new();
-        for entry in fs::read_dir(&inbox).map_err(at)? {
-            files.extend(entry.map_err(at)?.file_name().to_str().and_then(FileNo::from_file_name));
-        }
-        Ok(files)
+        let entries = folder::list(&self.inbox())?;
+        Ok(entries.iter().filter_map(|entry| FileNo::from_file_name(entry.name.to_str()?)).collect())
     }
 
     /// Makes the folder if needed and takes its lock until the result is dropped.
@@ -128,21 +124,14 @@ impl ClientFolder {
     /// # Errors
     /// `Busy` if another command holds it.
     pub fn lock(&self) -> Result<LockedFolder, FolderError> {
+        let disk = Disk::new();
         for folder in [self.folder.clone(), self.inbox(), self.outbox(), self.tmp(), self.quarantine()] {
-            make_folder(&folder)?;
+            disk.ensure_folder(&folder)?;
         }
-        let path = self.folder.join("lock");
-        let at = |action| PutError::at(action, &path);
-        let mut file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(at("open"))?;
-        if !try_lock(&file).map_err(at("lock"))? {
-            let mut holder = String::new();
-            file.read_to_string(&mut holder).map_err(at("read"))?;
-            let holder = if holder.trim().is_empty() { "another command".to_owned() } else { holder.trim().to_owned() };
-            return Err(FolderError::Busy { database: self.database.clone(), holder });
+        match Lock::take(&disk, &self.folder.join("lock"), Hold::Exclusive)? {
+            Taken::Held(lock) => Ok(LockedFolder { folder: self.clone(), disk, _lock: lock }),
+            Taken::Busy(holder) => Err(FolderError::Busy { database: self.database.clone(), holder }),
         }
-        let holder = format!("remote-sync (pid {}, since {})\n", std::process::id(), jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S"));
-        file.set_len(0).and_then(|()| file.write_all(holder.as_bytes())).map_err(at("write"))?;
-        Ok(LockedFolder { folder: self.clone(), _lock: file })
     }
 
     /// Reads the configuration.
@@ -151,11 +140,15 @@ impl ClientFolder {
     /// `NoConfig` before init; `Config` names the field.
     pub fn read_config(&self) -> Result<RemoteConfig, FolderError> {
         let path = self.config_path();
-        match fs::read_to_string(&path) {
-            Ok(text) => RemoteConfig::parse(&text).map_err(|why| FolderError::Config { path, why }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(FolderError::NoConfig { path }),
-            Err(source) => Err(PutError { action: "read", path, source }.into()),
+        let file = match Disk::new().open(&path) {
+            Err(error) if error.is_not_found() => return Err(FolderError::NoConfig { path }),
+            file => file?,
+        };
+        let mut text = String::new();
+        if let Err(source) = file.take(CONFIG_BYTES_MAX).read_to_string(&mut text) {
+            return Err(DiskError::Io { operation: "read", path, source }.into());
         }
+        RemoteConfig::parse(&text).map_err(|why| FolderError::Config { path, why })
     }
 }
 
@@ -163,7 +156,8 @@ impl ClientFolder {
 #[derive(Debug)]
 pub struct LockedFolder {
     folder: ClientFolder,
-    _lock: File,
+    disk: Disk,
+    _lock: Lock,
 }
 
 impl Deref for LockedFolder {
@@ -174,12 +168,17 @@ impl Deref for LockedFolder {
 }
 
 impl LockedFolder {
+    /// Returns the disk handle that everything in the folder is written with.
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
     /// Writes the configuration.
     ///
     /// # Errors
     /// The file cannot be written; the old one stands.
     pub fn write_config(&self, config: &RemoteConfig) -> Result<(), FolderError> {
-        Ok(put::replace(&self.config_path(), config.to_text().as_bytes())?)
+        Ok(self.disk.replace_with(&self.tmp(), &self.config_path(), config.to_text().as_bytes())?)
     }
 }
 
@@ -196,6 +195,8 @@ pub struct RemoteConfig {
 
 /// Layout of `remote-sync.toml`.
 const CONFIG_VERSION: i64 = 1;
+/// Most bytes that are read of it.
+const CONFIG_BYTES_MAX: u64 = 64 << 10;
 
 impl RemoteConfig {
     /// Reads the text of the file.
@@ -241,32 +242,11 @@ impl RemoteConfig {
     }
 }
 
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+/// Returns `pos.db` + `.sync` = `pos.db.sync`.
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut text = path.as_os_str().to_owned();
     text.push(suffix);
     text.into()
-}
-
-fn make_folder(path: &Path) -> Result<(), PutError> {
-    let mut builder = fs::DirBuilder::new();
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::DirBuilderExt;
-        builder.mode(0o700);
-    }
-    match builder.create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        done => done.map_err(PutError::at("create folder", path)),
-    }
-}
-
-/// Returns whether the lock was free.
-fn try_lock(file: &File) -> io::Result<bool> {
-    match file.try_lock() {
-        Ok(()) => Ok(true),
-        Err(fs::TryLockError::WouldBlock) => Ok(false),
-        Err(fs::TryLockError::Error(error)) => Err(error),
-    }
 }
 
 #[cfg(test)]
@@ -280,7 +260,7 @@ mod tests {
         let held = folder.lock().unwrap();
         let refused = folder.lock().unwrap_err();
         assert!(refused.is_passing());
-        assert!(refused.to_string().contains(&format!("pid {}", std::process::id())), "{refused}");
+        assert!(refused.to_string().contains(&format!("process {}", std::process::id())), "{refused}");
         drop(held);
         folder.lock().unwrap();
     }

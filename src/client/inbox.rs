@@ -3,22 +3,22 @@
 //! Small files are made durable in groups, so that a thousand of them do not cost a thousand flushes of the folder. A part that was cut
 //! off is kept and continued in the next session; its bytes are hashed again then, so nothing is trusted that was not read.
 
-use crate::base::ids::FileNo;
-use crate::client::folder::{ClientFolder, FolderError};
-use crate::client::put::{self, PutError};
+use crate::base::disk::{Disk, DiskError};
+use crate::base::folder::{self, EntryKind};
+use crate::base::ids::{ByteHash, FileNo};
+use crate::base::quarantine::{self, Aside};
+use crate::client::folder::{ClientFolder, FolderError, LockedFolder};
 use crate::session::message::OfferedFile;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Files that are made durable together at most.
 const GROUP_FILES_MAX: usize = 64;
 /// Bytes that are made durable together at most.
 const GROUP_BYTES_MAX: u64 = 8 << 20;
-/// Damaged copies of one file that are kept.
-const QUARANTINE_COPIES_MAX: u32 = 8;
 
 /// A file that is coming, on disk and in the hash.
 pub struct Part {
@@ -39,15 +39,8 @@ impl Part {
     ///
     /// # Errors
     /// The file cannot be written, or has fewer bytes.
-    pub fn open(path: PathBuf, offset: u64) -> Result<Part, PutError> {
-        let mut options = OpenOptions::new();
-        options.create(true).truncate(false).read(true).write(true);
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::OpenOptionsExt;
-            options.mode(0o600).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
-        }
-        let mut file = options.open(&path).map_err(PutError::at("open", &path))?;
+    pub fn open(disk: &Disk, path: PathBuf, offset: u64) -> Result<Part, DiskError> {
+        let mut file = disk.open_part(&path)?;
         let mut hasher = Sha256::new();
         let mut keep = || -> std::io::Result<()> {
             file.set_len(offset.min(file.metadata()?.len()))?;
@@ -61,7 +54,9 @@ impl Part {
             }
             file.seek(SeekFrom::Start(offset)).map(drop)
         };
-        keep().map_err(PutError::at("continue", &path))?;
+        if let Err(source) = keep() {
+            return Err(DiskError::Io { operation: "continue", path, source });
+        }
         Ok(Part { file, path, at: offset, hasher })
     }
 
@@ -69,8 +64,8 @@ impl Part {
     ///
     /// # Errors
     /// The disk is full or broken.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<(), PutError> {
-        self.file.write_all(bytes).map_err(PutError::at("write", &self.path))?;
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), DiskError> {
+        self.file.write_all(bytes).map_err(|source| DiskError::Io { operation: "write", path: self.path.clone(), source })?;
         self.hasher.update(bytes);
         self.at += bytes.len() as u64;
         Ok(())
@@ -92,14 +87,15 @@ fn part_path(folder: &ClientFolder, file: FileNo) -> PathBuf {
     folder.tmp().join(format!("{}.part", file.file_name()))
 }
 
-fn part_number(path: &Path) -> Option<FileNo> {
-    FileNo::from_file_name(path.file_name()?.to_str()?.strip_suffix(".part")?)
+fn part_number(entry: &folder::Entry) -> Option<FileNo> {
+    FileNo::from_file_name(entry.name.to_str()?.strip_suffix(".part")?)
 }
 
 /// The writing side of one client's inbox.
 #[derive(Debug)]
 pub struct Inbox {
     folder: ClientFolder,
+    disk: Disk,
     applied: FileNo,
     have: BTreeSet<FileNo>,
     current: Option<(OfferedFile, Part)>,
@@ -117,9 +113,10 @@ impl Inbox {
     ///
     /// # Errors
     /// The folder cannot be read.
-    pub fn open(folder: &ClientFolder, applied: FileNo) -> Result<Inbox, FolderError> {
+    pub fn open(folder: &LockedFolder, applied: FileNo) -> Result<Inbox, FolderError> {
         let mut inbox = Inbox {
-            folder: folder.clone(),
+            folder: (**folder).clone(),
+            disk: folder.disk().clone(),
             applied,
             have: folder.inbox_files()?,
             current: None,
@@ -129,14 +126,11 @@ impl Inbox {
             damaged: 0,
         };
         let wanted = inbox.received().next();
-        let tmp = folder.tmp();
-        let at = |source| PutError { action: "read folder", path: tmp.clone(), source };
-        for entry in fs::read_dir(&tmp).map_err(at)? {
-            let entry = entry.map_err(at)?;
-            match part_number(&entry.path()) {
-                Some(file) if file == wanted => inbox.left = Some((file, entry.metadata().map_err(at)?.len())),
-                Some(_) => put::remove(&entry.path())?,
-                None => {}
+        for entry in folder::list(&folder.tmp())? {
+            match (part_number(&entry), entry.kind) {
+                (Some(file), EntryKind::File { bytes }) if file == wanted => inbox.left = Some((file, bytes)),
+                (Some(_), EntryKind::File { .. }) => inbox.disk.remove(&entry.path)?,
+                _ => {}
             }
         }
         Ok(inbox)
@@ -171,8 +165,8 @@ impl Inbox {
     ///
     /// # Errors
     /// The part cannot be written.
-    pub fn begin(&mut self, file: OfferedFile, offset: u64) -> Result<(), PutError> {
-        let part = Part::open(part_path(&self.folder, file.file), offset)?;
+    pub fn begin(&mut self, file: OfferedFile, offset: u64) -> Result<(), DiskError> {
+        let part = Part::open(&self.disk, part_path(&self.folder, file.file), offset)?;
         self.current = Some((file, part));
         Ok(())
     }
@@ -181,7 +175,7 @@ impl Inbox {
     ///
     /// # Errors
     /// The disk is full or broken.
-    pub fn store(&mut self, bytes: &[u8]) -> Result<(), PutError> {
+    pub fn store(&mut self, bytes: &[u8]) -> Result<(), DiskError> {
         self.current.as_mut().map_or(Ok(()), |(_, part)| part.write(bytes))
     }
 
@@ -189,7 +183,7 @@ impl Inbox {
     ///
     /// # Errors
     /// It cannot be moved there.
-    pub fn finish(&mut self) -> Result<bool, PutError> {
+    pub fn finish(&mut self) -> Result<bool, DiskError> {
         let Some((file, part)) = self.current.take() else { return Ok(false) };
         let (path, hash) = part.finish();
         if hash == file.byte_hash.0 {
@@ -198,10 +192,10 @@ impl Inbox {
             return Ok(true);
         }
         self.damaged += 1;
-        let quarantine = self.folder.quarantine();
-        let name = |copy| quarantine.join(format!("{}.{copy}", file.file.file_name()));
-        let free = (1..QUARANTINE_COPIES_MAX).find(|copy| !name(*copy).exists()).unwrap_or(QUARANTINE_COPIES_MAX);
-        fs::rename(&path, name(free)).map_err(PutError::at("move to quarantine", &path))?;
+        let (quarantine, tmp) = (self.folder.quarantine(), self.folder.tmp());
+        let reason = format!("damaged on the way: its SHA-256 is {}, {} was announced", ByteHash(hash), file.byte_hash);
+        let name = file.file.file_name();
+        quarantine::put_aside(&self.disk, &Aside { file: &path, name: &name, quarantine: &quarantine, tmp: &tmp, reason: &reason })?;
         Ok(false)
     }
 
@@ -214,12 +208,14 @@ impl Inbox {
     ///
     /// # Errors
     /// One of the steps failed; what was published before it is whole.
-    pub fn flush(&mut self) -> Result<FileNo, PutError> {
+    pub fn flush(&mut self) -> Result<FileNo, DiskError> {
         if !self.group.is_empty() {
             let inbox = self.folder.inbox();
-            let files: Vec<_> =
-                self.group.iter().map(|file| (part_path(&self.folder, file.file), inbox.join(file.file.file_name()))).collect();
-            put::publish(&files, &inbox)?;
+            let mut files = self.disk.group();
+            for file in &self.group {
+                files.adopt(&part_path(&self.folder, file.file), &inbox, &file.file.file_name())?;
+            }
+            files.commit()?;
             self.have.extend(self.group.drain(..).map(|file| file.file));
             self.group_bytes = 0;
         }

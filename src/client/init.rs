@@ -4,18 +4,19 @@
 //! there before stays usable until one rename puts the new one in its place. **Order of the last steps**: new database whole and
 //! durable; inbox emptied (its files belong to the former extract); configuration; the rename.
 
-use crate::base::ids::{Incarnation, InstallId, NodeName, ServerId};
+use crate::base::disk::{Disk, DiskError};
+use crate::base::ids::{ByteHash, Incarnation, InstallId, NodeName, ServerId};
+use crate::base::quarantine::{self, Aside};
 use crate::client::exchange::{ExchangeOptions, jitter, runtime};
-use crate::client::folder::{LockedFolder, RemoteConfig};
+use crate::client::folder::{LockedFolder, RemoteConfig, with_suffix};
 use crate::client::inbox::Part;
-use crate::client::put::{self, PutError};
 use crate::client::report::{ExchangeError, Progress, ProgressEvent};
 use crate::session::client::{Action, ClientSession, Closed, Event, init_hello};
 use crate::session::message::{ExtractOffer, Welcome};
 use crate::store::swap::{self, Expected, InstallError};
 use crate::transport::link::Link;
 use crate::transport::tcp;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -70,7 +71,7 @@ pub enum InitError {
     Exchange(#[from] ExchangeError),
     /// A file could not be made durable.
     #[error(transparent)]
-    Put(#[from] PutError),
+    Disk(#[from] DiskError),
     /// The new or the old database.
     #[error(transparent)]
     Install(#[from] InstallError),
@@ -123,15 +124,15 @@ pub fn init(folder: &LockedFolder, options: &InitOptions, progress: &mut dyn Pro
     getrandom::fill(&mut install_id.0).map_err(|error| InitError::Random(error.to_string()))?;
     let fetched = runtime()?.block_on(Box::pin(fetch(folder, options, install_id, progress)))?;
     progress.on(&ProgressEvent::ExtractChecking);
-    let new = folder.new_database();
+    let (disk, new) = (folder.disk(), folder.new_database());
     for suffix in ["", "-wal", "-shm", "-journal"] {
-        put::remove(&suffixed(&new, suffix))?;
+        disk.remove(&with_suffix(&new, suffix))?;
     }
-    unpack(&fetched.archive, &new, fetched.offer.raw_bytes)?;
+    unpack(disk, &fetched.archive, &new, fetched.offer.raw_bytes)?;
     let (epoch, incarnation) = (fetched.welcome.epoch, fetched.offer.incarnation);
     let expected = Expected { server_id: fetched.welcome.server_id, epoch, node: options.node.clone(), incarnation };
     swap::adopt(&new, &expected, install_id)?;
-    File::open(&new).and_then(|file| file.sync_all()).map_err(PutError::at("flush", &new))?;
+    disk.sync_path(&new)?;
     let replaced = put_in_place(folder, options, &fetched, exists)?;
     Ok(InitReport {
         server_name: fetched.welcome.server_name,
@@ -145,42 +146,30 @@ pub fn init(folder: &LockedFolder, options: &InitOptions, progress: &mut dyn Pro
 
 /// The last steps, in the order that the head of this file gives.
 fn put_in_place(folder: &LockedFolder, options: &InitOptions, fetched: &Fetched, exists: bool) -> Result<Option<PathBuf>, InitError> {
-    let database = folder.database();
+    let (disk, database) = (folder.disk(), folder.database());
     if exists {
         // Before anything is changed: a program that has the old database open stops the swap here.
         swap::retire(database)?;
     }
     for file in folder.inbox_files().map_err(ExchangeError::Folder)? {
-        put::remove(&folder.inbox().join(file.file_name()))?;
+        disk.remove(&folder.inbox().join(file.file_name()))?;
     }
-    put::sync_folder(&folder.inbox())?;
+    disk.sync_folder(&folder.inbox())?;
     let config = RemoteConfig { server: options.server.clone(), node: options.node.clone(), server_id: Some(fetched.welcome.server_id) };
     folder.write_config(&config).map_err(ExchangeError::Folder)?;
     let replaced = exists.then(|| folder.replaced_database());
     if let Some(kept) = &replaced {
-        put::remove(kept)?;
-        // A second name for the old file: it is never without one. Some file systems have no second names; they get a copy.
-        if fs::hard_link(database, kept).is_err() {
-            fs::copy(database, kept).map_err(PutError::at("keep the old database as", kept))?;
-        }
+        disk.remove(kept)?;
+        // A second name for the old file: it is never without one.
+        disk.keep_as(database, kept)?;
     }
     for suffix in ["-wal", "-shm", "-journal"] {
-        put::remove(&suffixed(database, suffix))?;
+        disk.remove(&with_suffix(database, suffix))?;
     }
-    fs::rename(folder.new_database(), database).map_err(PutError::at("rename to", database))?;
-    let home = database.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    put::sync_folder(home)?;
-    clean(folder)?;
+    disk.replace(&folder.new_database(), database)?;
+    // What init and former sessions left.
+    disk.clean_tmp(&folder.tmp())?;
     Ok(replaced)
-}
-
-/// Removes what init and former sessions left in `tmp/`.
-fn clean(folder: &LockedFolder) -> Result<(), PutError> {
-    let tmp = folder.tmp();
-    for entry in fs::read_dir(&tmp).map_err(PutError::at("read folder", &tmp))? {
-        put::remove(&entry.map_err(PutError::at("read folder", &tmp))?.path())?;
-    }
-    Ok(())
 }
 
 async fn fetch(
@@ -321,7 +310,7 @@ impl Download<'_> {
                 }
                 Action::BeginExtract { offset } => {
                     let offer = self.offer(machine)?;
-                    self.part = Some(Part::open(self.part_path(&offer), offset)?);
+                    self.part = Some(Part::open(self.folder.disk(), self.part_path(&offer), offset)?);
                 }
                 Action::Store { bytes, .. } => {
                     let Some(part) = &mut self.part else { continue };
@@ -361,7 +350,8 @@ impl Download<'_> {
             return Err(ExchangeError::Violation(format!("an extract of {} bytes", offer.bytes.max(offer.raw_bytes))).into());
         }
         if self.options.renew {
-            put::replace(&self.folder.tmp().join(RENEWED), offer.incarnation.to_string().as_bytes())?;
+            let tmp = self.folder.tmp();
+            self.folder.disk().replace_with(&tmp, &tmp.join(RENEWED), offer.incarnation.to_string().as_bytes())?;
         }
         if let Some(welcome) = &mut self.welcome {
             welcome.incarnation = offer.incarnation;
@@ -370,7 +360,7 @@ impl Download<'_> {
         let have = fs::metadata(&path).map_or(0, |metadata| metadata.len());
         if have == offer.bytes && have > 0 {
             // Fetched whole by an earlier run.
-            self.part = Some(Part::open(path, have)?);
+            self.part = Some(Part::open(self.folder.disk(), path, have)?);
             self.finish(offer)?;
             return Ok(Event::Leave);
         }
@@ -381,11 +371,14 @@ impl Download<'_> {
         let Some(part) = self.part.take() else { return Ok(()) };
         let (path, hash) = part.finish();
         if hash == offer.sha256.0 {
-            File::open(&path).and_then(|file| file.sync_all()).map_err(PutError::at("flush", &path))?;
+            self.folder.disk().sync_path(&path)?;
             self.done = Some((*offer, path));
         } else {
-            let kept = self.folder.quarantine().join(path.file_name().unwrap_or_default());
-            fs::rename(&path, &kept).map_err(PutError::at("move to quarantine", &path))?;
+            let name = path.file_name().map_or_else(|| "extract".into(), |name| name.to_string_lossy().into_owned());
+            let reason = format!("its SHA-256 is {}, {} was announced", ByteHash(hash), offer.sha256);
+            let (quarantine, tmp) = (self.folder.quarantine(), self.folder.tmp());
+            let aside = Aside { file: &path, name: &name, quarantine: &quarantine, tmp: &tmp, reason: &reason };
+            quarantine::put_aside(self.folder.disk(), &aside)?;
             tracing::warn!("extract {} is damaged, moved to quarantine", offer.incarnation);
             self.damaged = true;
         }
@@ -394,10 +387,10 @@ impl Download<'_> {
 }
 
 /// Unpacks an extract of exactly `raw_bytes` bytes.
-fn unpack(archive: &Path, target: &Path, raw_bytes: u64) -> Result<(), InitError> {
+fn unpack(disk: &Disk, archive: &Path, target: &Path, raw_bytes: u64) -> Result<(), InitError> {
     let wrong = |why: String| InitError::Unpack { path: archive.to_owned(), why };
-    let source = File::open(archive).map_err(PutError::at("open", archive))?;
-    let mut target_file = File::create_new(target).map_err(PutError::at("create", target))?;
+    let source = disk.open(archive)?;
+    let mut target_file = disk.create(target)?;
     let mut decoder = zstd::stream::read::Decoder::new(source).map_err(|error| wrong(error.to_string()))?;
     decoder.window_log_max(WINDOW_LOG_MAX).map_err(|error| wrong(error.to_string()))?;
     let mut buffer = vec![0; 256 << 10];
@@ -413,17 +406,11 @@ fn unpack(archive: &Path, target: &Path, raw_bytes: u64) -> Result<(), InitError
         if written > raw_bytes {
             return Err(wrong(format!("it holds more than the {raw_bytes} bytes that were announced")));
         }
-        target_file.write_all(&buffer[..count]).map_err(PutError::at("write", target))?;
+        target_file.write_all(&buffer[..count]).map_err(|source| DiskError::Io { operation: "write", path: target.to_owned(), source })?;
     }
     if written != raw_bytes {
         return Err(wrong(format!("it holds {written} bytes, {raw_bytes} were announced")));
     }
-    target_file.sync_all().map_err(PutError::at("flush", target))?;
+    disk.sync_file(&target_file, target)?;
     Ok(())
-}
-
-fn suffixed(path: &Path, suffix: &str) -> PathBuf {
-    let mut text = path.as_os_str().to_owned();
-    text.push(suffix);
-    text.into()
 }

@@ -1,9 +1,9 @@
 //! What an exchange tells: progress while it runs, a report at its end, an error if it did not come to its end.
 
+use crate::base::disk::DiskError;
 use crate::base::ids::{FileNo, NodeName};
 use crate::client::exchange::BoxError;
 use crate::client::folder::FolderError;
-use crate::client::put::PutError;
 use crate::session::message::{AppliedTo, Refusal, Unavailable};
 use crate::transport::tcp::TcpError;
 use std::io;
@@ -101,7 +101,7 @@ pub enum ExchangeError {
     Folder(#[from] FolderError),
     /// A file could not be made durable.
     #[error(transparent)]
-    Put(#[from] PutError),
+    Disk(#[from] DiskError),
     /// No line.
     #[error(transparent)]
     Tcp(#[from] TcpError),

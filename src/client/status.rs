@@ -2,10 +2,12 @@
 //!
 //! Reads `dock_state` and the client folder; takes no lock, so it can be asked while `watch` runs.
 
+use crate::base::disk::DiskError;
+use crate::base::folder;
 use crate::base::ids::FileNo;
+use crate::base::quarantine;
 use crate::client::folder::{ClientFolder, FolderError, RemoteConfig};
 use crate::store::local::{LocalDatabase, LocalError, LocalState};
-use std::io;
 use std::path::{Path, PathBuf};
 
 /// Why there is no status.
@@ -24,13 +26,8 @@ pub enum ClientStatusError {
     #[error(transparent)]
     Folder(#[from] FolderError),
     /// The quarantine cannot be listed.
-    #[error("read folder {}", path.display())]
-    Quarantine {
-        /// The folder.
-        path: PathBuf,
-        /// The system's reason.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Disk(#[from] DiskError),
 }
 
 /// The answer.
@@ -75,16 +72,7 @@ pub fn status(database: &Path) -> Result<ClientStatus, ClientStatusError> {
     })
 }
 
-fn quarantine(folder: &ClientFolder) -> Result<Vec<String>, ClientStatusError> {
-    let path = folder.quarantine();
-    let at = |source| ClientStatusError::Quarantine { path: path.clone(), source };
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(&path).map_err(at)? {
-        let name = entry.map_err(at)?.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".dx") {
-            names.push(name);
-        }
-    }
-    names.sort();
-    Ok(names)
+fn quarantine(folder: &ClientFolder) -> Result<Vec<String>, DiskError> {
+    let entries = folder::list(&folder.quarantine())?;
+    Ok(entries.into_iter().map(|entry| entry.name.to_string_lossy().into_owned()).filter(|name| !quarantine::is_note(name)).collect())
 }

@@ -4,14 +4,12 @@
 //! so nothing from a wire can leave the root.
 
 use crate::base::disk::Disk;
+use crate::base::folder::{self, EntryKind};
 use crate::base::ids::{FileNo, Incarnation, NodeName};
+use crate::base::lock::{Hold, Lock, Taken};
 use crate::docking::error::DockingError;
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, Write};
+use crate::model::toc;
 use std::path::{Path, PathBuf};
-
-/// Most bytes that are read of a lock file.
-const LOCK_NOTE_BYTES_MAX: u64 = 1 << 10;
 
 /// How a root is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +27,7 @@ pub enum Access {
 pub struct DockingRoot {
     path: PathBuf,
     disk: Disk,
-    _lock: Option<File>,
+    _lock: Option<Lock>,
 }
 
 impl DockingRoot {
@@ -47,15 +45,25 @@ impl DockingRoot {
     /// As [`DockingRoot::open`].
     pub fn open_with(path: &Path, access: Access, disk: Disk) -> Result<DockingRoot, DockingError> {
         let path = path.to_owned();
-        if access == Access::Look {
-            return Ok(DockingRoot { path, disk, _lock: None });
-        }
+        let hold = match access {
+            Access::Look => return Ok(DockingRoot::look(&path)),
+            Access::Exclusive => Hold::Exclusive,
+            Access::Shared => Hold::Shared,
+        };
         disk.ensure_folder(&path)?;
-        let lock = take_lock(&path, access)?;
+        let lock = match Lock::take(&disk, &path.join("lock"), hold)? {
+            Taken::Held(lock) => lock,
+            Taken::Busy(holder) => return Err(DockingError::InUse { root: path, holder }),
+        };
         let root = DockingRoot { path, disk, _lock: Some(lock) };
         root.disk.ensure_folder(&root.txnproc())?;
         root.disk.ensure_folder(&root.txnproc_tmp())?;
         Ok(root)
+    }
+
+    /// Returns a root to look at while others work on it ([`Access::Look`]); touches nothing.
+    pub fn look(path: &Path) -> DockingRoot {
+        DockingRoot { path: path.to_owned(), disk: Disk::new(), _lock: None }
     }
 
     /// Returns the root folder.
@@ -130,12 +138,12 @@ impl DockingRoot {
 
     /// Returns the path of a node's extract.
     pub fn extract(&self, node: &NodeName, incarnation: Incarnation) -> PathBuf {
-        self.outbox(node).join(format!("extract-{:08}.db.zst", incarnation.0))
+        self.outbox(node).join(toc::extract_file_name(incarnation))
     }
 
     /// Returns the path of the description of a node's extract, which is written last.
     pub fn extract_toc(&self, node: &NodeName, incarnation: Incarnation) -> PathBuf {
-        self.outbox(node).join(format!("extract-{:08}.toc", incarnation.0))
+        self.outbox(node).join(toc::toc_file_name(incarnation))
     }
 
     /// Makes a node's folders if they are not there.
@@ -154,58 +162,12 @@ impl DockingRoot {
     /// # Errors
     /// If the root cannot be listed.
     pub fn nodes(&self) -> Result<Vec<NodeName>, DockingError> {
-        let error = |source| DockingError::Io { operation: "list", path: self.path.clone(), source };
-        let mut nodes = Vec::new();
-        for entry in std::fs::read_dir(&self.path).map_err(error)? {
-            let entry = entry.map_err(error)?;
-            let is_folder = entry.file_type().map_err(error)?.is_dir();
-            if let Some(name) = entry.file_name().to_str().and_then(|name| name.parse::<NodeName>().ok())
-                && is_folder
-            {
-                nodes.push(name);
-            }
-        }
+        let mut nodes: Vec<NodeName> = folder::list(&self.path)?
+            .into_iter()
+            .filter(|entry| entry.kind == EntryKind::Folder)
+            .filter_map(|entry| entry.name.to_str()?.parse().ok())
+            .collect();
         nodes.sort();
         Ok(nodes)
     }
-}
-
-fn take_lock(root: &Path, access: Access) -> Result<File, DockingError> {
-    let path = root.join("lock");
-    let error = |operation| {
-        let path = path.clone();
-        move |source| DockingError::Io { operation, path, source }
-    };
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
-    #[cfg(unix)]
-    {
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, rustix::fs::OFlags::NOFOLLOW.bits() as i32);
-    }
-    let mut file = options.open(&path).map_err(error("open"))?;
-    let taken = if access == Access::Exclusive { file.try_lock() } else { file.try_lock_shared() };
-    match taken {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut note = String::new();
-            // The holder is only a courtesy: a note that cannot be read must not hide why the root cannot be opened.
-            let holder = match file.take(LOCK_NOTE_BYTES_MAX).read_to_string(&mut note) {
-                Ok(_) if !note.trim().is_empty() => note.trim().to_owned(),
-                _ => "another process".to_owned(),
-            };
-            return Err(DockingError::InUse { root: root.to_owned(), holder });
-        }
-        Err(TryLockError::Error(source)) => return Err(error("lock")(source)),
-    }
-    if access == Access::Exclusive {
-        let program = std::env::current_exe().ok().and_then(|path| path.file_name().map(|name| name.to_string_lossy().into_owned()));
-        let program = program.unwrap_or_else(|| "unknown program".to_owned());
-        let since = jiff::Timestamp::now();
-        file.set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| writeln!(file, "process {} ({program}) since {since:.0}", std::process::id()))
-            .map_err(error("write"))?;
-    }
-    Ok(file)
 }

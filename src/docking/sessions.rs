@@ -12,8 +12,6 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Name of the file in the docking root.
-pub const FILE_NAME: &str = "sessions.db";
 /// Layout that this program writes.
 pub const SESSIONS_VERSION: i64 = 1;
 /// Most session rows that are kept; the oldest go first.
@@ -400,7 +398,7 @@ mod tests {
     #[test]
     fn marks_sessions_and_alerts_survive_reopening() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(FILE_NAME);
+        let path = folder.path().join("sessions.db");
         let mark = mark(7, 5);
         let node = mark.node.clone();
         {
@@ -431,7 +429,7 @@ mod tests {
     #[test]
     fn the_first_local_database_keeps_an_extract() {
         let folder = tempfile::tempdir().unwrap();
-        let database = SessionsDb::open(&folder.path().join(FILE_NAME)).unwrap();
+        let database = SessionsDb::open(&folder.path().join("sessions.db")).unwrap();
         database.set_mark(&mark(1, 3)).unwrap();
         database.set_mark(&mark(2, 4)).unwrap();
         let kept = database.mark(&mark(1, 3).node, Incarnation(2)).unwrap().unwrap();

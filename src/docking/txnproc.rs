@@ -9,12 +9,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The table, for the Transaction Processor to create.
-pub const TXNPROC_FILE_TABLE: &str = "CREATE TABLE IF NOT EXISTS txnproc_file(
-    file_no INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL,
-    content_hash BLOB NOT NULL, bytes INTEGER NOT NULL, created TEXT NOT NULL)";
-
-/// A row of it.
+/// A row of that table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TxnprocRow {
     /// Number of the file.

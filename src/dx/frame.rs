@@ -92,8 +92,12 @@ impl Sealer {
         bytes.extend_from_slice(&FRAME_MARK);
         bytes.extend_from_slice(&[method, 0, 0, 0]);
         bytes.extend_from_slice(&raw_len.to_le_bytes());
-        // Not longer than raw_len, which fits.
-        bytes.extend_from_slice(&(stored.len() as u32).to_le_bytes());
+        let stored_len = u32::try_from(stored.len()).map_err(|_| DxError::TooLarge {
+            what: "frame",
+            value: stored.len() as u64,
+            limit: u64::from(u32::MAX),
+        })?;
+        bytes.extend_from_slice(&stored_len.to_le_bytes());
         let crc = crc32fast::hash(&bytes);
         bytes.extend_from_slice(&crc.to_le_bytes());
         bytes.extend_from_slice(stored);

@@ -85,7 +85,7 @@ impl Header {
         put(AT_VERSION, &FORMAT_VERSION.to_le_bytes());
         put(AT_DIRECTION, &[self.direction.to_byte()]);
         // A NodeName has 32 bytes at most.
-        put(AT_NODE_LENGTH, &[node.len() as u8]);
+        put(AT_NODE_LENGTH, &[u8::try_from(node.len()).unwrap_or(u8::MAX)]);
         put(AT_INCARNATION, &self.incarnation.0.to_le_bytes());
         put(AT_SERVER_ID, &self.server_id.0);
         put(AT_EPOCH, &self.epoch.0.to_le_bytes());

@@ -95,7 +95,8 @@ impl<R: Read + Seek> DxFile<R> {
         }
         hash.update(seal);
         let found = Trailer {
-            frames: frames.len() as u32,
+            // More cannot stand in a trailer, which is compared below.
+            frames: u32::try_from(frames.len()).unwrap_or(u32::MAX),
             units: u64::from_le_bytes(fixed(claims.get(TRAILER_AT_UNITS..TRAILER_AT_UNITS + 8).unwrap_or_default())),
             operations,
             raw_bytes,

@@ -44,12 +44,12 @@ pub(crate) fn append(out: &mut Vec<u8>, kind: u8, fill: impl FnOnce(&mut Vec<u8>
     let filled = fill(out);
     let length = out.len() - start - RECORD_HEADER_BYTES;
     let result = filled.and_then(|()| {
-        if length > DX_RECORD_BYTES_MAX {
+        let fits = u32::try_from(length).ok().filter(|_| length <= DX_RECORD_BYTES_MAX);
+        let Some(written) = fits else {
             return Err(DxError::TooLarge { what: "record", value: length as u64, limit: DX_RECORD_BYTES_MAX as u64 });
-        }
+        };
         if let Some(place) = out.get_mut(start + 1..start + RECORD_HEADER_BYTES) {
-            // Under the limit, so it fits.
-            place.copy_from_slice(&(length as u32).to_le_bytes());
+            place.copy_from_slice(&written.to_le_bytes());
         }
         Ok(())
     });

@@ -73,8 +73,11 @@ pub fn write_file(header: &Header, frames: &[Arc<SealedFrame>], out: &mut dyn Wr
     }
     let content_hash = content_hash(&header_bytes, frames.iter().map(|frame| &frame.raw_hash));
     let trailer = Trailer {
-        // A frame has more than one byte, so their number is far below the file limit.
-        frames: frames.len() as u32,
+        frames: u32::try_from(frames.len()).map_err(|_| DxError::TooLarge {
+            what: "number of frames",
+            value: frames.len() as u64,
+            limit: u64::from(u32::MAX),
+        })?,
         units: units.len() as u64,
         operations: frames.iter().map(|frame| frame.operations).sum(),
         raw_bytes: frames.iter().map(|frame| u64::from(frame.raw_len)).sum(),

@@ -5,6 +5,7 @@
 //! does not exist, and what a crash leaves is removed when the next extract of the node is made.
 
 use crate::base::disk::{Disk, DiskError};
+use crate::base::folder;
 use crate::base::ids::{ByteHash, ContentHash, Epoch, FileNo, Incarnation, NodeName, Revision, ServerId, TxnId};
 use crate::docking::root::DockingRoot;
 use crate::model::dock::Dock;
@@ -213,11 +214,10 @@ impl Write for Hashing<'_> {
 
 /// Removes the files of a folder whose names fit.
 fn remove_files(job: &ExtractJob<'_>, disk: &Disk, folder: &Path, fits: impl Fn(&str) -> bool) -> Result<(), ExtractError> {
-    let failed = |source| ExtractError::Folder { node: job.node.clone(), doing: "read", path: folder.to_owned(), source };
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        if entry.file_name().to_str().is_some_and(&fits) {
-            disk.remove(&entry.path()).map_err(|source| ExtractError::Disk { node: job.node.clone(), source: Box::new(source) })?;
+    let failed = |source| ExtractError::Disk { node: job.node.clone(), source: Box::new(source) };
+    for entry in folder::list(folder).map_err(failed)? {
+        if entry.name.to_str().is_some_and(&fits) {
+            disk.remove(&entry.path).map_err(failed)?;
         }
     }
     Ok(())

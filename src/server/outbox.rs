@@ -3,12 +3,15 @@
 //! No name from the wire becomes a path: a path is made of a checked node name and a number (T10). The bytes are hashed while they
 //! are sent, so that damage on the server's own disk is found by the server (fault F3), not guessed by the node.
 
-use crate::base::ids::{ByteHash, FileNo, Incarnation, NodeName, TxnId};
+use crate::base::disk::{Disk, DiskError};
+use crate::base::ids::{ByteHash, Incarnation, NodeName};
 use crate::base::limits::SESSION_CHUNK_BYTES;
+use crate::docking::root::DockingRoot;
+use crate::model::toc::Toc;
 use crate::session::message::ExtractOffer;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -18,6 +21,9 @@ const TOC_BYTES_MAX: u64 = 64 << 10;
 /// What is wrong with a file of the outbox.
 #[derive(Debug, thiserror::Error)]
 pub enum OutboxError {
+    /// The file cannot be opened.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// The operating system says so.
     #[error("read {}: {source}", .path.display())]
     Io {
@@ -49,36 +55,15 @@ pub enum OutboxError {
 impl OutboxError {
     /// Whether the file is not there at all.
     pub fn is_missing(&self) -> bool {
-        matches!(self, OutboxError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+        matches!(self, OutboxError::Disk(error) if error.is_not_found())
     }
-}
-
-/// Returns the path of a file in a node's outbox.
-pub fn file_path(root: &Path, node: &NodeName, file: FileNo) -> PathBuf {
-    root.join(node.as_str()).join("outbox").join(file.file_name())
-}
-
-/// Returns the path of an extract in a node's outbox; `kind` is `db.zst` or `toc`.
-pub fn extract_path(root: &Path, node: &NodeName, incarnation: Incarnation, kind: &str) -> PathBuf {
-    root.join(node.as_str()).join("outbox").join(format!("extract-{:08}.{kind}", incarnation.0))
 }
 
 /// Opens an ordinary file; a link is not followed.
 fn open(path: &Path) -> Result<(File, u64), OutboxError> {
-    let io = |source| OutboxError::Io { path: path.to_owned(), source };
-    let mut options = OpenOptions::new();
-    options.read(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
-        options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
-    }
-    let file = options.open(path).map_err(io)?;
-    let metadata = file.metadata().map_err(io)?;
-    if !metadata.is_file() {
-        return Err(io(io::Error::new(io::ErrorKind::InvalidInput, "not an ordinary file")));
-    }
-    Ok((file, metadata.len()))
+    let file = Disk::new().open(path)?;
+    let length = file.metadata().map_err(|source| OutboxError::Io { path: path.to_owned(), source })?.len();
+    Ok((file, length))
 }
 
 /// A file that is being read from some byte on.
@@ -154,8 +139,8 @@ impl Reading {
 ///
 /// # Errors
 /// The table of contents is there but cannot be read, or does not fit the file beside it.
-pub fn extract(root: &Path, node: &NodeName, incarnation: Incarnation) -> Result<Option<ExtractOffer>, OutboxError> {
-    let path = extract_path(root, node, incarnation, "toc");
+pub fn extract(root: &DockingRoot, node: &NodeName, incarnation: Incarnation) -> Result<Option<ExtractOffer>, OutboxError> {
+    let path = root.extract_toc(node, incarnation);
     let (file, length) = match open(&path) {
         Err(error) if error.is_missing() => return Ok(None),
         other => other?,
@@ -166,31 +151,18 @@ pub fn extract(root: &Path, node: &NodeName, incarnation: Incarnation) -> Result
     }
     let mut text = String::new();
     file.take(TOC_BYTES_MAX).read_to_string(&mut text).map_err(|source| OutboxError::Io { path: path.clone(), source })?;
-    let toc: serde_json::Value = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
-    let number = |field: &str| toc.get(field).and_then(serde_json::Value::as_u64).ok_or_else(|| wrong(format!("no number `{field}`")));
-    let hash = toc.get("sha256").and_then(read_hash).ok_or_else(|| wrong("no hash `sha256`".into()))?;
-    let unit = toc.get("unit").and_then(serde_json::Value::as_i64).ok_or_else(|| wrong("no number `unit`".into()))?;
-    let offer = ExtractOffer { incarnation, unit: TxnId(unit), bytes: number("bytes")?, raw_bytes: number("raw_bytes")?, sha256: hash };
-    if number("incarnation")? != u64::from(incarnation.0) {
-        return Err(wrong("it is of another incarnation".into()));
+    let toc: Toc = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+    if toc.incarnation != incarnation {
+        return Err(wrong(format!("it is of incarnation {}", toc.incarnation)));
     }
-    if toc.get("node").and_then(serde_json::Value::as_str) != Some(node.as_str()) {
-        return Err(wrong("it is of another node".into()));
+    if toc.node != *node {
+        return Err(wrong(format!("it is of node {}", toc.node)));
     }
-    let archive = extract_path(root, node, incarnation, "db.zst");
+    let offer = ExtractOffer { incarnation, unit: toc.unit, bytes: toc.bytes, raw_bytes: toc.raw_bytes, sha256: toc.sha256 };
+    let archive = root.extract(node, incarnation);
     let (_, found) = open(&archive)?;
     if found != offer.bytes {
         return Err(OutboxError::Length { path: archive, found, expected: offer.bytes });
     }
     Ok(Some(offer))
-}
-
-/// A hash is written in hex, or as a list of byte values.
-fn read_hash(value: &serde_json::Value) -> Option<ByteHash> {
-    if let Some(text) = value.as_str() {
-        return text.parse().ok();
-    }
-    let bytes: Vec<u8> =
-        value.as_array()?.iter().map(|byte| byte.as_u64().and_then(|byte| u8::try_from(byte).ok())).collect::<Option<_>>()?;
-    Some(ByteHash(bytes.try_into().ok()?))
 }

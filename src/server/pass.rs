@@ -3,6 +3,7 @@
 use super::extract::{self, ExtractError, ExtractJob};
 use super::router::{Router, RouterError, RouterOptions};
 use super::txnproc::{PendingExtract, TxnProc, TxnProcError};
+use crate::base::clock;
 use crate::base::ids::NodeName;
 use crate::base::step::Progress;
 use crate::docking::root::DockingRoot;
@@ -97,13 +98,15 @@ pub enum Stage {
     Router,
 }
 
-/// Runs the given stages until nothing waits, as cron does.
+/// Runs the given stages until nothing waits of what was committed when the pass began, as cron does.
 pub fn run(options: &ServeOptions, root: &Arc<DockingRoot>, stages: &[Stage]) -> Result<Pass, ServeError> {
     let mut pass = Pass::default();
     if stages.contains(&Stage::TxnProc) {
         let mut txnproc = TxnProc::open(&options.database, Arc::clone(root))?;
         restart_lost_extracts(&txnproc, root)?;
         tick(&txnproc, options)?;
+        // What is committed later is for the next pass: programs that write without a pause must not keep this one for ever.
+        let goal = txnproc.server().log_end()?;
         loop {
             let step = txnproc.step()?;
             for pending in step.extracts {
@@ -114,6 +117,9 @@ pub fn run(options: &ServeOptions, root: &Arc<DockingRoot>, stages: &[Stage]) ->
                 break;
             }
             pass.units += 1;
+            if txnproc.cds().state().position >= goal {
+                break;
+            }
         }
     }
     if stages.contains(&Stage::Router) {
@@ -139,7 +145,7 @@ pub(super) fn tick(txnproc: &TxnProc, options: &ServeOptions) -> Result<(), Serv
 
 /// Returns the day that time windows count from, days since 1970 (UTC).
 pub fn window_day(day_starts_minutes: i64) -> i64 {
-    let minutes = super::txnproc::now_micros() / 60_000_000;
+    let minutes = clock::now_seconds() / 60;
     (minutes - day_starts_minutes).div_euclid(24 * 60)
 }
 

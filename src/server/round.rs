@@ -139,7 +139,11 @@ impl RoundContent {
         let mut headings: Vec<Option<usize>> = vec![None; unit.tables.len()];
         let mut buckets: Vec<Option<usize>> = vec![None; routed.audiences.len()];
         for delivery in &routed.deliveries {
-            let (Some(event), Some(audience)) = (unit.rows.get(delivery.row), routed.audiences.get(delivery.audience)) else { continue };
+            let (Some(event), Some(audience)) = (unit.rows.get(delivery.row), routed.audiences.get(delivery.audience)) else {
+                // A row that is left out in silence would be missing at a node for ever.
+                let source = DxError::Content(format!("row {} of the unit was routed but is not there", delivery.row));
+                return Err(CollectError { unit: unit.unit, table: String::new(), key: String::new(), source });
+            };
             let error = |source| CollectError {
                 unit: unit.unit,
                 table: unit.tables.get(event.table as usize).map(|table| table.name.clone()).unwrap_or_default(),

@@ -7,7 +7,6 @@ use crate::base::step::Progress;
 use crate::docking::ledger::Ledger;
 use crate::docking::queue;
 use crate::docking::root::{Access, DockingRoot};
-use crate::docking::txnproc::TXNPROC_FILE_TABLE;
 use crate::dx::header::{DxDirection, Header};
 use crate::dx::reader::DownloadReader;
 use crate::dx::writer::TxnprocFile;
@@ -15,6 +14,7 @@ use crate::model::event::{NodeEvent, RowEvent, ScopeKey, TableHeading, UnitEvent
 use crate::model::value::Value;
 use crate::server::round::RoundLimits;
 use crate::server::router::{Router, RouterError, RouterOptions};
+use crate::store::txnproc::TXNPROC_FILE_TABLE;
 use rusqlite::{Connection, params};
 use std::fs::File;
 use std::path::Path;
@@ -82,7 +82,7 @@ fn write_txnproc(root: &DockingRoot, count: usize) {
         (first, previous) = (header.last.0 + 1, summary.content_hash);
         if !root.txnproc_file(file_no).exists() {
             root.disk().put(&root.txnproc_tmp(), &root.txnproc(), &file_no.file_name(), &bytes).unwrap();
-            let sql = "INSERT INTO txnproc_file(file_no, first, last, content_hash, bytes, created) VALUES(?1, ?2, ?3, ?4, ?5, '')";
+            let sql = "INSERT INTO txnproc_file(file_no, first, last, content_hash, bytes, created) VALUES(?1, ?2, ?3, ?4, ?5, 0)";
             let row = params![file_no.0 as i64, header.first.0, header.last.0, summary.content_hash.0, bytes.len() as i64];
             cds.execute(sql, row).unwrap();
         }

@@ -7,7 +7,8 @@ use super::directory::{Directory, Routed};
 use super::pass::{ServeError, ServeOptions, build_extract, restart_lost_extracts, tick};
 use super::router::{Router, RouterError, RouterOptions};
 use super::syncmgr::{self, SyncOptions};
-use super::txnproc::{PendingExtract, TxnProc, now_micros};
+use super::txnproc::{PendingExtract, TxnProc};
+use crate::base::clock::now_seconds;
 use crate::base::step::{Progress, Wake};
 use crate::docking::root::DockingRoot;
 use crate::docking::sessions::SessionsDb;
@@ -152,8 +153,7 @@ fn build_or_report(pending: &PendingExtract, root: &DockingRoot, stop: &Stop) ->
             Err(error) => {
                 tracing::error!(stage = "extract", %node, %error, "no extract");
                 let text = format!("its extract cannot be made: {error}");
-                let told = SessionsDb::open(&root.sessions_db())
-                    .and_then(|sessions| sessions.alert(node.as_str(), &text, now_micros() / 1_000_000));
+                let told = SessionsDb::open(&root.sessions_db()).and_then(|sessions| sessions.alert(node.as_str(), &text, now_seconds()));
                 if let Err(error) = told {
                     tracing::error!(%error, "the alert could not be kept");
                 }

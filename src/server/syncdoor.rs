@@ -1,10 +1,11 @@
 //! Letting a node in: gathers what the server database, the ledger and `sessions.db` know, has `session::admission` decide, and takes
 //! the node's one session.
 
+use crate::base::clock::now_seconds;
 use crate::base::ids::{ContentHash, FileNo, Incarnation, NodeName};
 use crate::docking::sessions::{Begin, End, Mark};
 use crate::server::syncmgr::{BoxError, Claim, OutboxIndex, Shared};
-use crate::server::syncsession::{Answer, blocking, now};
+use crate::server::syncsession::{Answer, blocking};
 use crate::session::admission::{self, Admitted, NodeFacts, ServerIdentity, Turned};
 use crate::session::message::{AppliedTo, Hello, Mode, RefusalCode};
 use crate::session::server::Event;
@@ -101,7 +102,7 @@ impl Door {
             mode: hello.mode.to_string(),
             program: hello.program.clone(),
             incarnation: hello.incarnation,
-            now: now(),
+            now: now_seconds(),
         };
         let claim = match &verdict {
             Ok(_) => shared.claim(&node.name, self.pulse, self.cut),
@@ -112,7 +113,7 @@ impl Door {
         match claim {
             Err(turned) => {
                 let detail = format!("{:?}: {}", turned.refusal.code, turned.detail);
-                sessions.end(row, &End { outcome: "refused", detail, files_sent: 0, bytes_sent: 0, now: now() })?;
+                sessions.end(row, &End { outcome: "refused", detail, files_sent: 0, bytes_sent: 0, now: now_seconds() })?;
                 verdict = Err(turned);
                 Ok((verdict, None))
             }
@@ -123,7 +124,7 @@ impl Door {
                     install_id: hello.install_id,
                     received: hello.received.min(facts.last_file).max(hello.applied.file),
                     applied: hello.applied,
-                    last_seen: now(),
+                    last_seen: now_seconds(),
                 });
                 if let Some(mark) = &mark {
                     sessions.set_mark(mark)?;

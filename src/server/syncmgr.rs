@@ -5,7 +5,8 @@
 
 use crate::base::ids::{ByteHash, ContentHash, FileNo, Incarnation, NodeName, TxnId};
 use crate::base::limits::SESSIONS_MAX;
-use crate::docking::sessions::{self, SessionsDb, SessionsError};
+use crate::docking::root::DockingRoot;
+use crate::docking::sessions::{SessionsDb, SessionsError};
 use crate::model::node::Node;
 use crate::server::syncsession;
 use crate::session::admission::{ServerIdentity, Turned};
@@ -138,7 +139,7 @@ struct Slot {
 pub(super) struct Shared {
     pub(super) directory: Arc<dyn NodeDirectory>,
     pub(super) index: Arc<dyn OutboxIndex>,
-    pub(super) root: PathBuf,
+    pub(super) root: Arc<DockingRoot>,
     pub(super) timing: Timing,
     pub(super) routed: watch::Receiver<u64>,
     sessions: Mutex<SessionsDb>,
@@ -172,7 +173,7 @@ impl Shared {
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("root", &self.root).finish_non_exhaustive()
+        f.debug_struct("Shared").field("root", &self.root.path()).finish_non_exhaustive()
     }
 }
 
@@ -213,11 +214,12 @@ impl SyncManager {
         routed: watch::Receiver<u64>,
     ) -> Result<SyncManager, SyncError> {
         let listener = tcp::listen(&options.listen).await?;
-        let sessions = SessionsDb::open(&options.root.join(sessions::FILE_NAME))?;
+        let root = DockingRoot::look(&options.root);
+        let sessions = SessionsDb::open(&root.sessions_db())?;
         let shared = Arc::new(Shared {
             directory,
             index,
-            root: options.root,
+            root: Arc::new(root),
             timing: options.timing,
             routed,
             sessions: Mutex::new(sessions),

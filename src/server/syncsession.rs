@@ -3,6 +3,7 @@
 //! The task waits for whatever comes first: a message, room on the line, the answer of a blocking call, news from the Router, a tick.
 //! At most one call for the machine is outstanding and at most one chunk is in hand, so a slow node costs little memory.
 
+use crate::base::clock::now_seconds;
 use crate::base::ids::{FileNo, Incarnation, NodeName};
 use crate::docking::sessions::{End, Mark};
 use crate::model::node::Node;
@@ -20,7 +21,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -243,11 +244,11 @@ impl Task {
             }
             Action::ListFiles { after, limit } => self.call = self.list_files(after, limit),
             Action::ReadFile { file, offset } => {
-                let path = self.node.as_ref().map(|node| outbox::file_path(&self.shared.root, node, file.file));
+                let path = self.node.as_ref().map(|node| self.shared.root.outbox_file(node, file.file));
                 self.call = path.map(|path| open_file(move || Reading::open(path, file.bytes, file.byte_hash, offset)));
             }
             Action::ReadExtract { offer, offset } => {
-                let path = self.node.as_ref().map(|node| outbox::extract_path(&self.shared.root, node, offer.incarnation, "db.zst"));
+                let path = self.node.as_ref().map(|node| self.shared.root.extract(node, offer.incarnation));
                 self.call = path.map(|path| open_file(move || Reading::open(path, offer.bytes, offer.sha256, offset)));
             }
             Action::Forget => {
@@ -375,7 +376,7 @@ impl Task {
     fn note(&mut self, change: impl FnOnce(&mut Mark)) {
         if let Some(mark) = self.seat.as_mut().and_then(|seat| seat.mark.as_mut()) {
             change(mark);
-            mark.last_seen = now();
+            mark.last_seen = now_seconds();
             self.note = Some(mark.clone());
         }
     }
@@ -384,7 +385,7 @@ impl Task {
         let node = self.node.as_ref().map_or_else(String::new, ToString::to_string);
         tracing::error!(node, peer = self.peer, "{text}");
         let shared = self.shared.clone();
-        if let Err(error) = blocking(move || Ok(shared.sessions().alert(&node, &text, now())?)).await {
+        if let Err(error) = blocking(move || Ok(shared.sessions().alert(&node, &text, now_seconds())?)).await {
             tracing::error!("an alert could not be kept: {error}");
         }
     }
@@ -415,7 +416,7 @@ impl Task {
             }
         }
         if let Some(seat) = self.seat.take() {
-            let end = End { outcome, detail, files_sent: self.files_sent, bytes_sent: self.link.bytes().1, now: now() };
+            let end = End { outcome, detail, files_sent: self.files_sent, bytes_sent: self.link.bytes().1, now: now_seconds() };
             let shared = self.shared.clone();
             if let Err(error) = blocking(move || Ok(shared.sessions().end(seat.row, &end)?)).await {
                 tracing::error!(node, "write sessions.db: {error}");
@@ -464,7 +465,7 @@ async fn await_extract(shared: Arc<Shared>, node: NodeName, incarnation: Incarna
     loop {
         // Seen before the look, so that an extract that comes in between wakes us.
         routed.mark_unchanged();
-        let (root, name) = (shared.root.clone(), node.clone());
+        let (root, name) = (Arc::clone(&shared.root), node.clone());
         match blocking(move || Ok(outbox::extract(&root, &name, incarnation)?)).await {
             Ok(Some(offer)) => return Answer::Event(Event::ExtractReady(offer)),
             Ok(None) => {}
@@ -500,9 +501,4 @@ async fn answered(call: &mut Option<Call>) -> Answer {
         Some(call) => call.await,
         None => std::future::pending().await,
     }
-}
-
-/// Returns the seconds since 1970, for people.
-pub(super) fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }

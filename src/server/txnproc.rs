@@ -5,6 +5,7 @@
 //! commit of `cds.db` that holds position, data, counts and the file's ledger row. A crash between any two leaves a
 //! file without a row, which is deleted and made anew, perhaps longer (R25).
 
+use crate::base::clock::now_micros;
 use crate::base::disk::DiskError;
 use crate::base::ids::{ContentHash, FileNo, NodeName, Nonce, TxnId};
 use crate::base::step::Progress;
@@ -29,7 +30,6 @@ use crate::store::sqlite::{ServerDatabase, StoreError};
 use rusqlite::Connection;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Level at which txnproc files are compressed.
 const ZSTD_LEVEL: i32 = 1;
@@ -282,9 +282,4 @@ pub(crate) fn new_nonce() -> Result<Nonce, TxnProcError> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|error| TxnProcError::Random(error.to_string()))?;
     Ok(Nonce(bytes))
-}
-
-/// Microseconds since 1970, for people only.
-pub(crate) fn now_micros() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }

@@ -145,13 +145,13 @@ pub fn decode(bytes: &Bytes) -> Result<Message, CodecError> {
             if theirs.common(Versions::PROTOCOL).is_none() {
                 return Ok(Message::Foreign(theirs));
             }
-            let mut hello: Hello = get("Hello", &body[12..])?;
+            let mut hello: Hello = get("Hello", &body.slice(12..))?;
             hello.protocol = Some(theirs);
             Message::Hello(Box::new(hello))
         }
         kind::REFUSED => {
             let code = RefusalCode::from_number(u16::from_le_bytes(fixed(&body, 0).ok_or(short)?));
-            let text = std::str::from_utf8(&body[2..]).map_err(|_| bad("Refused", "text is not UTF-8"))?;
+            let text = std::str::from_utf8(&body.slice(2..)).map(str::to_owned).map_err(|_| bad("Refused", "text is not UTF-8"))?;
             Message::Refused(Refusal::new(code, text))
         }
         kind::CHUNK => {

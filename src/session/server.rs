@@ -440,12 +440,12 @@ impl ServerSession {
         let State::Listing(fetch) = self.state else {
             return self.illegal("Files");
         };
-        let Some(newest) = files.last() else {
+        let (Some(oldest), Some(newest)) = (files.first().map(|file| file.file), files.last().map(|file| file.file)) else {
             return Ok(self.served(fetch));
         };
-        self.last_file = self.last_file.max(newest.file);
+        self.last_file = self.last_file.max(newest);
         let mut actions = vec![Action::Send(Message::Offer(files.clone()))];
-        if files[0].file != fetch.next {
+        if oldest != fetch.next {
             // The ledger keeps what a node has not applied; a hole means that it was purged or lost.
             self.state = State::Idle;
             actions.push(Action::Alert(format!("file {} is not in the ledger any more, but the node asks for it", fetch.next)));

@@ -157,7 +157,10 @@ impl ApplyTransaction<'_> {
                 Some((known, table)) if std::ptr::eq(known, *heading) => table,
                 _ => match catalogue.tables.get(*heading) {
                     Some(table) => table,
-                    None => continue, // Cannot be: it was put there above.
+                    None => {
+                        let reason = "its heading was not looked up".to_owned();
+                        return Err(UnitError::Malformed { table: heading.name.clone(), reason });
+                    }
                 },
             };
             last = Some((heading, table));

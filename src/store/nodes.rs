@@ -111,12 +111,20 @@ impl NodeWriter<'_> {
     /// # Errors
     /// A statement failed.
     pub fn last_incarnation(&self, name: &NodeName) -> Result<Incarnation, StoreError> {
-        self.database
+        let remembered = last_incarnation_name(name);
+        let found = self
+            .database
             .connection
-            .query_row("SELECT value FROM main.dock_meta WHERE name = ?1", [last_incarnation_name(name)], |row| row.get::<_, String>(0))
+            .query_row("SELECT value FROM main.dock_meta WHERE name = ?1", [&remembered], |row| row.get::<_, String>(0))
             .optional()
-            .map(|found| Incarnation(found.and_then(|text| text.parse().ok()).unwrap_or_default()))
-            .map_err(self.database.fault("reading dock_meta"))
+            .map_err(self.database.fault("reading dock_meta"))?;
+        let Some(text) = found else { return Ok(Incarnation(0)) };
+        // Not 0 in its place: files of the earlier node would be taken for those of the new one.
+        text.parse().map(Incarnation).map_err(|_| StoreError::Damaged {
+            path: self.database.path.clone(),
+            what: format!("dock_meta `{remembered}`"),
+            reason: format!("`{text}` is no incarnation"),
+        })
     }
 
     /// Writes the full state of a node, new or not, with its control.

@@ -139,7 +139,8 @@ pub fn in_step(site: &Site, nodes: &[&str]) {
 
 /// Demands that the local databases equal the oracle as they are.
 pub fn equal(site: &Site, nodes: &[&str]) {
-    let report: String = NODES.iter().filter(|(node, _)| nodes.contains(node)).map(|(node, employee)| differences(site, &local(node), *employee)).collect();
+    let report: String =
+        NODES.iter().filter(|(node, _)| nodes.contains(node)).map(|(node, employee)| differences(site, &local(node), *employee)).collect();
     assert_eq!(report, "");
 }
 
@@ -160,6 +161,8 @@ pub fn routed(site: &Site) {
 pub fn server_sql(site: &Site, sql: &str) {
     let conn = rusqlite::Connection::open(site.path("hq.db")).unwrap();
     conn.busy_timeout(std::time::Duration::from_secs(20)).unwrap();
+    // As SQLite's default is; the library that is built in here has another.
+    conn.execute_batch("PRAGMA foreign_keys = OFF").unwrap();
     conn.execute_batch(sql).unwrap();
 }
 

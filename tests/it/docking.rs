@@ -4,9 +4,10 @@
 
 use dockmaster::base::disk::{Disk, DiskError};
 use dockmaster::base::ids::{ByteHash, ContentHash, Epoch, FileNo, Incarnation, NodeName, Revision, ServerId, TxnId};
+use dockmaster::base::quarantine::{Aside, put_aside};
 use dockmaster::docking::error::DockingError;
 use dockmaster::docking::ledger::{Ledger, NodeChange, OutboxFile, Round, RouterState};
-use dockmaster::docking::queue::{list, quarantine};
+use dockmaster::docking::queue::list;
 use dockmaster::docking::root::{Access, DockingRoot};
 use dockmaster::model::event::ScopeKey;
 use dockmaster::model::value::Value;
@@ -119,13 +120,15 @@ fn d3_quarantine_keeps_every_file_with_its_reason() {
     let (inbox, tmp, folder) = (root.inbox(&node()), root.tmp(&node()), root.quarantine(&node()));
     for round in ["first", "second", "third"] {
         std::fs::write(inbox.join("00000001.dx"), round).unwrap();
-        quarantine(&root, &inbox.join("00000001.dx"), &folder, &tmp, &format!("{round} reason")).unwrap();
+        let (file, reason) = (inbox.join("00000001.dx"), format!("{round} reason"));
+        let aside = Aside { file: &file, name: "00000001.dx", quarantine: &folder, tmp: &tmp, reason: &reason };
+        put_aside(root.disk(), &aside).unwrap().unwrap();
         assert_eq!(names(&inbox).len(), 0);
     }
     assert_eq!(names(&folder).len(), 6);
     for (name, round) in [("00000001.dx", "first"), ("00000001.dx.1", "second"), ("00000001.dx.2", "third")] {
         assert_eq!(std::fs::read_to_string(folder.join(name)).unwrap(), round);
-        assert_eq!(std::fs::read_to_string(folder.join(format!("{name}.reason"))).unwrap(), format!("{round} reason"));
+        assert_eq!(std::fs::read_to_string(folder.join(format!("{name}.reason"))).unwrap(), format!("{round} reason\n"));
     }
 }
 

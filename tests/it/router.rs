@@ -7,7 +7,6 @@ use dockmaster::base::ids::{ContentHash, Epoch, FileNo, Incarnation, InstallId, 
 use dockmaster::base::step::Progress;
 use dockmaster::docking::ledger::{Ledger, OutboxFile};
 use dockmaster::docking::root::{Access, DockingRoot};
-use dockmaster::docking::txnproc::TXNPROC_FILE_TABLE;
 use dockmaster::dx::header::{DxDirection, Expected, Header};
 use dockmaster::dx::reader::{DownloadReader, Unit};
 use dockmaster::dx::writer::TxnprocFile;
@@ -15,6 +14,7 @@ use dockmaster::model::event::{ScopeKey, UnitEvents};
 use dockmaster::model::value::Value;
 use dockmaster::server::round::RoundLimits;
 use dockmaster::server::router::{Router, RouterError, RouterOptions};
+use dockmaster::store::txnproc::TXNPROC_FILE_TABLE;
 use rusqlite::{Connection, params};
 use std::collections::BTreeSet;
 use std::io::Cursor;
@@ -66,7 +66,7 @@ impl Docking {
     fn write_as(&mut self, header: &Header, units: &[UnitEvents]) {
         let (bytes, summary) = TxnprocFile::assemble(header, units, 3).unwrap();
         self.root.disk().put(&self.root.txnproc_tmp(), &self.root.txnproc(), &header.file_no.file_name(), &bytes).unwrap();
-        let sql = "INSERT INTO txnproc_file(file_no, first, last, content_hash, bytes, created) VALUES(?1, ?2, ?3, ?4, ?5, '')";
+        let sql = "INSERT INTO txnproc_file(file_no, first, last, content_hash, bytes, created) VALUES(?1, ?2, ?3, ?4, ?5, 0)";
         let (no, first, last) = (header.file_no.0 as i64, header.first.0, header.last.0);
         self.cds.execute(sql, params![no, first, last, summary.content_hash.0, bytes.len() as i64]).unwrap();
         self.last = (header.file_no.0, last, summary.content_hash);

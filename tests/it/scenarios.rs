@@ -1,1 +1,4 @@
-//! (being written)
+//! Scenarios and counterexamples, each as a small case from outside.
+
+mod life;
+mod routing;

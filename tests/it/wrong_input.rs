@@ -41,22 +41,28 @@ fn needs(site: &Site) -> Vec<String> {
     let output = site.dockmaster(&["status", "--json"]);
     let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let nodes = status["nodes"].as_array().unwrap().iter().flat_map(|node| node["needs"].as_array().unwrap());
-    let all: Vec<String> = status["needs"].as_array().unwrap().iter().chain(nodes).map(|need| need["what"].as_str().unwrap().to_owned()).collect();
+    let all: Vec<String> =
+        status["needs"].as_array().unwrap().iter().chain(nodes).map(|need| need["what"].as_str().unwrap().to_owned()).collect();
     assert_eq!(output.status.code(), Some(i32::from(!all.is_empty())));
     all
 }
 
 #[test]
 fn bad_rules_are_all_named_with_place_and_remedy_and_nothing_is_changed() {
-    let wrong = DEFINITION.replace("opportunity.position_id = node.position'", "opportunity.postion_id = node.position'").replace("node.team'", "node.teams'");
+    let wrong = DEFINITION
+        .replace("opportunity.position_id = node.position'", "opportunity.postion_id = node.position'")
+        .replace("node.team'", "node.teams'");
     let site = Site::new(crm::database, &wrong);
     let before = std::fs::read(site.path("hq.db")).unwrap();
     for command in [vec!["check"], vec!["deploy", "--yes"]] {
         let output = site.dockmaster(&command);
         assert_eq!(output.status.code(), Some(2));
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        for part in ["dockmaster.toml:19:32 opportunity.own: table opportunity has no column postion_id   did you mean position_id?\n",
-            "dockmaster.toml:20:51 opportunity.manager: a node has no `teams`   [node] declares employee, position, team\n", "2 problems, nothing was changed"] {
+        for part in [
+            "dockmaster.toml:19:32 opportunity.own: table opportunity has no column postion_id   did you mean position_id?\n",
+            "dockmaster.toml:20:51 opportunity.manager: a node has no `teams`   [node] declares employee, position, team\n",
+            "2 problems, nothing was changed",
+        ] {
             assert!(text.contains(part), "{part} in {text}");
         }
     }
@@ -99,7 +105,11 @@ fn a_database_of_one_server_called_at_another_exchanges_nothing() {
     let mut site = crm::running(&["ANNA"]);
     site.stop();
     let mut test = Site::new(crm::database, DEFINITION);
-    std::fs::write(test.path("dockmaster.toml"), std::fs::read_to_string(test.path("dockmaster.toml")).unwrap().replace("\"HQ\"", "\"TEST\"")).unwrap();
+    std::fs::write(
+        test.path("dockmaster.toml"),
+        std::fs::read_to_string(test.path("dockmaster.toml")).unwrap().replace("\"HQ\"", "\"TEST\""),
+    )
+    .unwrap();
     test.dockmaster_ok(&["deploy", "--yes"]);
     test.dockmaster_ok(&["node", "add", "ANNA", "--set", "employee=4"]);
     let address = test.serve();
@@ -108,7 +118,12 @@ fn a_database_of_one_server_called_at_another_exchanges_nothing() {
     let old = text.lines().find(|line| line.starts_with("server = ")).unwrap().to_owned();
     std::fs::write(&config, text.replace(&old, &format!("server = \"{address}\""))).unwrap();
     let before = crm::traces(&site.path("anna.db.sync"), "DX");
-    answered(&site.remote_sync(&["sync", "anna.db"]), 2, "the server refused ANNA: this is server TEST ID the local database belongs to server ID", "nothing was exchanged");
+    answered(
+        &site.remote_sync(&["sync", "anna.db"]),
+        2,
+        "the server refused ANNA: this is server TEST ID the local database belongs to server ID",
+        "nothing was exchanged",
+    );
     assert_eq!(crm::traces(&site.path("anna.db.sync"), "DX"), before);
     test.stop();
 }
@@ -138,7 +153,9 @@ fn versions_without_a_common_one_are_named_on_both_sides() {
     assert!(refusal.text.contains("protocol 1") && refusal.text.contains("7 to 9"), "{refusal}");
     let mut newer = hello;
     (newer.dx.min, newer.dx.max) = (4, 5);
-    let Message::Refused(refusal) = greeted(&address, &encode(&Message::Hello(Box::new(newer))).unwrap()) else { panic!("a hello of .dx 4 to 5 is refused") };
+    let Message::Refused(refusal) = greeted(&address, &encode(&Message::Hello(Box::new(newer))).unwrap()) else {
+        panic!("a hello of .dx 4 to 5 is refused")
+    };
     assert_eq!(refusal.code, RefusalCode::DxFormat);
     site.stop();
 
@@ -162,7 +179,12 @@ fn versions_without_a_common_one_are_named_on_both_sides() {
     let text = std::fs::read_to_string(&config).unwrap();
     let old = text.lines().find(|line| line.starts_with("server = ")).unwrap().to_owned();
     std::fs::write(&config, text.replace(&old, &format!("server = \"{address}\""))).unwrap();
-    answered(&site.remote_sync(&["sync", "anna.db"]), 2, "the server refused ANNA: this server speaks protocol 7 to 9, the client 1 to 1", "remote-sync --version");
+    answered(
+        &site.remote_sync(&["sync", "anna.db"]),
+        2,
+        "the server refused ANNA: this server speaks protocol 7 to 9, the client 1 to 1",
+        "remote-sync --version",
+    );
     server.join().unwrap();
 }
 
@@ -181,7 +203,9 @@ fn d3_a_file_of_another_format_or_another_node_or_a_damaged_one_in_the_inbox_is_
     let mut damaged = good.clone();
     damaged[good.len() / 2] ^= 0x10;
     let foreign = std::fs::read(dx_files(&site, "bert.db.sync/inbox").pop().unwrap()).unwrap();
-    for (bytes, reason) in [(newer, "format version 9; this program reads version 1"), (damaged, "damaged at byte"), (foreign, "node is BERT, expected ANNA")] {
+    for (bytes, reason) in
+        [(newer, "format version 9; this program reads version 1"), (damaged, "damaged at byte"), (foreign, "node is BERT, expected ANNA")]
+    {
         std::fs::write(&inbox, bytes).unwrap();
         let applied = site.remote_sync(&["sync", "anna.db", "--only", "apply"]);
         assert!(opportunity(&site, "anna.db", 5000).is_empty(), "nothing of it is applied");
@@ -286,7 +310,12 @@ fn r14_another_server_database_in_its_place_is_noticed_and_nothing_is_read() {
     let before = dx_files(&site, "docking/txnproc").len();
     for command in ["run", "serve"] {
         let output = site.dockmaster(&[command]);
-        answered(&output, 2, "Transaction Processor: hq.db: this is not the database that was read last: it was read under mark ID its own marks are ID and ID", "nothing was read or sent");
+        answered(
+            &output,
+            2,
+            "Transaction Processor: hq.db: this is not the database that was read last: it was read under mark ID its own marks are ID and ID",
+            "nothing was read or sent",
+        );
     }
     assert_eq!(dx_files(&site, "docking/txnproc").len(), before);
     // A database of another server at the same path.
@@ -356,13 +385,28 @@ fn only_loopback_is_listened_on_until_there_is_tls() {
 #[test]
 fn sync_without_init_and_init_over_a_database_are_refused() {
     let mut site = crm::running(&["ANNA"]);
-    answered(&site.remote_sync(&["sync", "none.db"]), 2, "none.db.sync/remote-sync.toml is missing: this database was never initialised", "remote-sync init");
+    answered(
+        &site.remote_sync(&["sync", "none.db"]),
+        2,
+        "none.db.sync/remote-sync.toml is missing: this database was never initialised",
+        "remote-sync init",
+    );
     assert!(!site.path("none.db").exists() && !site.path("none.db.sync").exists());
     let before = literals(&site.path("anna.db"), "SELECT * FROM opportunity");
     let address = site.address().to_owned();
-    answered(&site.remote_sync(&["init", &address, "--node", "BERT", "anna.db"]), 2, "anna.db exists and is not empty; it is replaced only with --replace", "--replace");
+    answered(
+        &site.remote_sync(&["init", &address, "--node", "BERT", "anna.db"]),
+        2,
+        "anna.db exists and is not empty; it is replaced only with --replace",
+        "--replace",
+    );
     rusqlite::Connection::open(site.path("app.db")).unwrap().execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(1)").unwrap();
-    answered(&site.remote_sync(&["init", &address, "--node", "BERT", "app.db"]), 2, "app.db exists and is not empty; it is replaced only with --replace", "--replace");
+    answered(
+        &site.remote_sync(&["init", &address, "--node", "BERT", "app.db"]),
+        2,
+        "app.db exists and is not empty; it is replaced only with --replace",
+        "--replace",
+    );
     assert_eq!(literals(&site.path("app.db"), "SELECT a FROM t"), ["1"]);
     assert_eq!(literals(&site.path("anna.db"), "SELECT * FROM opportunity"), before);
     assert_eq!(differences(&site, "anna.db", 4), "");

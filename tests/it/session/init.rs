@@ -37,7 +37,7 @@ fn write_extract(outbox: &Path, node: &str, incarnation: u32, rows: u64) {
     fs::write(outbox.join(format!("{base}.db.zst")), &packed).unwrap();
     let toc = serde_json::json!({
         "server_id": SERVER_ID.to_string(), "server_name": "HQ", "epoch": 1, "node": node, "incarnation": incarnation, "unit": 500,
-        "revision": 3, "bytes": packed.len(), "raw_bytes": raw.len(), "sha256": byte_hash(&packed).to_string(), "rows": rows,
+        "revision": 3, "bytes": packed.len(), "raw_bytes": raw.len(), "sha256": byte_hash(&packed).to_string(), "rows": rows, "tables": [],
     });
     fs::write(outbox.join(format!("{base}.toc")), toc.to_string()).unwrap();
 }
@@ -135,7 +135,7 @@ fn a6_a_byte_damaged_on_the_way_is_fetched_again_and_twice_is_an_error() {
     let folder = ClientFolder::of(home.path().join("pos.db")).lock().unwrap();
     proxy.flip_at.store(100_000, Ordering::SeqCst);
     run(&folder, &init_options(proxy.address, "SHOP-01")).unwrap();
-    assert_eq!((rows(folder.database()), fs::read_dir(folder.quarantine()).unwrap().count()), (300, 1));
+    assert_eq!((rows(folder.database()), fs::read_dir(folder.quarantine()).unwrap().count()), (300, 2), "the archive and its note");
     let folder = ClientFolder::of(home.path().join("other.db")).lock().unwrap();
     proxy.always.store(true, Ordering::SeqCst);
     proxy.flip_at.store(100_000, Ordering::SeqCst);

@@ -305,7 +305,11 @@ impl Client {
     }
 
     pub(crate) fn quarantined(&self) -> usize {
-        fs::read_dir(self.folder.quarantine()).unwrap().count()
+        let is_file = |name: &str| !dockmaster::base::quarantine::is_note(name);
+        fs::read_dir(self.folder.quarantine())
+            .unwrap()
+            .filter(|entry| is_file(entry.as_ref().unwrap().file_name().to_str().unwrap()))
+            .count()
     }
 }
 
