@@ -188,7 +188,7 @@ fn the_crm_example_routes_as_plain_sql_says() {
                 "ACCOUNTS",
                 "SELECT account_id FROM account_team WHERE position_id IN (TEAM) UNION SELECT id FROM account WHERE kind = 'house' AND org_id IN (SELECT org_id FROM position WHERE id IN (OWN)) UNION SELECT account_id FROM opportunity WHERE id IN (CHANCES) UNION SELECT account_id FROM contact WHERE id IN (CONTACTS)",
             ),
-            ("CONTACTS", "SELECT id FROM contact WHERE owner_id IN (SELECT id FROM employee WHERE id IN (NODE)) OR account_id IN (SELECT account_id FROM account_team WHERE position_id IN (OWN))"),
+            ("CONTACTS", "SELECT id FROM contact WHERE owner_id IN (NODE) OR account_id IN (SELECT account_id FROM account_team WHERE position_id IN (OWN))"),
             (
                 "CHANCES",
                 "SELECT id FROM opportunity WHERE (position_id IN (TEAM) OR id IN (SELECT opportunity_id FROM opportunity_team WHERE active = 1 AND position_id IN (OWN))) AND (closed_at IS NULL OR closed_at >= date('now', '-400 days'))",
