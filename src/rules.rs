@@ -5,6 +5,7 @@ pub mod check;
 mod closure;
 pub mod definition;
 mod draft;
+pub mod frozen;
 pub mod graph;
 pub mod language;
 mod lexer;

@@ -6,7 +6,7 @@
 use super::txnproc::{TxnProcError, new_nonce};
 use crate::base::ids::{Epoch, Nonce, Revision, ServerId, TxnId};
 use crate::cds::fill::Filling;
-use crate::cds::layout::{connect_read_only, read_state};
+use crate::cds::layout::{connect_read_only, read_state, read_stopped};
 use crate::cds::{CdsError, CdsState};
 use crate::docking::root::DockingRoot;
 use crate::model::dock::Dock;
@@ -131,7 +131,9 @@ pub fn plan(options: &DeployOptions, root: &Path) -> Result<DeployPlan, DeployEr
     };
     let cds = root.join("cds.db");
     let store = if cds.exists() { data_store_state(&cds)? } else { None };
-    let builds_data_store = store.is_none() || definition_changed || !capture.is_empty();
+    // Tables that stopped once stay so until the data store is filled anew, even if they look right again.
+    let stands_still = store.is_some() && !data_store_stopped(&cds)?.is_empty();
+    let builds_data_store = store.is_none() || definition_changed || !capture.is_empty() || stands_still;
     let rows = if builds_data_store {
         let counts = server.count_rows(&options.schema)?;
         options.dock.tables.iter().filter_map(|table| counts.get(&table.name)).sum()
@@ -156,7 +158,11 @@ pub fn deploy(options: &DeployOptions, root: &DockingRoot) -> Result<Deployed, D
     let server = ServerDatabase::open(&options.database)?;
     let active = active_nodes(&server)?;
     if let (Some(first), true) = (active.first(), plan.builds_data_store) {
-        let what = if plan.definition_changed { "the definition".to_owned() } else { format!("table {}", plan.capture.join(", ")) };
+        let what = match (plan.definition_changed, plan.capture.is_empty()) {
+            (true, _) => "the definition".to_owned(),
+            (false, false) => format!("table {}", plan.capture.join(", ")),
+            (false, true) => "a table that stopped".to_owned(),
+        };
         return Err(DeployError::ActiveNodes { what, count: active.len(), first: first.name.to_string() });
     }
     if root.cds_db().exists()
@@ -191,6 +197,12 @@ fn data_store_state(path: &Path) -> Result<Option<CdsState>, CdsError> {
         what: "read the commit point",
         source,
     })
+}
+
+fn data_store_stopped(path: &Path) -> Result<Vec<(String, String)>, CdsError> {
+    connect_read_only(path)
+        .and_then(|conn| read_stopped(&conn))
+        .map_err(|source| CdsError::Sql { path: path.to_owned(), what: "read stopped tables", source })
 }
 
 fn active_nodes(server: &ServerDatabase) -> Result<Vec<Node>, StoreError> {

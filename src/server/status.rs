@@ -7,7 +7,7 @@
 
 use crate::base::ids::{Incarnation, NodeName, Revision, TxnId};
 use crate::base::space::free_bytes;
-use crate::cds::layout::{connect_read_only, read_state};
+use crate::cds::layout::{connect_read_only, read_state, read_stopped};
 use crate::docking::backlog::{Backlog, LedgerView};
 use crate::docking::error::DockingError;
 use crate::docking::root::{Access, DockingRoot};
@@ -181,7 +181,9 @@ pub fn status(options: &StatusOptions) -> Result<ServerStatus, StatusError> {
     let identity = database.identity()?;
     status.server_name = identity.server_name;
     status.revision = Some(identity.revision);
-    for (table, reason) in database.stopped_tables()? {
+    let stopped = database.stopped_tables()?;
+    let noted = noted_stops(root.cds_db())?;
+    for (table, reason) in stopped.iter().chain(noted.iter().filter(|(table, _)| !stopped.iter().any(|(known, _)| known == table))) {
         status.needs.push(need(format!("table {table} is stopped: {reason}; other tables go on"), "dockmaster deploy"));
     }
     for node in database.nodes()? {
@@ -198,6 +200,15 @@ fn txnproc_position(path: PathBuf) -> Result<Option<TxnId>, StatusError> {
     }
     let read = connect_read_only(&path).and_then(|connection| read_state(&connection));
     Ok(read.map_err(|source| StatusError::DataStore { path, source })?.map(|state| state.position))
+}
+
+/// Returns the tables that the data store holds as stopped, with those that stand still because of them.
+fn noted_stops(path: PathBuf) -> Result<Vec<(String, String)>, StatusError> {
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let read = connect_read_only(&path).and_then(|connection| read_stopped(&connection));
+    read.map_err(|source| StatusError::DataStore { path, source })
 }
 
 fn node_status(

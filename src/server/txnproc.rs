@@ -23,11 +23,13 @@ use crate::dx::writer::TxnprocWriter;
 use crate::model::dock::Dock;
 use crate::model::event::NodeEvent;
 use crate::model::schema::Schema;
+use crate::rules::frozen::frozen;
 use crate::rules::graph::ScopeGraph;
 use crate::store::control::Control;
 use crate::store::log::{ReadOptions, UnitReading};
 use crate::store::sqlite::{ServerDatabase, StoreError};
 use rusqlite::Connection;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -216,9 +218,13 @@ impl TxnProc {
     }
 
     fn input(&self, reading: UnitReading) -> Result<UnitInput, TxnProcError> {
-        let mut input = UnitInput { unit: reading.upto, read_at_micros: now_micros(), stopped: reading.stopped, ..UnitInput::default() };
+        let mut input = UnitInput { unit: reading.upto, read_at_micros: now_micros(), ..UnitInput::default() };
+        let frozen = self.frozen(reading.stopped, &mut input)?;
         for change in reading.changes {
             let table = self.cds.dock().table(&change.table).ok_or_else(|| CdsError::UnknownTable(change.table.clone()))?;
+            if frozen.contains(&table) {
+                continue;
+            }
             input.changes.push(RowChange { table, key: change.key, row: change.row });
         }
         for control in reading.controls {
@@ -230,6 +236,24 @@ impl TxnProc {
             }
         }
         Ok(input)
+    }
+
+    /// Returns the tables that stand still, and notes in the unit those that are new. A table that stopped once stays so
+    /// until `deploy`, even if it looks right again: its changes since then were left out.
+    fn frozen(&self, stopped: Vec<(String, String)>, input: &mut UnitInput) -> Result<BTreeSet<usize>, TxnProcError> {
+        let dock = self.cds.dock();
+        let noted = self.cds.stopped()?;
+        let direct = stopped.iter().chain(&noted).filter_map(|(table, _)| dock.table(table)).collect();
+        let frozen = frozen(dock, self.cds.graph(), &direct);
+        input.stopped = stopped.into_iter().filter(|(table, _)| !noted.iter().any(|(known, _)| known == table)).collect();
+        let cause = input.stopped.first().map(|(table, _)| table.clone());
+        for table in frozen.iter().filter_map(|table| dock.tables.get(*table)) {
+            let is_known = noted.iter().chain(&input.stopped).any(|(known, _)| *known == table.name);
+            if let (false, Some(cause)) = (is_known, &cause) {
+                input.stopped.push((table.name.clone(), format!("what nodes see of it depends on {cause}")));
+            }
+        }
+        Ok(frozen)
     }
 
     fn write_file(&self, state: &CdsState, unit: TxnId, events: &crate::model::event::UnitEvents) -> Result<TxnprocFile, TxnProcError> {

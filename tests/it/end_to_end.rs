@@ -152,3 +152,27 @@ fn sr1_to_sr22_without_the_network() {
     assert_eq!(rows(&locals[1].1, "SELECT id FROM customer"), ["Integer(2)"]);
     let _ = Value::Null;
 }
+
+#[test]
+fn a_stopped_table_holds_its_object_and_what_is_seen_through_it_and_nothing_else() {
+    use dockmaster::rules::frozen::frozen;
+    use dockmaster::rules::graph::ScopeGraph;
+    use std::collections::BTreeSet;
+    let mut dock = dock();
+    let graph = ScopeGraph::compile(&dock).unwrap();
+    let (customer, line, orders) = (0, 1, 2);
+    assert_eq!(frozen(&dock, &graph, &BTreeSet::from([customer])), BTreeSet::from([customer]));
+    // Lines travel with orders, and customers are seen through orders.
+    assert_eq!(frozen(&dock, &graph, &BTreeSet::from([line])), BTreeSet::from([customer, line, orders]));
+    assert_eq!(frozen(&dock, &graph, &BTreeSet::new()), BTreeSet::new());
+    // A link table on the node's side.
+    dock.tables.push(table("staff", &["id", "boss"], None, None));
+    let hop = Hop { table: 3, join: vec![1], filters: vec![], out: vec![0] };
+    dock.attributes.push(NodeAttribute {
+        name: "team".into(),
+        source: AttributeSource::Derived { from: 0, hops: vec![NodeHop { hop, recursive: true }] },
+    });
+    dock.rules[0].kind = RuleKind::Path(RulePath { start: vec![2], hops: vec![], attribute: 1 });
+    let graph = ScopeGraph::compile(&dock).unwrap();
+    assert_eq!(frozen(&dock, &graph, &BTreeSet::from([3])), BTreeSet::from([customer, line, orders, 3]));
+}
