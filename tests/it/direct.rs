@@ -63,11 +63,11 @@ impl Direct {
         ServerDatabase::open(self.site.path("hq.db")).unwrap()
     }
 
-    /// Registers a node, makes its extract and unpacks it.
+    /// Registers a node with an attribute (several values with commas between), makes its extract and unpacks it.
     pub fn add(&mut self, node: &str, attribute: &str, value: &str) {
         let name: NodeName = node.parse().unwrap();
         let mut settings = NodeSettings::default();
-        settings.attributes.insert(attribute.into(), vec![value.into()]);
+        settings.attributes.insert(attribute.into(), value.split(',').map(str::to_owned).collect());
         nodes::add(&self.server(), &self.dock, &name, &settings).unwrap();
         self.start(node);
     }

@@ -173,7 +173,7 @@ fn b11_a_bulk_update_of_a_hundred_thousand_rows_is_one_unit_and_the_nodes_are_eq
     let pass = direct.stages(&[Stage::TxnProc, Stage::Router]);
     assert_eq!(pass.units, 1);
     direct.equal();
-    assert!(direct.has("ANNA", "SELECT 1 FROM opportunity_line WHERE quantity = 1 AND id = 1003"));
+    assert!(direct.has("ANNA", "SELECT 1 FROM opportunity_line WHERE quantity = 1 AND id >= 1000"));
 }
 
 #[test]
@@ -283,7 +283,7 @@ fn r37_e3_unique_values_swap_on_the_way_from_the_server_to_the_nodes() {
         "BEGIN; UPDATE seat SET place = 'tmp' WHERE id = 1; UPDATE seat SET place = 'A' WHERE id = 2; UPDATE seat SET place = 'B' WHERE id = 1; COMMIT",
         "BEGIN; UPDATE seat SET place = NULL; UPDATE seat SET place = substr('cab', id, 1); COMMIT",
         "BEGIN; UPDATE seat SET active = 0 WHERE id = 1; UPDATE seat SET active = 1 WHERE id = 2; COMMIT",
-        "BEGIN; UPDATE seat SET id = id + 10; UPDATE seat SET id = 14 - (id - 10) WHERE id > 3; COMMIT",
+        "BEGIN; UPDATE seat SET id = -id; UPDATE seat SET id = CASE id WHEN -1 THEN 2 WHEN -2 THEN 3 ELSE 1 END; COMMIT",
         "UPDATE OR REPLACE seat SET place = 'C'",
     ] {
         direct.sql(sql);
