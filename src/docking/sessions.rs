@@ -424,9 +424,6 @@ mod tests {
         let sessions = database.sessions(Some(&node), 10).unwrap();
         assert_eq!((sessions.len(), sessions[0].outcome.as_str(), sessions[0].files_sent, sessions[0].ended), (1, "done", 3, Some(11)));
         assert_eq!(database.alerts(None).unwrap().len(), 1);
-        assert_eq!(database.clear_alerts(&"SHOP-02".parse().unwrap()).unwrap(), 0);
-        assert_eq!(database.clear_alerts(&"SHOP-01".parse().unwrap()).unwrap(), 1);
-        assert_eq!(database.alerts(None).unwrap().len(), 0);
     }
 
     #[test]
@@ -437,5 +434,15 @@ mod tests {
         database.set_mark(&mark(2, 4)).unwrap();
         let kept = database.mark(&mark(1, 3).node, Incarnation(2)).unwrap().unwrap();
         assert_eq!((kept.install_id, kept.received), (InstallId([1; 16]), FileNo(4)));
+    }
+
+    #[test]
+    fn alerts_are_taken_back_node_by_node() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = SessionsDb::open(&folder.path().join("sessions.db")).unwrap();
+        database.alert("SHOP-01", "fork", 1).unwrap();
+        assert_eq!(database.clear_alerts(&"SHOP-02".parse().unwrap()).unwrap(), 0);
+        assert_eq!(database.clear_alerts(&"SHOP-01".parse().unwrap()).unwrap(), 1);
+        assert_eq!(database.alerts(None).unwrap().len(), 0);
     }
 }
