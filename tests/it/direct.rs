@@ -42,7 +42,7 @@ impl Direct {
     pub fn new(database: impl FnOnce(&Path), definition: &str) -> Direct {
         let site = Site::new(database, definition);
         let text = std::fs::read_to_string(site.path("dockmaster.toml")).unwrap();
-        let server = ServerDatabase::open(&site.path("hq.db")).unwrap();
+        let server = ServerDatabase::open(site.path("hq.db")).unwrap();
         let schema = server.schema().unwrap();
         let checked = check(&[SourceFile { name: "dockmaster.toml".into(), text }], &schema, &PredicateChecker);
         assert!(checked.problems.is_empty(), "{:?}", checked.problems);
@@ -60,7 +60,7 @@ impl Direct {
     }
 
     pub fn server(&self) -> ServerDatabase {
-        ServerDatabase::open(&self.site.path("hq.db")).unwrap()
+        ServerDatabase::open(self.site.path("hq.db")).unwrap()
     }
 
     /// Registers a node with an attribute (several values with commas between), makes its extract and unpacks it.
