@@ -424,6 +424,9 @@ mod tests {
         let sessions = database.sessions(Some(&node), 10).unwrap();
         assert_eq!((sessions.len(), sessions[0].outcome.as_str(), sessions[0].files_sent, sessions[0].ended), (1, "done", 3, Some(11)));
         assert_eq!(database.alerts(None).unwrap().len(), 1);
+        assert_eq!(database.clear_alerts(&"SHOP-02".parse().unwrap()).unwrap(), 0);
+        assert_eq!(database.clear_alerts(&"SHOP-01".parse().unwrap()).unwrap(), 1);
+        assert_eq!(database.alerts(None).unwrap().len(), 0);
     }
 
     #[test]

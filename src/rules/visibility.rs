@@ -8,6 +8,7 @@ use crate::rules::draft::{Draft, DraftRule, Operand};
 use crate::rules::language::{Name, Path, Rule, parse_rule, parse_window};
 use crate::rules::nodes::{resolve_join, too_long, unknown_attribute};
 use crate::rules::problem::{At, Report, Text};
+use crate::rules::sqltext;
 
 /// Resolves the rules and the window of one object.
 pub(crate) fn resolve(raw: &RawObject, object: usize, predicates: &dyn PredicateCheck, draft: &mut Draft<'_>, report: &mut Report<'_>) {
@@ -209,8 +210,12 @@ fn predicate(
             None
         }
         Ok(columns) => {
+            // Whoever writes COLLATE knows that the column's own does not count.
+            let collates = sqltext::names(&text.value).any(|name| name.eq_ignore_ascii_case("COLLATE"));
             for column in &columns {
-                folded(prefix, text.at, table, *column, draft, report);
+                if !collates {
+                    folded(prefix, text.at, table, *column, draft, report);
+                }
                 draft.use_column(table, *column);
             }
             Some((crate::model::dock::Predicate { sql: text.value.clone(), columns: columns.clone() }, columns))

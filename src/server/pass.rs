@@ -7,6 +7,7 @@ use crate::base::clock;
 use crate::base::ids::NodeName;
 use crate::base::step::Progress;
 use crate::docking::root::DockingRoot;
+use crate::docking::sessions::SessionsDb;
 use crate::store::control::Control;
 use crate::store::sqlite::StoreError;
 use std::path::PathBuf;
@@ -174,5 +175,10 @@ pub(super) fn build_extract(pending: &PendingExtract, root: &DockingRoot) -> Res
         revision: pending.state.revision,
         root,
     })?;
+    // Whatever a person had to look at was about the former extract; a node that has a new one begins anew.
+    let node = &pending.node.node.name;
+    if let Err(error) = SessionsDb::open(&root.sessions_db()).and_then(|sessions| sessions.clear_alerts(node)) {
+        tracing::error!(stage = "extract", %node, %error, "its alerts could not be taken back");
+    }
     Ok(())
 }

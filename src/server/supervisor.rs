@@ -181,7 +181,7 @@ fn watch_log(database: &Path, wake: Wake) -> Result<notify::RecommendedWatcher, 
     let watch = |source| ServeError::Watch { path: folder.clone(), source };
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         // An error may mean lost events; looking once too often costs one query.
-        let matters = event.is_ok_and(|event| {
+        let matters = event.map_or(true, |event| {
             !event.kind.is_access() && (event.need_rescan() || event.paths.iter().any(|path| path.file_name() == Some(&wal)))
         });
         if matters {

@@ -150,14 +150,6 @@ impl LocalDatabase {
         read_state(&self.connection, &self.path)
     }
 
-    /// Gives this copy its identity. Called once, by `remote-sync init`.
-    pub fn set_install_id(&self, install_id: InstallId) -> Result<(), LocalError> {
-        self.connection
-            .execute("UPDATE dock_state SET install_id = ?1", [install_id.to_string()])
-            .map_err(|source| LocalError::of_sql(&self.path, "store the install id", source))?;
-        Ok(())
-    }
-
     /// Notes why nothing is applied any more, or that all is well again; `dock_status` shows it to applications.
     pub fn set_stopped(&self, reason: Option<&str>) -> Result<(), LocalError> {
         self.connection

@@ -150,8 +150,8 @@ fn d3_a_file_that_is_not_what_the_ledger_says_is_noticed_by_the_server() {
         Err(ExchangeError::Unavailable { file, why: Unavailable::Damaged }) => assert_eq!(file, FileNo(2)),
         other => panic!("{other:?}"),
     }
-    assert_eq!(client.held().len(), 0);
-    assert_eq!(client.folder.inbox_files().unwrap().len(), 1);
+    // The file before it is here; whether it was applied by then depends on who was faster.
+    assert_eq!(client.held().len() + client.folder.inbox_files().unwrap().len(), 1);
 }
 
 #[test]
