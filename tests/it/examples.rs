@@ -123,11 +123,16 @@ struct Table {
 
 impl Table {
     fn all(conn: &rusqlite::Connection) -> Vec<Table> {
-        let mut names = conn.prepare("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'dock\\_%' ESCAPE '\\' AND name NOT LIKE 'sqlite%'").unwrap();
+        let mut names = conn
+            .prepare(
+                "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'dock\\_%' ESCAPE '\\' AND name NOT LIKE 'sqlite%'",
+            )
+            .unwrap();
         let names: Vec<String> = names.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
         let of = |name: String| {
             let mut info = conn.prepare(&format!("SELECT name, pk FROM pragma_table_info('{name}')")).unwrap();
-            let columns: Vec<(String, i64)> = info.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(Result::unwrap).collect();
+            let columns: Vec<(String, i64)> =
+                info.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(Result::unwrap).collect();
             let key = columns.iter().filter(|(_, pk)| *pk > 0).map(|(name, _)| name.clone()).collect();
             Table { name, columns: columns.into_iter().map(|(name, _)| name).collect(), key }
         };
@@ -139,12 +144,21 @@ impl Table {
         if random.u32(0..12) == 0 {
             return "NULL".into();
         }
-        format!("(SELECT \"{column}\" FROM \"{0}\" LIMIT 1 OFFSET {1} % max(1, (SELECT count(*) FROM \"{0}\")))", self.name, random.u32(..10_000))
+        format!(
+            "(SELECT \"{column}\" FROM \"{0}\" LIMIT 1 OFFSET {1} % max(1, (SELECT count(*) FROM \"{0}\")))",
+            self.name,
+            random.u32(..10_000)
+        )
     }
 
     fn edit(&self, random: &mut fastrand::Rng) -> String {
         let key = self.key.iter().map(|column| format!("\"{column}\"")).collect::<Vec<_>>().join(", ");
-        let row = format!("({key}) IN (SELECT {key} FROM \"{0}\" LIMIT {2} OFFSET {1} % max(1, (SELECT count(*) FROM \"{0}\")))", self.name, random.u32(..10_000), random.u32(1..4));
+        let row = format!(
+            "({key}) IN (SELECT {key} FROM \"{0}\" LIMIT {2} OFFSET {1} % max(1, (SELECT count(*) FROM \"{0}\")))",
+            self.name,
+            random.u32(..10_000),
+            random.u32(1..4)
+        );
         let clause = ["", "", "OR REPLACE", "OR IGNORE"][random.usize(..4)];
         match random.u32(0..10) {
             0..=5 => {
@@ -188,12 +202,18 @@ fn the_crm_example_routes_as_plain_sql_says() {
                 "ACCOUNTS",
                 "SELECT account_id FROM account_team WHERE position_id IN (TEAM) UNION SELECT id FROM account WHERE kind = 'house' AND org_id IN (SELECT org_id FROM position WHERE id IN (OWN)) UNION SELECT account_id FROM opportunity WHERE id IN (CHANCES) UNION SELECT account_id FROM contact WHERE id IN (CONTACTS)",
             ),
-            ("CONTACTS", "SELECT id FROM contact WHERE owner_id IN (NODE) OR account_id IN (SELECT account_id FROM account_team WHERE position_id IN (OWN))"),
+            (
+                "CONTACTS",
+                "SELECT id FROM contact WHERE owner_id IN (NODE) OR account_id IN (SELECT account_id FROM account_team WHERE position_id IN (OWN))",
+            ),
             (
                 "CHANCES",
                 "SELECT id FROM opportunity WHERE (position_id IN (TEAM) OR id IN (SELECT opportunity_id FROM opportunity_team WHERE active = 1 AND position_id IN (OWN))) AND (closed_at IS NULL OR closed_at >= date('now', '-400 days'))",
             ),
-            ("TEAM", "WITH RECURSIVE below(id) AS (OWN UNION SELECT position.id FROM position JOIN below ON parent_id = below.id) SELECT id FROM below"),
+            (
+                "TEAM",
+                "WITH RECURSIVE below(id) AS (OWN UNION SELECT position.id FROM position JOIN below ON parent_id = below.id) SELECT id FROM below",
+            ),
             ("OWN", "SELECT position_id FROM employee WHERE id IN (NODE)"),
         ],
         upload: &["feedback"],
@@ -211,18 +231,29 @@ fn the_ships_example_routes_as_plain_sql_says() {
         oracle: &[
             ("port", "*", "true"),
             ("rank", "*", "true"),
-            ("vessel", "*", "fleet_id IN (SELECT fleet_id FROM vessel WHERE imo IN (NODE)) OR imo IN (SELECT imo FROM assignment WHERE crew_id IN (CREW)) OR imo IN (SELECT imo FROM maintenance_job WHERE id IN (JOBS)) OR imo IN (SELECT imo FROM noon_report WHERE imo IN (NODE))"),
+            (
+                "vessel",
+                "*",
+                "fleet_id IN (SELECT fleet_id FROM vessel WHERE imo IN (NODE)) OR imo IN (SELECT imo FROM assignment WHERE crew_id IN (CREW)) OR imo IN (SELECT imo FROM maintenance_job WHERE id IN (JOBS)) OR imo IN (SELECT imo FROM noon_report WHERE imo IN (NODE))",
+            ),
             ("crew_member", "*", "id IN (CREW)"),
             ("certificate", "*", "crew_id IN (CREW)"),
             ("assignment", "*", "crew_id IN (CREW)"),
             ("maintenance_job", "*", "id IN (JOBS)"),
             ("job_part", "*", "job_id IN (JOBS)"),
             ("job_reading", "*", "job_id IN (JOBS)"),
-            ("manual_page", "*", "(manual_id, edition) IN (SELECT manual_id, edition FROM manual_issue WHERE class_id IN (SELECT class_id FROM vessel WHERE imo IN (NODE)))"),
+            (
+                "manual_page",
+                "*",
+                "(manual_id, edition) IN (SELECT manual_id, edition FROM manual_issue WHERE class_id IN (SELECT class_id FROM vessel WHERE imo IN (NODE)))",
+            ),
             ("noon_report", "*", "imo IN (NODE)"),
         ],
         names: &[
-            ("CREW", "SELECT id FROM crew_member WHERE id IN (SELECT crew_id FROM assignment WHERE status IN ('on board', 'joining') AND imo IN (NODE))"),
+            (
+                "CREW",
+                "SELECT id FROM crew_member WHERE id IN (SELECT crew_id FROM assignment WHERE status IN ('on board', 'joining') AND imo IN (NODE))",
+            ),
             ("JOBS", "SELECT id FROM maintenance_job WHERE imo IN (NODE) AND (done_at IS NULL OR done_at >= date('now', '-730 days'))"),
         ],
         upload: &["noon_report"],
@@ -241,7 +272,11 @@ fn the_shops_example_routes_as_plain_sql_says() {
             ("article", "*", "true"),
             ("barcode", "*", "true"),
             ("shop", "*", "true"),
-            ("price", "*", "(price_list_id IS NULL OR price_list_id IN (SELECT price_list_id FROM shop WHERE id IN (NODE))) AND (valid_to IS NULL OR valid_to >= date('now', '-30 days'))"),
+            (
+                "price",
+                "*",
+                "(price_list_id IS NULL OR price_list_id IN (SELECT price_list_id FROM shop WHERE id IN (NODE))) AND (valid_to IS NULL OR valid_to >= date('now', '-30 days'))",
+            ),
             ("sale", "*", "id IN (SALES)"),
             ("sale_line", "*", "sale_id IN (SALES)"),
             ("payment", "*", "sale_id IN (SALES)"),
@@ -273,13 +308,20 @@ fn the_northwind_example_routes_as_plain_sql_says() {
             ("Order Details", "*", "OrderID IN (SELECT OrderID FROM Orders WHERE EmployeeID IN (NODE))"),
             ("Customers", "*", "CustomerID IN (CUSTOMERS)"),
             ("CustomerCustomerDemo", "*", "CustomerID IN (CUSTOMERS)"),
-            ("CustomerDemographics", "*", "CustomerTypeID IN (SELECT CustomerTypeID FROM CustomerCustomerDemo WHERE CustomerID IN (CUSTOMERS))"),
+            (
+                "CustomerDemographics",
+                "*",
+                "CustomerTypeID IN (SELECT CustomerTypeID FROM CustomerCustomerDemo WHERE CustomerID IN (CUSTOMERS))",
+            ),
             ("EmployeeTerritories", "*", "EmployeeID IN (NODE)"),
             ("Territories", "*", "TerritoryID IN (TERRITORIES)"),
             ("Regions", "*", "RegionID IN (SELECT RegionID FROM Territories WHERE TerritoryID IN (TERRITORIES))"),
         ],
         names: &[
-            ("CUSTOMERS", "SELECT CustomerID FROM Customers WHERE CustomerID IN (SELECT CustomerID FROM Orders WHERE EmployeeID IN (NODE))"),
+            (
+                "CUSTOMERS",
+                "SELECT CustomerID FROM Customers WHERE CustomerID IN (SELECT CustomerID FROM Orders WHERE EmployeeID IN (NODE))",
+            ),
             ("TERRITORIES", "SELECT TerritoryID FROM EmployeeTerritories WHERE EmployeeID IN (NODE)"),
         ],
         upload: &[],

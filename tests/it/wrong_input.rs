@@ -425,12 +425,8 @@ fn sync_without_init_and_init_over_a_database_are_refused() {
     assert_eq!(literals(&site.path("app.db"), "SELECT a FROM t"), ["1"]);
     assert_eq!(literals(&site.path("anna.db"), "SELECT * FROM opportunity"), before);
     assert_eq!(differences(&site, "anna.db", 4), "");
-    serve_nothing(&mut site);
-}
-
-fn serve_nothing(site: &mut Site) {
     site.stop();
-    serve_again(site);
-    in_step(site, &["ANNA"]);
+    serve_again(&mut site);
+    in_step(&site, &["ANNA"]);
     site.stop();
 }
