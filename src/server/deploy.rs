@@ -200,9 +200,11 @@ fn data_store_state(path: &Path) -> Result<Option<CdsState>, CdsError> {
 }
 
 fn data_store_stopped(path: &Path) -> Result<Vec<(String, String)>, CdsError> {
-    connect_read_only(path)
-        .and_then(|conn| read_stopped(&conn))
-        .map_err(|source| CdsError::Sql { path: path.to_owned(), what: "read stopped tables", source })
+    connect_read_only(path).and_then(|conn| read_stopped(&conn)).map_err(|source| CdsError::Sql {
+        path: path.to_owned(),
+        what: "read stopped tables",
+        source,
+    })
 }
 
 fn active_nodes(server: &ServerDatabase) -> Result<Vec<Node>, StoreError> {
