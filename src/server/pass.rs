@@ -2,10 +2,11 @@
 
 use super::extract::{self, ExtractError, ExtractJob};
 use super::router::{Router, RouterError, RouterOptions};
-use super::txnproc::{PendingExtract, TxnProc, TxnProcError};
+use super::txnproc::{PendingExtracts, TxnProc, TxnProcError};
 use crate::base::clock;
 use crate::base::ids::NodeName;
 use crate::base::step::Progress;
+use crate::cds::nodes::NodeScope;
 use crate::docking::root::DockingRoot;
 use crate::store::control::Control;
 use crate::store::sqlite::StoreError;
@@ -110,8 +111,10 @@ pub fn run(options: &ServeOptions, root: &Arc<DockingRoot>, stages: &[Stage]) ->
         loop {
             let step = txnproc.step()?;
             for pending in step.extracts {
-                build_extract(&pending, root)?;
-                pass.extracts += 1;
+                for node in &pending.nodes {
+                    build_extract(&pending, node, root)?;
+                    pass.extracts += 1;
+                }
             }
             if step.progress == Progress::Idle {
                 break;
@@ -159,8 +162,8 @@ pub(super) fn restart_lost_extracts(txnproc: &TxnProc, root: &DockingRoot) -> Re
     Ok(())
 }
 
-pub(super) fn build_extract(pending: &PendingExtract, root: &DockingRoot) -> Result<(), ServeError> {
-    pending.select_rows().map_err(|source| ServeError::Select { node: pending.node.node.name.clone(), source })?;
+pub(super) fn build_extract(pending: &PendingExtracts, node: &NodeScope, root: &DockingRoot) -> Result<(), ServeError> {
+    pending.select_rows(node).map_err(|source| ServeError::Select { node: node.node.name.clone(), source })?;
     extract::build(&ExtractJob {
         cds: &pending.snapshot,
         dock: &pending.dock,
@@ -168,8 +171,8 @@ pub(super) fn build_extract(pending: &PendingExtract, root: &DockingRoot) -> Res
         server_id: pending.state.server_id,
         server_name: &pending.state.server_name,
         epoch: pending.state.epoch,
-        node: &pending.node.node.name,
-        incarnation: pending.node.node.incarnation,
+        node: &node.node.name,
+        incarnation: node.node.incarnation,
         unit: pending.state.position,
         revision: pending.state.revision,
         root,
