@@ -63,6 +63,18 @@ pub enum CdsError {
         /// What was found.
         what: String,
     },
+    /// The definition in force is not the one that the data store was filled by.
+    #[error("data store {path} was about to be filled anew when `dockmaster deploy` was cut off; run `dockmaster deploy` again")]
+    Superseded {
+        /// The database file.
+        path: PathBuf,
+    },
+    /// Another program has it open, so it cannot be replaced.
+    #[error("data store {path} is open in another program")]
+    InUse {
+        /// The database file.
+        path: PathBuf,
+    },
     /// A change names a table that the definition does not have.
     #[error("a change names table {0}, which the deployed definition does not have")]
     UnknownTable(String),

@@ -24,6 +24,9 @@ pub fn column_list(table: &DockTable) -> String {
     (0..table.columns.len()).map(|column| format!("c{column}")).collect::<Vec<_>>().join(", ")
 }
 
+/// Record of a data store that a new filling is about to replace.
+const SUPERSEDED: &str = "superseded";
+
 const FIXED_TABLES: &str = "
 CREATE TABLE cds_state(name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE scope_path(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
@@ -108,6 +111,45 @@ pub(super) fn write_record(conn: &Connection, name: &str, value: &dyn rusqlite::
         .map(|_| ())
 }
 
+/// Returns whether a new filling was begun and never took this data store's place.
+pub fn is_superseded(conn: &Connection) -> rusqlite::Result<bool> {
+    Ok(read_record::<i64>(conn, SUPERSEDED)?.is_some())
+}
+
+/// Marks the data store as one that a new filling is about to replace, and brings its file to rest.
+///
+/// From here on no stage reads by it: the triggers and the definition in the server database are about to be others. It is left
+/// without a WAL, for SQLite would play a stale one into the file that takes this one's place.
+///
+/// # Errors
+/// Somebody reads it, or a statement failed.
+pub fn supersede(path: &Path) -> Result<(), CdsError> {
+    let sql = |what| move |source| CdsError::Sql { path: path.to_owned(), what, source };
+    let conn =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(sql("open"))?;
+    conn.busy_timeout(std::time::Duration::from_secs(10)).map_err(sql("open"))?;
+    conn.execute_batch("PRAGMA synchronous = FULL").map_err(sql("open"))?;
+    write_record(&conn, SUPERSEDED, &1).map_err(sql("mark as superseded"))?;
+    let mode: String = conn
+        .query_row("PRAGMA journal_mode = DELETE", [], |row| row.get(0))
+        .map_err(sql("bring to rest, while another program reads it,"))?;
+    if mode != "delete" {
+        return Err(CdsError::InUse { path: path.to_owned() });
+    }
+    conn.close().map_err(|(_, source)| sql("close")(source))
+}
+
+/// Takes the mark back: nothing was changed after all.
+///
+/// # Errors
+/// A statement failed.
+pub fn reinstate(path: &Path) -> Result<(), CdsError> {
+    let sql = |source| CdsError::Sql { path: path.to_owned(), what: "take back the mark", source };
+    let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(sql)?;
+    conn.execute("DELETE FROM cds_state WHERE name = ?1", [SUPERSEDED]).map_err(sql)?;
+    conn.close().map_err(|(_, source)| sql(source))
+}
+
 /// Reads the commit point.
 pub fn read_state(conn: &Connection) -> rusqlite::Result<Option<CdsState>> {
     let Some(position) = read_record::<i64>(conn, "position")? else { return Ok(None) };
@@ -174,6 +216,9 @@ impl Cds {
         let bad = |name: &str| CdsError::State { path: path.to_owned(), name: name.to_owned() };
         let conn = connect(path).map_err(sql("open"))?;
         let state = read_state(&conn).map_err(sql("read the commit point"))?.ok_or_else(|| bad("position"))?;
+        if is_superseded(&conn).map_err(sql("read the commit point"))? {
+            return Err(CdsError::Superseded { path: path.to_owned() });
+        }
         let dock = read_json::<Dock>(&conn, "dock").map_err(sql("read the definition"))?.ok_or_else(|| bad("dock"))?;
         let schema = read_json::<Schema>(&conn, "schema").map_err(sql("read the schema"))?.ok_or_else(|| bad("schema"))?;
         let graph = ScopeGraph::compile(&dock)?;
