@@ -64,7 +64,7 @@ pub enum DeployError {
     },
     /// Nodes hold data by the definition in force.
     #[error("{what} changed, and {} data by the definition in force; it cannot be changed under active nodes yet",
-        if *count == 1 { format!("node {first} holds") } else { format!("{first} and {} other nodes hold", count - 1) })]
+        match count { 1 => format!("node {first} holds"), 2 => format!("{first} and 1 other node hold"), _ => format!("{first} and {} other nodes hold", count - 1) })]
     ActiveNodes {
         /// What changed.
         what: String,
