@@ -28,7 +28,7 @@ use crate::store::predicate::{EvaluateError, Evaluator};
 use rusqlite::Connection;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why the data store cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -124,6 +124,24 @@ impl std::fmt::Debug for Cds {
 }
 
 impl Cds {
+    /// Puts the parts of an open database together; its nodes are loaded, or not, by the caller.
+    fn assemble(path: &Path, conn: Connection, dock: Dock, schema: Schema, graph: ScopeGraph, state: CdsState) -> rusqlite::Result<Cds> {
+        let keys = keys::KeyCache::open(&conn, &graph)?;
+        Ok(Cds {
+            path: path.to_owned(),
+            conn,
+            statements: rows::TableSql::of(&dock),
+            dock,
+            schema,
+            graph,
+            state,
+            keys: RefCell::new(keys),
+            evaluators: RefCell::new(HashMap::new()),
+            nodes: nodes::NodeIndex::default(),
+            pending: None,
+        })
+    }
+
     /// Returns the definition in force.
     pub fn dock(&self) -> &Dock {
         &self.dock

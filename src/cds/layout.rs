@@ -3,15 +3,13 @@
 //! `d{i}` holds the captured columns `c0..` of table `i` of the dock, untyped, so every value keeps its storage class;
 //! `j{i}` holds the counts of junction `i`. There is no constraint but the primary key (R36).
 
-use super::{Cds, CdsError, CdsState, keys::KeyCache, nodes::NodeIndex, rows::TableSql};
+use super::{Cds, CdsError, CdsState};
 use crate::base::ids::{Epoch, FileNo, Nonce, Revision, ServerId, TxnId};
 use crate::model::dock::{Dock, DockTable, TableIndex};
 use crate::model::schema::Schema;
 use crate::rules::graph::ScopeGraph;
 use crate::store::txnproc::TXNPROC_FILE_TABLE;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::path::Path;
 
 /// Returns the name of the data table of a dock table.
@@ -224,20 +222,7 @@ impl Cds {
         let graph = ScopeGraph::compile(&dock)?;
         // Keys of nodes may be numbered here for the first time: one commit for all of them.
         conn.execute_batch("BEGIN IMMEDIATE").map_err(sql("open"))?;
-        let keys = KeyCache::open(&conn, &graph).map_err(sql("read rule paths"))?;
-        let mut cds = Cds {
-            path: path.to_owned(),
-            conn,
-            statements: TableSql::of(&dock),
-            dock,
-            schema,
-            graph,
-            state,
-            keys: RefCell::new(keys),
-            evaluators: RefCell::new(HashMap::new()),
-            nodes: NodeIndex::default(),
-            pending: None,
-        };
+        let mut cds = Cds::assemble(path, conn, dock, schema, graph, state).map_err(sql("read rule paths"))?;
         cds.nodes = cds.load_nodes()?;
         cds.conn.execute_batch("COMMIT").map_err(cds.sql("number the keys of nodes"))?;
         Ok(cds)
