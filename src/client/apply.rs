@@ -27,6 +27,8 @@ const SMALL_FILE_BYTES: u64 = 64 << 10;
 const STEP_ROWS: u64 = 200 * APPLY_SLICE_ROWS;
 /// How long another program's commit makes us leave longer gaps for it.
 const POLITE_TIME: Duration = Duration::from_secs(1);
+/// How long a step leaves longer gaps at first, so that a program that waits already is noticed by its commit.
+const FIRST_POLITE_TIME: Duration = Duration::from_millis(300);
 
 /// Where the files are.
 #[derive(Debug, Clone)]
@@ -217,7 +219,7 @@ impl<'d> Applier<'d> {
         let watermark =
             Watermark { file: state.applied_file, chain_hash: state.chain_hash, unit: state.applied_unit, revision: state.revision };
         let inbox = Inbox::read(folders, &state)?;
-        let pace = Pace { others: local.others_version()?, polite_until: None };
+        let pace = Pace { others: local.others_version()?, polite_until: Some(Instant::now() + FIRST_POLITE_TIME) };
         Ok(Applier { local, inbox, watermark, pace })
     }
 
