@@ -115,3 +115,24 @@ fn r15_more_nodes_start_at_once_than_files_may_be_open() {
         assert!(site.path(&format!("docking/{name}/outbox/extract-00000001.toc")).exists(), "{name}");
     }
 }
+
+#[test]
+fn r38_a_row_that_no_file_can_carry_stops_its_table_and_no_other() {
+    let mut site = site(BOTH);
+    site.dockmaster_ok(&["node", "add", "X", "--set", "emp=1"]);
+    let address = site.serve();
+    site.remote_sync_ok(&["init", &address, "--node", "X", "x.db"]);
+    site.sqlite3("hq.db", "INSERT INTO a VALUES(5000, 1, zeroblob(40000000)); UPDATE b SET t = 'changed'");
+    let until = Instant::now() + Duration::from_secs(30);
+    let rows = "SELECT id, e, t FROM b";
+    let wanted = literals(&site.path("hq.db"), &format!("{rows} WHERE e = 1"));
+    while literals(&site.path("x.db"), rows) != wanted && Instant::now() < until {
+        let _ = site.remote_sync(&["sync", "x.db"]);
+    }
+    assert_eq!(literals(&site.path("x.db"), rows), wanted);
+    assert!(literals(&site.path("x.db"), "SELECT id FROM a WHERE id = 5000").is_empty());
+    let status = site.dockmaster(&["status"]);
+    let text = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(text.contains("5000") && text.contains("33554432"), "{text}");
+    site.stop();
+}
