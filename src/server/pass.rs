@@ -8,6 +8,7 @@ use crate::base::ids::NodeName;
 use crate::base::step::Progress;
 use crate::cds::nodes::NodeScope;
 use crate::docking::root::DockingRoot;
+use crate::docking::sessions::SessionsDb;
 use crate::store::control::Control;
 use crate::store::sqlite::StoreError;
 use std::path::PathBuf;
@@ -177,5 +178,10 @@ pub(super) fn build_extract(pending: &PendingExtracts, node: &NodeScope, root: &
         revision: pending.state.revision,
         root,
     })?;
+    // Whatever needed a person at this node: a new extract is the answer.
+    let cleared = SessionsDb::open(&root.sessions_db()).and_then(|sessions| sessions.clear_alerts(&node.node.name));
+    if let Err(error) = cleared {
+        tracing::warn!(stage = "extract", node = %node.node.name, %error, "the alerts could not be cleared");
+    }
     Ok(())
 }

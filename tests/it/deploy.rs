@@ -136,3 +136,23 @@ fn r38_a_row_that_no_file_can_carry_stops_its_table_and_no_other() {
     assert!(text.contains("5000") && text.contains("33554432"), "{text}");
     site.stop();
 }
+
+#[test]
+fn r15_a_node_that_starts_again_and_again_gets_the_last_extract_and_no_alert() {
+    let mut site = site(ONE);
+    site.sqlite3("hq.db", "INSERT INTO a SELECT id + 10000 * e, 1, t FROM a WHERE id > 2; INSERT INTO a SELECT id + 100000, 1, t FROM a");
+    site.dockmaster_ok(&["node", "add", "X", "--set", "emp=1"]);
+    site.serve();
+    for _ in 0..6 {
+        site.dockmaster_ok(&["extract", "X", "--yes"]);
+    }
+    let last = site.path("docking/X/outbox/extract-00000006.toc");
+    let until = Instant::now() + Duration::from_secs(30);
+    while !last.exists() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(last.exists());
+    site.stop();
+    let alerts = literals(&site.path("docking/sessions.db"), "SELECT text FROM alert");
+    assert!(alerts.is_empty(), "{alerts:?}");
+}
