@@ -53,7 +53,7 @@ pub fn serve(
 
     let failure: Arc<Mutex<Option<ServeError>>> = Arc::default();
     let fail = |error: ServeError| {
-        tracing::error!(%error, "stage failed, the service stops");
+        tracing::error!(error = with_causes(&error), "stage failed, the service stops");
         failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         stop.stop();
     };
@@ -187,7 +187,7 @@ fn build_or_report(pending: &PendingExtracts, scope: &NodeScope, newest: &Newest
         match build_extract(pending, scope, root) {
             Ok(()) => return true,
             Err(error) if error.is_transient() => {
-                tracing::warn!(stage = "extract", %node, %error, "trying again");
+                tracing::warn!(stage = "extract", %node, error = with_causes(&error), "trying again");
                 stop.pause(RETRY);
             }
             Err(_) if newest.is_outdated(scope) => return false,
@@ -208,7 +208,7 @@ fn build_or_report(pending: &PendingExtracts, scope: &NodeScope, newest: &Newest
 
 fn pause_or_fail(error: ServeError, stop: &Stop, fail: &dyn Fn(ServeError)) {
     if error.is_transient() {
-        tracing::warn!(%error, "trying again");
+        tracing::warn!(error = with_causes(&error), "trying again");
         stop.pause(RETRY);
     } else {
         fail(error);

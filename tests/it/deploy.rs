@@ -156,3 +156,27 @@ fn r15_a_node_that_starts_again_and_again_gets_the_last_extract_and_no_alert() {
     let alerts = literals(&site.path("docking/sessions.db"), "SELECT text FROM alert");
     assert!(alerts.is_empty(), "{alerts:?}");
 }
+
+#[test]
+fn r28_a_node_that_ended_before_a_new_filling_is_routed_to_no_more() {
+    let site = site(ONE);
+    for node in ["X", "Y", "Z"] {
+        site.dockmaster_ok(&["node", "add", node, "--set", "emp=1"]);
+    }
+    site.dockmaster_ok(&["extract", "X", "Y"]);
+    site.dockmaster_ok(&["run"]);
+    site.dockmaster_ok(&["node", "disable", "X"]);
+    site.dockmaster_ok(&["node", "delete", "Y", "--yes"]);
+    redefine(&site, BOTH);
+    site.dockmaster_ok(&["deploy", "--yes"]);
+    site.dockmaster_ok(&["extract", "Z"]);
+    site.dockmaster_ok(&["run"]);
+    site.sqlite3("hq.db", "UPDATE a SET t = 'later' WHERE e = 1");
+    site.dockmaster_ok(&["run"]);
+    assert!(site.path("docking/Z/outbox/00000001.dx").exists());
+    for node in ["X", "Y"] {
+        assert!(!site.path(&format!("docking/{node}/outbox/00000001.dx")).exists(), "{node}");
+    }
+    let running = literals(&site.path("docking/ledger.db"), "SELECT node FROM stream WHERE active");
+    assert_eq!(running, ["'Z'"]);
+}
