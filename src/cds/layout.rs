@@ -6,6 +6,7 @@
 use super::{Cds, CdsError, CdsState};
 use crate::base::ids::{Epoch, FileNo, Nonce, Revision, ServerId, TxnId};
 use crate::model::dock::{Dock, DockTable, TableIndex};
+use crate::model::node::Node;
 use crate::model::schema::Schema;
 use crate::rules::graph::ScopeGraph;
 use crate::store::txnproc::TXNPROC_FILE_TABLE;
@@ -146,6 +147,24 @@ pub fn reinstate(path: &Path) -> Result<(), CdsError> {
     let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(sql)?;
     conn.execute("DELETE FROM cds_state WHERE name = ?1", [SUPERSEDED]).map_err(sql)?;
     conn.close().map_err(|(_, source)| sql(source))
+}
+
+/// Returns the nodes whose stream runs, as of the last unit.
+///
+/// # Errors
+/// A statement failed, or a record is unreadable.
+pub fn running_nodes(path: &Path) -> Result<Vec<Node>, CdsError> {
+    let sql = |source| CdsError::Sql { path: path.to_owned(), what: "read nodes", source };
+    let conn = connect_read_only(path).map_err(sql)?;
+    let mut statement = conn.prepare("SELECT name, record FROM node ORDER BY name").map_err(sql)?;
+    let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))).map_err(sql)?;
+    let mut nodes = Vec::new();
+    for row in rows {
+        let (name, record) = row.map_err(sql)?;
+        let unreadable = |_| CdsError::State { path: path.to_owned(), name: format!("node {name}") };
+        nodes.push(serde_json::from_str(&record).map_err(unreadable)?);
+    }
+    Ok(nodes)
 }
 
 /// Reads the commit point.

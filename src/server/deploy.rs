@@ -6,12 +6,13 @@
 use super::txnproc::{TxnProcError, new_nonce};
 use crate::base::ids::{Epoch, Nonce, Revision, ServerId, TxnId};
 use crate::cds::fill::Filling;
-use crate::cds::layout::{connect_read_only, is_superseded, read_state, read_stopped, reinstate, supersede};
+use crate::cds::layout::{connect_read_only, is_superseded, read_state, read_stopped, reinstate, running_nodes, supersede};
 use crate::cds::{CdsError, CdsState};
 use crate::docking::root::DockingRoot;
 use crate::model::dock::Dock;
 use crate::model::node::{Node, NodeState};
 use crate::model::schema::Schema;
+use crate::store::control::Control;
 use crate::store::install::InstallPlan;
 use crate::store::local_build::{BuildError, check_local};
 use crate::store::sqlite::{ServerDatabase, StoreError};
@@ -252,6 +253,12 @@ fn build_data_store(
     let nonce: Nonce = new_nonce()?;
     let previous = server.tail()?.map(|tail| tail.nonce);
     let mut position = TxnId::default();
+    // Nodes that were disabled or deleted and whose end was not read yet. The new data store goes on with them, without values.
+    let mut ended = if root.cds_db().exists() { running_nodes(&root.cds_db())? } else { Vec::new() };
+    for node in &mut ended {
+        node.attributes.clear();
+        node.model = None;
+    }
     let rows = server.snapshot(|snapshot| -> Result<u64, DeployError> {
         position = snapshot.log_end()?;
         let state = CdsState { server_id, server_name: options.server_name.clone(), epoch, revision, position, nonce, day: options.day };
@@ -263,8 +270,13 @@ fn build_data_store(
         if root.cds_db().exists() {
             filling.keep_files_of(&root.cds_db())?;
         }
-        Ok(filling.finish(&[])?)
+        Ok(filling.finish(&ended)?)
     })?;
+    // The rows of the log that ended them are behind the position: told again, they end the streams at the Router too.
+    for node in &ended {
+        let now = server.node(&node.name)?;
+        server.append_control(&now.map_or_else(|| Control::NodeDeleted { name: node.name.clone() }, Control::Node))?;
+    }
     // From here on the server database knows this data store as the one that read it last.
     server.write_tail(position, nonce, previous)?;
     root.disk().replace(&building, &root.cds_db()).map_err(TxnProcError::from)?;

@@ -109,7 +109,10 @@ pub fn build(job: &ExtractJob<'_>) -> Result<Toc, ExtractError> {
     }
     // A database without its table of contents is what a crash left; nobody has seen it.
     disk.remove(&outbox.join(&zst_name)).map_err(failed)?;
-    remove_files(job, disk, &tmp, |name| name.starts_with("extract-"))?;
+    // Not what belongs to a later start of the node: another thread may be at it.
+    let later = |digits: &str| digits.parse::<u32>().is_ok_and(|found| found > job.incarnation.0);
+    let left_over = |name: &str| name.strip_prefix("extract-").is_some_and(|rest| !rest.split('.').next().is_some_and(later));
+    remove_files(job, disk, &tmp, left_over)?;
 
     let database = tmp.join(format!("extract-{:08}.db", job.incarnation.0));
     let result = publish(job, disk, &database, &zst_name);

@@ -8,6 +8,7 @@
 //! - A node without operations costs nothing: no file, no row, no look at its folder.
 
 use crate::base::disk::DiskError;
+use crate::base::folder::{self, EntryKind};
 use crate::base::ids::{ContentHash, Epoch, FileNo, Incarnation, NodeName, ServerId, TxnId};
 use crate::base::step::Progress;
 use crate::docking::error::DockingError;
@@ -151,6 +152,9 @@ impl Router {
         let sealer = Sealer::new(options.zstd_level).map_err(DockingError::from)?;
         let txnproc = TxnprocFiles::new(&root.cds_db());
         let mut router = Router { root, options, txnproc, sealer, loaded: None };
+        for node in router.root.nodes()? {
+            router.root.disk().clean_tmp(&router.root.tmp(&node))?;
+        }
         router.loaded = Some(router.recover()?);
         Ok(router)
     }
@@ -186,7 +190,12 @@ impl Router {
         let streams: HashMap<NodeName, Stream> = ledger.streams()?.into_iter().map(|stream| (stream.node.clone(), stream)).collect();
         let mut present: HashSet<(NodeName, FileNo)> = HashSet::new();
         for node in self.root.nodes()? {
-            self.root.disk().clean_tmp(&self.root.tmp(&node))?;
+            for entry in folder::list(&self.root.tmp(&node))? {
+                // An extract may be growing there now.
+                if entry.kind != EntryKind::Folder && !entry.name.to_string_lossy().starts_with("extract-") {
+                    self.root.disk().remove(&entry.path)?;
+                }
+            }
             let last = streams.get(&node).map(|stream| stream.last_file).unwrap_or_default();
             present.extend(self.delete_above(&node, last)?.into_iter().map(|file_no| (node.clone(), file_no)));
         }

@@ -9,11 +9,13 @@ use super::router::{Router, RouterError, RouterOptions};
 use super::syncmgr::{self, SyncOptions};
 use super::txnproc::{PendingExtracts, TxnProc};
 use crate::base::clock::now_seconds;
+use crate::base::ids::{Incarnation, NodeName};
 use crate::base::step::{Progress, Wake};
 use crate::cds::nodes::NodeScope;
 use crate::docking::root::DockingRoot;
 use crate::docking::sessions::SessionsDb;
 use notify::Watcher;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -51,7 +53,7 @@ pub fn serve(
 
     let failure: Arc<Mutex<Option<ServeError>>> = Arc::default();
     let fail = |error: ServeError| {
-        tracing::error!(%error, "stage failed, the service stops");
+        tracing::error!(error = with_causes(&error), "stage failed, the service stops");
         failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         stop.stop();
     };
@@ -70,8 +72,9 @@ pub fn serve(
         });
         let (queue, waiting) = mpsc::sync_channel::<PendingExtracts>(EXTRACTS_WAITING_MAX);
         let waiting = Arc::new(Mutex::new(waiting));
+        let newest = Arc::new(Newest::default());
         for _ in 0..EXTRACT_WORKERS {
-            let waiting = Arc::clone(&waiting);
+            let (waiting, newest) = (Arc::clone(&waiting), Arc::clone(&newest));
             threads.spawn(move || {
                 loop {
                     let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
@@ -81,7 +84,7 @@ pub fn serve(
                         continue;
                     }
                     for node in &pending.nodes {
-                        if build_or_report(&pending, node, root, stop) {
+                        if build_or_report(&pending, node, &newest, root, stop) {
                             extracts_routed.send_modify(|round| *round += 1);
                         }
                     }
@@ -95,6 +98,7 @@ pub fn serve(
                 match worked {
                     Ok(step) => {
                         for pending in step.extracts {
+                            newest.note(&pending.nodes);
                             // The workers live as long as this thread, so the queue takes it.
                             if queue.send(pending).is_err() {
                                 fail(ServeError::Thread("extract"));
@@ -145,18 +149,50 @@ impl Patience {
     }
 }
 
+/// The newest start of each node. What waits for an older one is of no more use, and two extracts of one node would share a folder.
+#[derive(Debug, Default)]
+struct Newest(Mutex<HashMap<NodeName, Incarnation>>);
+
+impl Newest {
+    fn note(&self, started: &[NodeScope]) {
+        let mut newest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        newest.extend(started.iter().map(|scope| (scope.node.name.clone(), scope.node.incarnation)));
+    }
+
+    fn is_outdated(&self, scope: &NodeScope) -> bool {
+        let newest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        newest.get(&scope.node.name).is_some_and(|newest| *newest > scope.node.incarnation)
+    }
+}
+
+/// Returns an error with what caused it, in one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
 /// Builds an extract, waiting for room on a full disk. Returns whether it is ready: what cannot be mended by waiting
 /// concerns that node alone, which is shown in `status`; the others go on (I5).
-fn build_or_report(pending: &PendingExtracts, scope: &NodeScope, root: &DockingRoot, stop: &Stop) -> bool {
-    while !stop.is_stopped() {
+fn build_or_report(pending: &PendingExtracts, scope: &NodeScope, newest: &Newest, root: &DockingRoot, stop: &Stop) -> bool {
+    while !stop.is_stopped() && !newest.is_outdated(scope) {
         let node = &scope.node.name;
         match build_extract(pending, scope, root) {
             Ok(()) => return true,
             Err(error) if error.is_transient() => {
-                tracing::warn!(stage = "extract", %node, %error, "trying again");
+                tracing::warn!(stage = "extract", %node, error = with_causes(&error), "trying again");
                 stop.pause(RETRY);
             }
+            Err(_) if newest.is_outdated(scope) => return false,
             Err(error) => {
+                let error = with_causes(&error);
                 tracing::error!(stage = "extract", %node, %error, "no extract");
                 let text = format!("its extract cannot be made: {error}");
                 let told = SessionsDb::open(&root.sessions_db()).and_then(|sessions| sessions.alert(node.as_str(), &text, now_seconds()));
@@ -172,7 +208,7 @@ fn build_or_report(pending: &PendingExtracts, scope: &NodeScope, root: &DockingR
 
 fn pause_or_fail(error: ServeError, stop: &Stop, fail: &dyn Fn(ServeError)) {
     if error.is_transient() {
-        tracing::warn!(%error, "trying again");
+        tracing::warn!(error = with_causes(&error), "trying again");
         stop.pause(RETRY);
     } else {
         fail(error);

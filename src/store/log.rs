@@ -9,8 +9,9 @@
 //! handed over. A unit is as long as what was written since the last reading, so the largest transaction bounds it.
 
 use crate::base::ids::{Nonce, TxnId};
+use crate::base::limits::{ROW_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::model::schema::TableShape;
-use crate::model::value::{Row, RowKey, Value};
+use crate::model::value::{Row, RowKey, Value, display_key};
 use crate::store::capture::{Capture, capture_shape, difference, key_condition, may_end_statement, newer_triggers, read_captures};
 use crate::store::control::Control;
 use crate::store::schema::read_shape;
@@ -93,7 +94,7 @@ impl ServerDatabase {
 
     /// Reads everything after a position as one unit, in one read snapshot; `None` if there is nothing.
     ///
-    /// A table whose log shows a NULL key is also marked as stopped in the catalogue, until it is deployed anew.
+    /// A table whose log shows a NULL key, or a row that no file can carry, is also marked as stopped in the catalogue, until it is deployed anew.
     ///
     /// # Errors
     /// [`StoreError::NotTheSameDatabase`], [`StoreError::LogReset`] and [`StoreError::LogGap`] if the log is not the one that was
@@ -128,17 +129,25 @@ impl ServerDatabase {
         }
         let mut unit =
             UnitReading { upto, controls: touched.controls, changes: Vec::new(), stopped: Vec::new(), schema_version: catalogue.stamp.0 };
+        let mut found = touched.null_keys;
         for (name, keys) in touched.keys {
             let Some(capture) = catalogue.active.get(&name).and_then(|id| catalogue.captures.get(id)) else { continue };
-            if !stopped.contains_key(&capture.id) {
-                self.read_live(capture, keys, &mut unit.changes)?;
+            if stopped.contains_key(&capture.id) {
+                continue;
+            }
+            let before = unit.changes.len();
+            if let Some(reason) = self.read_live(capture, keys, &mut unit.changes)? {
+                // A row that no file can carry ends this table, not the service.
+                unit.changes.truncate(before);
+                stopped.insert(capture.id, reason.clone());
+                found.insert(capture.id, reason);
             }
         }
         unit.stopped = stopped
             .iter()
             .filter_map(|(id, reason)| catalogue.captures.get(id).map(|capture| (capture.table.clone(), reason.clone())))
             .collect();
-        Ok(Some((unit, touched.null_keys.into_iter().collect())))
+        Ok(Some((unit, found.into_iter().collect())))
     }
 
     fn check_mark(&self, options: &ReadOptions) -> Result<(), StoreError> {
@@ -207,8 +216,8 @@ impl ServerDatabase {
         Ok(touched)
     }
 
-    /// Reads what the touched rows of a table are now.
-    fn read_live(&self, capture: &Capture, keys: BTreeSet<RowKey>, changes: &mut Vec<NetChange>) -> Result<(), StoreError> {
+    /// Reads what the touched rows of a table are now. Returns why the table has to stop, if one of them is too long.
+    fn read_live(&self, capture: &Capture, keys: BTreeSet<RowKey>, changes: &mut Vec<NetChange>) -> Result<Option<String>, StoreError> {
         let fault = || self.fault(&format!("reading {}", capture.table));
         let condition = key_condition(&capture.shape, "", |place, _| format!("?{}", place + 1), "=");
         let columns: Vec<String> = capture.columns.iter().map(|name| quote_name(name)).collect();
@@ -224,9 +233,12 @@ impl ServerDatabase {
                 let same = capture.key.iter().zip(&key).all(|(position, value)| values.get(*position) == Some(value));
                 row = same.then_some(values);
             }
+            if let Some(what) = row.as_ref().and_then(|row| too_long(&capture.columns, row)) {
+                return Ok(Some(format!("the row with key {} was written, and {what}", display_key(&key))));
+            }
             changes.push(NetChange { table: capture.table.clone(), key, row });
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Returns every captured table that is stopped now, with the reason.
@@ -364,6 +376,19 @@ impl ServerDatabase {
             deleted += chunk as u64;
         }
     }
+}
+
+/// Returns what makes a row longer than a file can carry it, `None` if nothing does.
+pub(crate) fn too_long(columns: &[String], row: &Row) -> Option<String> {
+    let bytes = |value: &Value| match value {
+        Value::Text(bytes) | Value::Blob(bytes) => bytes.len(),
+        Value::Null | Value::Integer(_) | Value::Real(_) => 9,
+    };
+    if let Some((name, value)) = columns.iter().zip(row).find(|(_, value)| bytes(value) > VALUE_BYTES_MAX) {
+        return Some(format!("its `{name}` has {} bytes, the most is {VALUE_BYTES_MAX}", bytes(value)));
+    }
+    let all: usize = row.iter().map(bytes).sum();
+    (all > ROW_BYTES_MAX).then(|| format!("it has {all} bytes, the most is {ROW_BYTES_MAX}"))
 }
 
 /// A unit, and captures that are to be marked as stopped: id and reason.

@@ -7,6 +7,7 @@ use crate::model::node::Node;
 use crate::model::schema::Schema;
 use crate::model::value::Row;
 use crate::store::install::Identity;
+use crate::store::log::too_long;
 use crate::store::sqlite::{ServerDatabase, StoreError, quote_name, value_of};
 
 /// A read transaction on the server database.
@@ -81,6 +82,9 @@ impl Snapshot<'_> {
         let mut count = 0;
         while let Some(row) = rows.next().map_err(fault())? {
             let values: Row = (0..columns.len()).map(|place| row.get_ref(place).map(value_of)).collect::<Result<_, _>>().map_err(fault())?;
+            if let Some(what) = too_long(columns, &values) {
+                return Err(StoreError::Table { table: table.to_owned(), reason: format!("a row cannot be carried: {what}") }.into());
+            }
             visit(values)?;
             count += 1;
         }

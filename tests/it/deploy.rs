@@ -115,3 +115,68 @@ fn r15_more_nodes_start_at_once_than_files_may_be_open() {
         assert!(site.path(&format!("docking/{name}/outbox/extract-00000001.toc")).exists(), "{name}");
     }
 }
+
+#[test]
+fn r38_a_row_that_no_file_can_carry_stops_its_table_and_no_other() {
+    let mut site = site(BOTH);
+    site.dockmaster_ok(&["node", "add", "X", "--set", "emp=1"]);
+    let address = site.serve();
+    site.remote_sync_ok(&["init", &address, "--node", "X", "x.db"]);
+    site.sqlite3("hq.db", "INSERT INTO a VALUES(5000, 1, zeroblob(40000000)); UPDATE b SET t = 'changed'");
+    let until = Instant::now() + Duration::from_secs(30);
+    let rows = "SELECT id, e, t FROM b";
+    let wanted = literals(&site.path("hq.db"), &format!("{rows} WHERE e = 1"));
+    while literals(&site.path("x.db"), rows) != wanted && Instant::now() < until {
+        let _ = site.remote_sync(&["sync", "x.db"]);
+    }
+    assert_eq!(literals(&site.path("x.db"), rows), wanted);
+    assert!(literals(&site.path("x.db"), "SELECT id FROM a WHERE id = 5000").is_empty());
+    let status = site.dockmaster(&["status"]);
+    let text = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(text.contains("5000") && text.contains("33554432"), "{text}");
+    site.stop();
+}
+
+#[test]
+fn r15_a_node_that_starts_again_and_again_gets_the_last_extract_and_no_alert() {
+    let mut site = site(ONE);
+    site.sqlite3("hq.db", "INSERT INTO a SELECT id + 10000 * e, 1, t FROM a WHERE id > 2; INSERT INTO a SELECT id + 100000, 1, t FROM a");
+    site.dockmaster_ok(&["node", "add", "X", "--set", "emp=1"]);
+    site.serve();
+    for _ in 0..6 {
+        site.dockmaster_ok(&["extract", "X", "--yes"]);
+    }
+    let last = site.path("docking/X/outbox/extract-00000006.toc");
+    let until = Instant::now() + Duration::from_secs(30);
+    while !last.exists() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(last.exists());
+    site.stop();
+    let alerts = literals(&site.path("docking/sessions.db"), "SELECT text FROM alert");
+    assert!(alerts.is_empty(), "{alerts:?}");
+}
+
+#[test]
+fn r28_a_node_that_ended_before_a_new_filling_is_routed_to_no_more() {
+    let site = site(ONE);
+    for node in ["X", "Y", "Z"] {
+        site.dockmaster_ok(&["node", "add", node, "--set", "emp=1"]);
+    }
+    site.dockmaster_ok(&["extract", "X", "Y"]);
+    site.dockmaster_ok(&["run"]);
+    site.dockmaster_ok(&["node", "disable", "X"]);
+    site.dockmaster_ok(&["node", "delete", "Y", "--yes"]);
+    redefine(&site, BOTH);
+    site.dockmaster_ok(&["deploy", "--yes"]);
+    site.dockmaster_ok(&["extract", "Z"]);
+    site.dockmaster_ok(&["run"]);
+    site.sqlite3("hq.db", "UPDATE a SET t = 'later' WHERE e = 1");
+    site.dockmaster_ok(&["run"]);
+    assert!(site.path("docking/Z/outbox/00000001.dx").exists());
+    for node in ["X", "Y"] {
+        assert!(!site.path(&format!("docking/{node}/outbox/00000001.dx")).exists(), "{node}");
+    }
+    let running = literals(&site.path("docking/ledger.db"), "SELECT node FROM stream WHERE active");
+    assert_eq!(running, ["'Z'"]);
+}
