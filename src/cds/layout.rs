@@ -82,6 +82,22 @@ pub(super) fn connect(path: &Path) -> rusqlite::Result<Connection> {
     Ok(conn)
 }
 
+/// Brings a data store to rest before another file takes its place: all of its WAL is in the file. What the WAL of the old file
+/// holds would otherwise be read as pages of the new one.
+///
+/// # Errors
+/// SQLite fails, or somebody goes on reading it.
+pub fn settle(path: &Path) -> rusqlite::Result<()> {
+    let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    conn.busy_timeout(std::time::Duration::from_secs(10))?;
+    let busy: i64 = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+    if busy != 0 {
+        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
+        return Err(rusqlite::Error::SqliteFailure(code, Some("it is being read".to_owned())));
+    }
+    Ok(())
+}
+
 /// Opens the data store for reading only, as status, extract and the Router do.
 pub fn connect_read_only(path: &Path) -> rusqlite::Result<Connection> {
     let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
@@ -108,8 +124,11 @@ pub(super) fn write_record(conn: &Connection, name: &str, value: &dyn rusqlite::
         .map(|_| ())
 }
 
-/// Reads the commit point.
+/// Reads the commit point; `None` if this is no filled data store.
 pub fn read_state(conn: &Connection) -> rusqlite::Result<Option<CdsState>> {
+    if !conn.table_exists(Some("main"), "cds_state")? {
+        return Ok(None);
+    }
     let Some(position) = read_record::<i64>(conn, "position")? else { return Ok(None) };
     let text = |name: &str| read_record::<String>(conn, name).map(Option::unwrap_or_default);
     let number = |name: &str| read_record::<i64>(conn, name).map(Option::unwrap_or_default);
@@ -172,8 +191,12 @@ impl Cds {
     pub fn open(path: &Path) -> Result<Cds, CdsError> {
         let sql = |what| move |source| CdsError::Sql { path: path.to_owned(), what, source };
         let bad = |name: &str| CdsError::State { path: path.to_owned(), name: name.to_owned() };
+        let missing = || CdsError::Missing { path: path.to_owned() };
+        if !path.exists() {
+            return Err(missing());
+        }
         let conn = connect(path).map_err(sql("open"))?;
-        let state = read_state(&conn).map_err(sql("read the commit point"))?.ok_or_else(|| bad("position"))?;
+        let state = read_state(&conn).map_err(sql("read the commit point"))?.ok_or_else(missing)?;
         let dock = read_json::<Dock>(&conn, "dock").map_err(sql("read the definition"))?.ok_or_else(|| bad("dock"))?;
         let schema = read_json::<Schema>(&conn, "schema").map_err(sql("read the schema"))?.ok_or_else(|| bad("schema"))?;
         let graph = ScopeGraph::compile(&dock)?;

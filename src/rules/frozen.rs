@@ -34,7 +34,10 @@ pub fn frozen(dock: &Dock, graph: &ScopeGraph, stopped: &BTreeSet<TableIndex>) -
                     graph.junctions.get(*junction).is_some_and(|junction| doubtful.get(junction.source).copied().unwrap_or(false))
                 }
             });
-            let by_node = vertex.paths.iter().any(|path| graph.paths.get(*path).and_then(|path| path.attribute).is_some_and(|at| attributes.contains(&at)));
+            let by_node = vertex
+                .paths
+                .iter()
+                .any(|path| graph.paths.get(*path).and_then(|path| path.attribute).is_some_and(|at| attributes.contains(&at)));
             doubtful.push(frozen.contains(&vertex.table) || by_input || by_node);
         }
         for (table, vertex) in graph.visible.iter().enumerate() {

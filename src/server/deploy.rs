@@ -6,7 +6,7 @@
 use super::txnproc::{TxnProcError, new_nonce};
 use crate::base::ids::{Epoch, Nonce, Revision, ServerId, TxnId};
 use crate::cds::fill::Filling;
-use crate::cds::layout::{connect_read_only, read_state, read_stopped};
+use crate::cds::layout::{connect_read_only, read_state, read_stopped, settle};
 use crate::cds::{CdsError, CdsState};
 use crate::docking::root::DockingRoot;
 use crate::model::dock::Dock;
@@ -62,9 +62,20 @@ pub enum DeployError {
         /// Its identity; `None` if nothing of ours is in it.
         expected: Option<ServerId>,
     },
+    /// The data store is gone, and with it what nodes were sent.
+    #[error("docking root {} has no data store, and {} what the former one sent; it cannot be filled anew under active nodes",
+        root.display(), holders(first, *others))]
+    StoreLost {
+        /// The docking root.
+        root: PathBuf,
+        /// One of the nodes.
+        first: String,
+        /// How many more.
+        others: usize,
+    },
     /// Nodes hold data by the definition in force.
     #[error("{what} changed, and {} data by the definition in force; it cannot be changed under active nodes yet",
-        if *count == 1 { format!("node {first} holds") } else { format!("{first} and {} other nodes hold", count - 1) })]
+        holders(first, *count - 1))]
     ActiveNodes {
         /// What changed.
         what: String,
@@ -73,6 +84,15 @@ pub enum DeployError {
         /// One of them.
         first: String,
     },
+}
+
+/// `node ANNA holds`, `ANNA and 1 other node hold`, `ANNA and 2 other nodes hold`.
+fn holders(first: &str, others: usize) -> String {
+    match others {
+        0 => format!("node {first} holds"),
+        1 => format!("{first} and 1 other node hold"),
+        others => format!("{first} and {others} other nodes hold"),
+    }
 }
 
 /// What `deploy` will do.
@@ -158,7 +178,15 @@ pub fn deploy(options: &DeployOptions, root: &DockingRoot) -> Result<Deployed, D
     let server = ServerDatabase::open(&options.database)?;
     let active = active_nodes(&server)?;
     if let (Some(first), true) = (active.first(), plan.builds_data_store) {
+        let store = if root.cds_db().exists() { data_store_state(&root.cds_db())? } else { None };
         let what = match (plan.definition_changed, plan.capture.is_empty()) {
+            (false, _) if store.is_none() => {
+                return Err(DeployError::StoreLost {
+                    root: root.path().to_owned(),
+                    first: first.name.to_string(),
+                    others: active.len() - 1,
+                });
+            }
             (true, _) => "the definition".to_owned(),
             (false, false) => format!("table {}", plan.capture.join(", ")),
             (false, true) => "a table that stopped".to_owned(),
@@ -200,9 +228,11 @@ fn data_store_state(path: &Path) -> Result<Option<CdsState>, CdsError> {
 }
 
 fn data_store_stopped(path: &Path) -> Result<Vec<(String, String)>, CdsError> {
-    connect_read_only(path)
-        .and_then(|conn| read_stopped(&conn))
-        .map_err(|source| CdsError::Sql { path: path.to_owned(), what: "read stopped tables", source })
+    connect_read_only(path).and_then(|conn| read_stopped(&conn)).map_err(|source| CdsError::Sql {
+        path: path.to_owned(),
+        what: "read stopped tables",
+        source,
+    })
 }
 
 fn active_nodes(server: &ServerDatabase) -> Result<Vec<Node>, StoreError> {
@@ -236,11 +266,21 @@ fn build_data_store(
             let columns: Vec<String> = table.columns.iter().map(|column| column.name.clone()).collect();
             snapshot.scan::<DeployError>(&table.name, &columns, |row| Ok(filling.add(number, &row)?))?;
         }
-        if root.cds_db().exists() {
+        if root.cds_db().exists() && data_store_state(&root.cds_db())?.is_some() {
             filling.keep_files_of(&root.cds_db())?;
         }
         Ok(filling.finish(&[])?)
     })?;
+    if root.cds_db().exists() {
+        let unsettled = |source| CdsError::Sql { path: root.cds_db(), what: "bring the former one to rest", source };
+        settle(&root.cds_db()).map_err(unsettled)?;
+    }
+    for suffix in ["-wal", "-shm"] {
+        let leftover = root.path().join(format!("cds.db{suffix}"));
+        if leftover.exists() {
+            root.disk().remove(&leftover).map_err(TxnProcError::from)?;
+        }
+    }
     // From here on the server database knows this data store as the one that read it last.
     server.write_tail(position, nonce, previous)?;
     root.disk().replace(&building, &root.cds_db()).map_err(TxnProcError::from)?;
