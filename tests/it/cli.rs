@@ -221,6 +221,8 @@ fn wrong_input_is_answered_with_what_to_do_and_the_right_exit_code() {
         (vec!["node", "add", "ANNA", "--set", "rep=9"], 2, "attribute `rep`", ""),
         (vec!["node", "add", "ANNA", "--set", "shop=1"], 2, "attribute `shop`", ""),
         (vec!["node", "add", "ANNA", "--model", "rep"], 2, "model `rep`", ""),
+        (vec!["node", "set", "ANNA"], 2, "nothing to set", ""),
+        (vec!["node", "clear", "NOBODY"], 2, "node NOBODY is unknown", "dockmaster node list"),
         (vec!["node", "add", "--from", "none.csv"], 2, "read none.csv", ""),
         (vec!["extract", "NOBODY"], 2, "node NOBODY is unknown", "dockmaster node list"),
         (vec!["uninstall"], 2, "has to be confirmed", "--yes"),
@@ -334,7 +336,7 @@ fn every_table_has_a_json_shape() {
     assert_eq!(json(&site.dockmaster(&["check", "--json"]))["ok"], true);
     let file = "docking/BEN/outbox/00000001.dx";
     assert_eq!(json(&site.dockmaster(&["dx", "verify", file, "--json"]))["files"][0]["operations"], 1);
-    let shown: serde_json::Value = serde_json::from_str(&stdout(&site.dockmaster(&["dx", "show", file, "--json"]))).unwrap();
+    let shown = json(&site.dockmaster(&["dx", "show", file, "--json"]));
     assert!(shown.is_object());
     assert!(stdout(&site.dockmaster(&["dx", "show", file, "--xml"])).starts_with("<?xml"));
     assert!(json(&site.dockmaster(&["deploy", "--yes", "--json"]))["deployed"].is_null(), "nothing to do the second time");
@@ -455,7 +457,17 @@ fn status_names_what_needs_a_person_with_the_command_and_ends_with_1() {
     let document = json(&site.dockmaster(&["status", "--json"]));
     assert_eq!(document["nodes"][1]["state"], "silent");
     assert_eq!(document["needs"][0]["command"], "dockmaster deploy");
-    assert_eq!(site.dockmaster(&["node", "show", "ANNA"]).status.code(), Some(1));
+    let shown = site.dockmaster(&["node", "show", "ANNA"]);
+    assert!(shown.status.code() == Some(1) && stdout(&shown).contains("dockmaster node clear ANNA"), "{}", stdout(&shown));
+    // Told once more with other words it is one line of `status`; dealt with, it is gone; a disabled node needs nobody.
+    sessions.alert("ANNA", "two copies again", 2).unwrap();
+    assert!(stdout(&site.dockmaster(&["status"])).contains("two copies again (and 1 more): dockmaster node show ANNA"));
+    assert_eq!(site.dockmaster_ok(&["node", "clear", "ANNA"]).trim(), "ANNA: 2 alerts taken back");
+    assert_eq!(site.dockmaster(&["node", "show", "ANNA"]).status.code(), Some(0));
+    assert_eq!(json(&site.dockmaster(&["node", "clear", "ANNA", "--json"]))["cleared"], 0);
+    sessions.alert("ANNA", "two copies of this node", 3).unwrap();
+    site.dockmaster_ok(&["node", "disable", "ANNA"]);
+    assert!(stdout(&site.dockmaster(&["status"])).contains("1 node needs a person."), "only BEN");
 }
 
 #[test]
