@@ -28,7 +28,7 @@ use crate::store::predicate::{EvaluateError, Evaluator};
 use rusqlite::Connection;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why the data store cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +68,18 @@ pub enum CdsError {
     Inconsistent {
         /// What was found.
         what: String,
+    },
+    /// The definition in force is not the one that the data store was filled by.
+    #[error("data store {path} was about to be filled anew when `dockmaster deploy` was cut off; run `dockmaster deploy` again")]
+    Superseded {
+        /// The database file.
+        path: PathBuf,
+    },
+    /// Another program has it open, so it cannot be replaced.
+    #[error("data store {path} is open in another program")]
+    InUse {
+        /// The database file.
+        path: PathBuf,
     },
     /// A change names a table that the definition does not have.
     #[error("a change names table {0}, which the deployed definition does not have")]
@@ -118,6 +130,24 @@ impl std::fmt::Debug for Cds {
 }
 
 impl Cds {
+    /// Puts the parts of an open database together; its nodes are loaded, or not, by the caller.
+    fn assemble(path: &Path, conn: Connection, dock: Dock, schema: Schema, graph: ScopeGraph, state: CdsState) -> rusqlite::Result<Cds> {
+        let keys = keys::KeyCache::open(&conn, &graph)?;
+        Ok(Cds {
+            path: path.to_owned(),
+            conn,
+            statements: rows::TableSql::of(&dock),
+            dock,
+            schema,
+            graph,
+            state,
+            keys: RefCell::new(keys),
+            evaluators: RefCell::new(HashMap::new()),
+            nodes: nodes::NodeIndex::default(),
+            pending: None,
+        })
+    }
+
     /// Returns the definition in force.
     pub fn dock(&self) -> &Dock {
         &self.dock

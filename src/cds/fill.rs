@@ -5,7 +5,7 @@
 
 use super::layout;
 use super::scope::{UnitScope, junction_values};
-use super::{Cds, CdsError, CdsState, counts, keys::KeyCache, nodes::NodeIndex, rows::TableSql};
+use super::{Cds, CdsError, CdsState, counts};
 use crate::model::dock::{Dock, TableIndex};
 use crate::model::node::{Node, NodeState};
 use crate::model::schema::Schema;
@@ -13,7 +13,6 @@ use crate::model::value::{Row, Value};
 use crate::rules::graph::ScopeGraph;
 use crate::store::sqlite::SqlValue;
 use rusqlite::params;
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -41,20 +40,7 @@ impl Filling {
             let text = text.map_err(|_| CdsError::State { path: path.to_owned(), name: name.to_owned() })?;
             layout::write_record(&conn, name, &text).map_err(sql("write the definition"))?;
         }
-        let keys = KeyCache::open(&conn, &graph).map_err(sql("number rule paths"))?;
-        let cds = Cds {
-            path: path.to_owned(),
-            conn,
-            statements: TableSql::of(&dock),
-            dock,
-            schema,
-            graph,
-            state,
-            keys: RefCell::new(keys),
-            evaluators: RefCell::new(HashMap::new()),
-            nodes: NodeIndex::default(),
-            pending: None,
-        };
+        let cds = Cds::assemble(path, conn, dock, schema, graph, state).map_err(sql("number rule paths"))?;
         Ok(Filling { cds, rows: 0 })
     }
 

@@ -3,15 +3,13 @@
 //! `d{i}` holds the captured columns `c0..` of table `i` of the dock, untyped, so every value keeps its storage class;
 //! `j{i}` holds the counts of junction `i`. There is no constraint but the primary key (R36).
 
-use super::{Cds, CdsError, CdsState, keys::KeyCache, nodes::NodeIndex, rows::TableSql};
+use super::{Cds, CdsError, CdsState};
 use crate::base::ids::{Epoch, FileNo, Nonce, Revision, ServerId, TxnId};
 use crate::model::dock::{Dock, DockTable, TableIndex};
 use crate::model::schema::Schema;
 use crate::rules::graph::ScopeGraph;
 use crate::store::txnproc::TXNPROC_FILE_TABLE;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::path::Path;
 
 /// Returns the name of the data table of a dock table.
@@ -23,6 +21,9 @@ pub fn data_table(table: TableIndex) -> String {
 pub fn column_list(table: &DockTable) -> String {
     (0..table.columns.len()).map(|column| format!("c{column}")).collect::<Vec<_>>().join(", ")
 }
+
+/// Record of a data store that a new filling is about to replace.
+const SUPERSEDED: &str = "superseded";
 
 const FIXED_TABLES: &str = "
 CREATE TABLE cds_state(name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -82,22 +83,6 @@ pub(super) fn connect(path: &Path) -> rusqlite::Result<Connection> {
     Ok(conn)
 }
 
-/// Brings a data store to rest before another file takes its place: all of its WAL is in the file. What the WAL of the old file
-/// holds would otherwise be read as pages of the new one.
-///
-/// # Errors
-/// SQLite fails, or somebody goes on reading it.
-pub fn settle(path: &Path) -> rusqlite::Result<()> {
-    let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    conn.busy_timeout(std::time::Duration::from_secs(10))?;
-    let busy: i64 = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
-    if busy != 0 {
-        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
-        return Err(rusqlite::Error::SqliteFailure(code, Some("it is being read".to_owned())));
-    }
-    Ok(())
-}
-
 /// Opens the data store for reading only, as status, extract and the Router do.
 pub fn connect_read_only(path: &Path) -> rusqlite::Result<Connection> {
     let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
@@ -122,6 +107,45 @@ pub(super) fn write_record(conn: &Connection, name: &str, value: &dyn rusqlite::
     conn.prepare_cached("INSERT INTO cds_state(name, value) VALUES(?1, ?2) ON CONFLICT(name) DO UPDATE SET value = excluded.value")?
         .execute(params![name, value])
         .map(|_| ())
+}
+
+/// Returns whether a new filling was begun and never took this data store's place.
+pub fn is_superseded(conn: &Connection) -> rusqlite::Result<bool> {
+    Ok(read_record::<i64>(conn, SUPERSEDED)?.is_some())
+}
+
+/// Marks the data store as one that a new filling is about to replace, and brings its file to rest.
+///
+/// From here on no stage reads by it: the triggers and the definition in the server database are about to be others. It is left
+/// without a WAL, for SQLite would play a stale one into the file that takes this one's place.
+///
+/// # Errors
+/// Somebody reads it, or a statement failed.
+pub fn supersede(path: &Path) -> Result<(), CdsError> {
+    let sql = |what| move |source| CdsError::Sql { path: path.to_owned(), what, source };
+    let conn =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(sql("open"))?;
+    conn.busy_timeout(std::time::Duration::from_secs(10)).map_err(sql("open"))?;
+    conn.execute_batch("PRAGMA synchronous = FULL").map_err(sql("open"))?;
+    write_record(&conn, SUPERSEDED, &1).map_err(sql("mark as superseded"))?;
+    let mode: String = conn
+        .query_row("PRAGMA journal_mode = DELETE", [], |row| row.get(0))
+        .map_err(sql("bring to rest, while another program reads it,"))?;
+    if mode != "delete" {
+        return Err(CdsError::InUse { path: path.to_owned() });
+    }
+    conn.close().map_err(|(_, source)| sql("close")(source))
+}
+
+/// Takes the mark back: nothing was changed after all.
+///
+/// # Errors
+/// A statement failed.
+pub fn reinstate(path: &Path) -> Result<(), CdsError> {
+    let sql = |source| CdsError::Sql { path: path.to_owned(), what: "take back the mark", source };
+    let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(sql)?;
+    conn.execute("DELETE FROM cds_state WHERE name = ?1", [SUPERSEDED]).map_err(sql)?;
+    conn.close().map_err(|(_, source)| sql(source))
 }
 
 /// Reads the commit point; `None` if this is no filled data store.
@@ -197,25 +221,15 @@ impl Cds {
         }
         let conn = connect(path).map_err(sql("open"))?;
         let state = read_state(&conn).map_err(sql("read the commit point"))?.ok_or_else(missing)?;
+        if is_superseded(&conn).map_err(sql("read the commit point"))? {
+            return Err(CdsError::Superseded { path: path.to_owned() });
+        }
         let dock = read_json::<Dock>(&conn, "dock").map_err(sql("read the definition"))?.ok_or_else(|| bad("dock"))?;
         let schema = read_json::<Schema>(&conn, "schema").map_err(sql("read the schema"))?.ok_or_else(|| bad("schema"))?;
         let graph = ScopeGraph::compile(&dock)?;
         // Keys of nodes may be numbered here for the first time: one commit for all of them.
         conn.execute_batch("BEGIN IMMEDIATE").map_err(sql("open"))?;
-        let keys = KeyCache::open(&conn, &graph).map_err(sql("read rule paths"))?;
-        let mut cds = Cds {
-            path: path.to_owned(),
-            conn,
-            statements: TableSql::of(&dock),
-            dock,
-            schema,
-            graph,
-            state,
-            keys: RefCell::new(keys),
-            evaluators: RefCell::new(HashMap::new()),
-            nodes: NodeIndex::default(),
-            pending: None,
-        };
+        let mut cds = Cds::assemble(path, conn, dock, schema, graph, state).map_err(sql("read rule paths"))?;
         cds.nodes = cds.load_nodes()?;
         cds.conn.execute_batch("COMMIT").map_err(cds.sql("number the keys of nodes"))?;
         Ok(cds)

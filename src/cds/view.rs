@@ -19,7 +19,7 @@ pub fn visible_table(table: TableIndex) -> String {
 }
 
 /// Fills `temp.vis_{i}(rid)` for every table that belongs to an object, with the rows that the node sees in the snapshot
-/// that the connection holds. `day` is the data store's window day. Once per connection.
+/// that the connection holds. `day` is the data store's window day. Again for the next node.
 pub fn visible_rows(conn: &Connection, dock: &Dock, graph: &ScopeGraph, node: &NodeScope, day: i64) -> rusqlite::Result<()> {
     conn.create_scalar_function("dock_day", 1, FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DETERMINISTIC, |context| {
         Ok(day_of(&value_of(context.get_raw(0))))

@@ -164,6 +164,7 @@ fn deploy(error: &DeployError) -> Option<String> {
 fn data_store(error: &CdsError) -> Option<String> {
     match error {
         CdsError::Missing { .. } => some("dockmaster deploy fills one"),
+        CdsError::Superseded { .. } => some("dockmaster deploy goes on where it was cut off"),
         CdsError::State { .. } | CdsError::Inconsistent { .. } => some(BEGIN_ANEW),
         _ => None,
     }

@@ -225,6 +225,10 @@ impl Progress for Bars {
             }
             ProgressEvent::ExtractWaiting => tracing::info!("the server is making the extract"),
             ProgressEvent::Damaged(file) => tracing::warn!("{} came damaged and is fetched again", file.file_name()),
+            // From cron (`--quiet`) only what comes of it counts.
+            ProgressEvent::Again { why, pause } if self.output.is_quiet() => {
+                tracing::info!("{why}; next attempt in {:.1} s", pause.as_secs_f32());
+            }
             ProgressEvent::Again { why, pause } => tracing::warn!("{why}; next attempt in {:.1} s", pause.as_secs_f32()),
             _ => {}
         }

@@ -6,7 +6,7 @@
 use super::txnproc::{TxnProcError, new_nonce};
 use crate::base::ids::{Epoch, Nonce, Revision, ServerId, TxnId};
 use crate::cds::fill::Filling;
-use crate::cds::layout::{connect_read_only, read_state, read_stopped, settle};
+use crate::cds::layout::{connect_read_only, is_superseded, read_state, read_stopped, reinstate, supersede};
 use crate::cds::{CdsError, CdsState};
 use crate::docking::root::DockingRoot;
 use crate::model::dock::Dock;
@@ -150,10 +150,9 @@ pub fn plan(options: &DeployOptions, root: &Path) -> Result<DeployPlan, DeployEr
         stopped.into_iter().map(|(table, _)| table).collect()
     };
     let cds = root.join("cds.db");
-    let store = if cds.exists() { data_store_state(&cds)? } else { None };
     // Tables that stopped once stay so until the data store is filled anew, even if they look right again.
-    let stands_still = store.is_some() && !data_store_stopped(&cds)?.is_empty();
-    let builds_data_store = store.is_none() || definition_changed || !capture.is_empty() || stands_still;
+    let is_filled = holds_data(&cds)? && data_store_stopped(&cds)?.is_empty();
+    let builds_data_store = !is_filled || definition_changed || !capture.is_empty();
     let rows = if builds_data_store {
         let counts = server.count_rows(&options.schema)?;
         options.dock.tables.iter().filter_map(|table| counts.get(&table.name)).sum()
@@ -206,17 +205,40 @@ pub fn deploy(options: &DeployOptions, root: &DockingRoot) -> Result<Deployed, D
             });
         }
     }
+    let superseded = plan.builds_data_store && root.cds_db().exists() && holds_data(&root.cds_db())?;
+    if plan.builds_data_store && root.cds_db().exists() && data_store_state(&root.cds_db())?.is_some() {
+        // Before the first change of the server database: cut off anywhere behind this, `deploy` finds that it has to fill it anew.
+        supersede(&root.cds_db())?;
+    }
     let installed = server.install(&InstallPlan {
         dock: &options.dock,
         schema: &options.schema,
         revision_text: &options.text,
         server_name: &options.server_name,
-    })?;
+    });
+    if installed.is_err() && superseded {
+        // The definition before is still in force, and the data store is as good as it was.
+        reinstate(&root.cds_db())?;
+    }
+    let installed = installed?;
     if !plan.builds_data_store {
         return Ok(Deployed { revision: installed.revision, rows: None });
     }
     let rows = build_data_store(options, root, &server, (installed.server_id, installed.epoch, installed.revision))?;
     Ok(Deployed { revision: installed.revision, rows: Some(rows) })
+}
+
+/// Returns whether there is a data store that stages can go on with.
+fn holds_data(path: &Path) -> Result<bool, CdsError> {
+    let look = |conn: &rusqlite::Connection| Ok(read_state(conn)?.is_some() && !is_superseded(conn)?);
+    if !path.exists() {
+        return Ok(false);
+    }
+    connect_read_only(path).and_then(|conn| look(&conn)).map_err(|source| CdsError::Sql {
+        path: path.to_owned(),
+        what: "read the commit point",
+        source,
+    })
 }
 
 fn data_store_state(path: &Path) -> Result<Option<CdsState>, CdsError> {
@@ -271,16 +293,6 @@ fn build_data_store(
         }
         Ok(filling.finish(&[])?)
     })?;
-    if root.cds_db().exists() {
-        let unsettled = |source| CdsError::Sql { path: root.cds_db(), what: "bring the former one to rest", source };
-        settle(&root.cds_db()).map_err(unsettled)?;
-    }
-    for suffix in ["-wal", "-shm"] {
-        let leftover = root.path().join(format!("cds.db{suffix}"));
-        if leftover.exists() {
-            root.disk().remove(&leftover).map_err(TxnProcError::from)?;
-        }
-    }
     // From here on the server database knows this data store as the one that read it last.
     server.write_tail(position, nonce, previous)?;
     root.disk().replace(&building, &root.cds_db()).map_err(TxnProcError::from)?;

@@ -2,10 +2,11 @@
 
 use super::extract::{self, ExtractError, ExtractJob};
 use super::router::{Router, RouterError, RouterOptions};
-use super::txnproc::{PendingExtract, TxnProc, TxnProcError};
+use super::txnproc::{PendingExtracts, TxnProc, TxnProcError};
 use crate::base::clock;
 use crate::base::ids::NodeName;
 use crate::base::step::Progress;
+use crate::cds::nodes::NodeScope;
 use crate::docking::root::DockingRoot;
 use crate::docking::sessions::SessionsDb;
 use crate::store::control::Control;
@@ -111,8 +112,10 @@ pub fn run(options: &ServeOptions, root: &Arc<DockingRoot>, stages: &[Stage]) ->
         loop {
             let step = txnproc.step()?;
             for pending in step.extracts {
-                build_extract(&pending, root)?;
-                pass.extracts += 1;
+                for node in &pending.nodes {
+                    build_extract(&pending, node, root)?;
+                    pass.extracts += 1;
+                }
             }
             if step.progress == Progress::Idle {
                 break;
@@ -160,8 +163,8 @@ pub(super) fn restart_lost_extracts(txnproc: &TxnProc, root: &DockingRoot) -> Re
     Ok(())
 }
 
-pub(super) fn build_extract(pending: &PendingExtract, root: &DockingRoot) -> Result<(), ServeError> {
-    pending.select_rows().map_err(|source| ServeError::Select { node: pending.node.node.name.clone(), source })?;
+pub(super) fn build_extract(pending: &PendingExtracts, node: &NodeScope, root: &DockingRoot) -> Result<(), ServeError> {
+    pending.select_rows(node).map_err(|source| ServeError::Select { node: node.node.name.clone(), source })?;
     extract::build(&ExtractJob {
         cds: &pending.snapshot,
         dock: &pending.dock,
@@ -169,14 +172,14 @@ pub(super) fn build_extract(pending: &PendingExtract, root: &DockingRoot) -> Res
         server_id: pending.state.server_id,
         server_name: &pending.state.server_name,
         epoch: pending.state.epoch,
-        node: &pending.node.node.name,
-        incarnation: pending.node.node.incarnation,
+        node: &node.node.name,
+        incarnation: node.node.incarnation,
         unit: pending.state.position,
         revision: pending.state.revision,
         root,
     })?;
     // Whatever a person had to look at was about the former extract; a node that has a new one begins anew.
-    let node = &pending.node.node.name;
+    let node = &node.node.name;
     if let Err(error) = SessionsDb::open(&root.sessions_db()).and_then(|sessions| sessions.clear_alerts(node)) {
         tracing::error!(stage = "extract", %node, %error, "its alerts could not be taken back");
     }

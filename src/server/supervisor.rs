@@ -7,9 +7,10 @@ use super::directory::{Directory, Routed};
 use super::pass::{ServeError, ServeOptions, build_extract, restart_lost_extracts, tick};
 use super::router::{Router, RouterError, RouterOptions};
 use super::syncmgr::{self, SyncOptions};
-use super::txnproc::{PendingExtract, TxnProc};
+use super::txnproc::{PendingExtracts, TxnProc};
 use crate::base::clock::now_seconds;
 use crate::base::step::{Progress, Wake};
+use crate::cds::nodes::NodeScope;
 use crate::docking::root::DockingRoot;
 use crate::docking::sessions::SessionsDb;
 use notify::Watcher;
@@ -29,6 +30,9 @@ const LOOK_AGAIN_FIRST: Duration = Duration::from_micros(100);
 const LOOK_AGAIN_LAST: Duration = Duration::from_millis(500);
 /// Extracts built at once.
 const EXTRACT_WORKERS: usize = 2;
+
+/// Snapshots with extracts to be built that may wait; each keeps files open. Then the Transaction Processor waits too.
+const EXTRACTS_WAITING_MAX: usize = 64;
 
 /// Runs the service until `stop` is called or a stage fails for good.
 pub fn serve(
@@ -64,7 +68,7 @@ pub fn serve(
                 fail(ServeError::from(error));
             }
         });
-        let (queue, waiting) = mpsc::channel::<PendingExtract>();
+        let (queue, waiting) = mpsc::sync_channel::<PendingExtracts>(EXTRACTS_WAITING_MAX);
         let waiting = Arc::new(Mutex::new(waiting));
         for _ in 0..EXTRACT_WORKERS {
             let waiting = Arc::clone(&waiting);
@@ -76,8 +80,10 @@ pub fn serve(
                         // Not begun: the node starts anew with the next start of the service.
                         continue;
                     }
-                    if build_or_report(&pending, root, stop) {
-                        extracts_routed.send_modify(|round| *round += 1);
+                    for node in &pending.nodes {
+                        if build_or_report(&pending, node, root, stop) {
+                            extracts_routed.send_modify(|round| *round += 1);
+                        }
                     }
                 }
             });
@@ -141,10 +147,10 @@ impl Patience {
 
 /// Builds an extract, waiting for room on a full disk. Returns whether it is ready: what cannot be mended by waiting
 /// concerns that node alone, which is shown in `status`; the others go on (I5).
-fn build_or_report(pending: &PendingExtract, root: &DockingRoot, stop: &Stop) -> bool {
+fn build_or_report(pending: &PendingExtracts, scope: &NodeScope, root: &DockingRoot, stop: &Stop) -> bool {
     while !stop.is_stopped() {
-        let node = &pending.node.node.name;
-        match build_extract(pending, root) {
+        let node = &scope.node.name;
+        match build_extract(pending, scope, root) {
             Ok(()) => return true,
             Err(error) if error.is_transient() => {
                 tracing::warn!(stage = "extract", %node, %error, "trying again");

@@ -39,6 +39,9 @@ const ZSTD_LEVEL: i32 = 1;
 /// Rows of the log that stay behind the position, for people to look at.
 const LOG_ROWS_KEPT: i64 = 10_000;
 
+/// Most snapshots that are held for the extracts of one unit: one for each thread that builds some.
+const SNAPSHOTS_OF_A_UNIT: usize = 2;
+
 /// Why the Transaction Processor cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum TxnProcError {
@@ -88,11 +91,12 @@ pub(crate) fn is_transient(error: &rusqlite::Error) -> bool {
     )
 }
 
-/// An extract to be built: a node that started with the unit just committed, and the snapshot of exactly that unit (R15).
+/// Extracts to be built one after another: nodes that started with the unit just committed, and the snapshot of exactly that
+/// unit (R15). A snapshot is a connection with its files, and a thousand nodes may start at once: they share a few.
 #[derive(Debug)]
-pub struct PendingExtract {
-    /// The node with its values as of the unit.
-    pub node: NodeScope,
+pub struct PendingExtracts {
+    /// The nodes with their values as of the unit.
+    pub nodes: Vec<NodeScope>,
     /// Commit point of the snapshot.
     pub state: CdsState,
     /// Definition of the snapshot.
@@ -105,10 +109,10 @@ pub struct PendingExtract {
     pub snapshot: Connection,
 }
 
-impl PendingExtract {
-    /// Fills the temporary tables of visible rows in the snapshot.
-    pub fn select_rows(&self) -> rusqlite::Result<()> {
-        visible_rows(&self.snapshot, &self.dock, &self.graph, &self.node, self.state.day)
+impl PendingExtracts {
+    /// Fills the temporary tables with the rows that a node sees in the snapshot, in place of those of the node before.
+    pub fn select_rows(&self, node: &NodeScope) -> rusqlite::Result<()> {
+        visible_rows(&self.snapshot, &self.dock, &self.graph, node, self.state.day)
     }
 }
 
@@ -118,7 +122,7 @@ pub struct Step {
     /// Whether a unit was taken.
     pub progress: Progress,
     /// Extracts to be built before anything else changes.
-    pub extracts: Vec<PendingExtract>,
+    pub extracts: Vec<PendingExtracts>,
 }
 
 /// The Transaction Processor of one docking root.
@@ -192,12 +196,13 @@ impl TxnProc {
         self.last_hash = file.content_hash;
         self.last_unit = file.last;
 
-        let mut extracts = Vec::new();
-        for event in &events.nodes {
-            if let NodeEvent::Start { node, .. } = event {
-                extracts.extend(self.pending_extract(node)?);
-            }
-        }
+        let started = events.nodes.iter().filter_map(|event| match event {
+            NodeEvent::Start { node, .. } => self.cds.nodes().get(node).cloned(),
+            _ => None,
+        });
+        let started: Vec<NodeScope> = started.collect();
+        let share = started.len().div_ceil(SNAPSHOTS_OF_A_UNIT).max(1);
+        let extracts = started.chunks(share).map(|nodes| self.pending_extracts(nodes)).collect::<Result<_, _>>()?;
         tracing::debug!(stage = "txnproc", unit = %unit, rows = events.rows.len(), "unit committed");
         Ok(Step { progress: Progress::Worked, extracts })
     }
@@ -287,18 +292,17 @@ impl TxnProc {
         })
     }
 
-    fn pending_extract(&self, name: &NodeName) -> Result<Option<PendingExtract>, TxnProcError> {
-        let Some(node) = self.cds.nodes().get(name) else { return Ok(None) };
+    fn pending_extracts(&self, nodes: &[NodeScope]) -> Result<PendingExtracts, TxnProcError> {
         let path = self.root.cds_db();
         let snapshot = pin_snapshot(&path).map_err(|source| CdsError::Sql { path, what: "pin a snapshot", source })?;
-        Ok(Some(PendingExtract {
-            node: node.clone(),
+        Ok(PendingExtracts {
+            nodes: nodes.to_vec(),
             state: self.cds.state().clone(),
             dock: self.cds.dock().clone(),
             schema: self.cds.schema().clone(),
             graph: self.cds.graph().clone(),
             snapshot,
-        }))
+        })
     }
 }
 

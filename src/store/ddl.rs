@@ -49,6 +49,8 @@ pub struct ExtractShape {
 struct Columns {
     kept: BTreeSet<String>,
     omitted: BTreeSet<String>,
+    /// Referring columns of foreign keys that may point at rows which the node does not have.
+    dangling: BTreeSet<Vec<String>>,
 }
 
 impl ExtractShape {
@@ -68,6 +70,12 @@ impl ExtractShape {
             columns.kept.remove(&column);
             columns.omitted.insert(column);
         }
+    }
+
+    /// Says that a foreign key may point at a row that the node does not have: the extract cannot declare it.
+    pub fn dangle<'a>(&mut self, table: &str, columns: impl IntoIterator<Item = &'a str>) {
+        let columns = columns.into_iter().map(str::to_ascii_lowercase).collect();
+        self.tables.entry(table.to_ascii_lowercase()).or_default().dangling.insert(columns);
     }
 
     /// Returns whether the extract has that table.
@@ -106,7 +114,7 @@ pub fn rewrite_table(table: &str, sql: &str, shape: &ExtractShape) -> Result<Rew
     let columns = shape.columns(table).unwrap_or(&none);
     let tokens = significant(sql);
     let body = body_of(&tokens).ok_or_else(|| not_understood(table, tokens.first()))?;
-    let mut rewriter = Rewriter { table, shape, omitted: &columns.omitted, left_out: Vec::new() };
+    let mut rewriter = Rewriter { table, shape, omitted: &columns.omitted, dangling: &columns.dangling, left_out: Vec::new() };
 
     // The text between two commas is one element; its blanks go with it.
     let mut kept = Vec::new();
@@ -254,6 +262,7 @@ struct Rewriter<'r> {
     table: &'r str,
     shape: &'r ExtractShape,
     omitted: &'r BTreeSet<String>,
+    dangling: &'r BTreeSet<Vec<String>>,
     left_out: Vec<String>,
 }
 
@@ -290,9 +299,12 @@ impl Rewriter<'_> {
             } else if token.is_word("REFERENCES") {
                 end = reference_end(tokens, index);
                 let obstacle = self.reference_obstacle(tokens.get(index..end).unwrap_or_default());
-                reference_dropped = obstacle.is_some();
+                let dangling = self.dangling.contains(&vec![column.to_ascii_lowercase()]);
+                reference_dropped = obstacle.is_some() || dangling;
                 if let Some(missing) = obstacle {
                     self.left_out.push(format!("{}.{column}: foreign key to {missing}, which the extract does not have", self.table));
+                }
+                if reference_dropped {
                     cuts.push(range(tokens, start, end));
                 }
             } else if token.is_word("DEFERRABLE") || (token.is_word("NOT") && is_word_at(tokens, index + 1, "DEFERRABLE")) {
@@ -354,6 +366,14 @@ impl Rewriter<'_> {
                 end = reference_end(tokens, references);
                 if is_word_at(tokens, end, "DEFERRABLE") || (is_word_at(tokens, end, "NOT") && is_word_at(tokens, end + 1, "DEFERRABLE")) {
                     end = deferrable_end(tokens, end);
+                }
+                let names = columns.split(|token| token.is_sign(",") || token.is_sign("(") || token.is_sign(")"));
+                let names: Vec<String> = names.filter_map(|name| Some(name.first()?.name().to_ascii_lowercase())).collect();
+                if self.dangling.contains(&names) {
+                    // Asked for in the definition, so it is not listed.
+                    cuts.push(range(tokens, start, end));
+                    index = end;
+                    continue;
                 }
                 mentioned(columns, self.omitted, Strings::AreNames)
                     .or_else(|| self.reference_obstacle(tokens.get(references..end).unwrap_or_default()))
@@ -450,6 +470,21 @@ mod tests {
         database.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_DQS_DDL, false).unwrap();
         database.execute_batch(&result.sql).unwrap_or_else(|error| panic!("{error}\n{}", result.sql));
         result
+    }
+
+    #[test]
+    fn a_dangling_foreign_key_is_not_declared_on_the_node() {
+        let mut shape = ExtractShape::default();
+        shape.add("parent", [("id", true), ("a", true), ("b", true)]);
+        shape.add("child", [("id", true), ("p", true), ("q", true), ("x", true), ("y", true)]);
+        shape.dangle("child", ["P"]);
+        shape.dangle("child", ["x", "y"]);
+        let sql = "CREATE TABLE child(id INTEGER PRIMARY KEY, p INT REFERENCES parent(id) ON DELETE CASCADE DEFERRABLE NOT NULL, \
+                   q INT REFERENCES parent, x, y, FOREIGN KEY (\"X\", y) REFERENCES parent(a, b) NOT DEFERRABLE, FOREIGN KEY (q) REFERENCES parent)";
+        let rewritten = rewrite_table("child", sql, &shape).unwrap();
+        let wanted = "CREATE TABLE child(id INTEGER PRIMARY KEY, p INT   NOT NULL, q INT REFERENCES parent, x, y, FOREIGN KEY (q) REFERENCES parent)";
+        assert_eq!(rewritten.sql, wanted);
+        assert!(rewritten.left_out.is_empty());
     }
 
     #[test]

@@ -138,6 +138,10 @@ fn extract_shape(sources: &[Source<'_>], left_out: &mut Vec<String>) -> Result<E
     let mut shape = ExtractShape::default();
     for source in sources {
         shape.add(&source.shape.name, source.columns());
+        for columns in &source.dock.dangling {
+            let names = columns.iter().filter_map(|column| source.dock.columns.get(*column));
+            shape.dangle(&source.shape.name, names.map(|column| column.name.as_str()));
+        }
     }
     for source in sources {
         loop {

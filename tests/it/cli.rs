@@ -266,6 +266,8 @@ fn a_docking_root_in_use_and_a_server_that_is_away_are_worth_another_try() {
     let status = site.dockmaster(&["status", "--json"]);
     assert_eq!(json(&status)["nodes"][0]["node"], "ANNA", "status works while the service runs");
     site.stop();
+    let quiet = stderr(&site.remote_sync(&["sync", "anna.db", "--quiet"]));
+    assert!(quiet.starts_with("error:") && !quiet.contains("next attempt"), "cron mails what is printed: {quiet}");
     let away = site.remote_sync(&["sync", "anna.db"]);
     assert_eq!(away.status.code(), Some(3), "{}", stderr(&away));
     assert!(complaint(&away).0.contains(&address), "{}", stderr(&away));

@@ -8,6 +8,7 @@ mod capture;
 mod cli;
 mod crm;
 mod definition;
+mod deploy;
 mod direct;
 mod docking;
 mod dx;
