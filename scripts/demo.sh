@@ -7,6 +7,11 @@
 #   BIN=DIR          programs that are built already
 #   PORT=N           another port than 40400
 set -euo pipefail
+if [ $# -gt 0 ]; then
+    sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
+    [ "$1" = "-h" ] || [ "$1" = "--help" ] || exit 2
+    exit 0
+fi
 cd "$(dirname "$0")/.."
 top=$PWD
 playground=${PLAYGROUND:-$top/playground}

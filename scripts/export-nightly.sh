@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One pass of the whole pipeline for cron: read the log, route, leave the files in the outboxes. Then the state in one line
+# One pass of the whole pipeline for cron: read the log, route, leave the files in the outboxes. Then the state, one line
 # per node, so that the mail that cron sends says what needs a person. See crontab.example beside this file.
 #
 #   export-nightly.sh /etc/dockmaster/dockmaster.toml

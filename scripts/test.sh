@@ -1,6 +1,12 @@
 #!/usr/bin/env bash
 # Sets up what the tests need on a fresh Debian machine with Rust, then runs every check and every test.
 set -euo pipefail
+if [ $# -gt 0 ]; then
+    # For one test:  cargo test --test it -- NAME
+    sed -n '2s/^# //p' "$0"
+    [ "$1" = "-h" ] || [ "$1" = "--help" ] || exit 2
+    exit 0
+fi
 cd "$(dirname "$0")/.."
 
 step() { printf '\n== %s\n' "$*"; }

@@ -43,6 +43,12 @@ pub enum CdsError {
         /// SQLite's error.
         source: rusqlite::Error,
     },
+    /// There is none, or it was never filled.
+    #[error("there is no data store {}", path.display())]
+    Missing {
+        /// The database file.
+        path: PathBuf,
+    },
     /// A stored record that cannot be read.
     #[error("data store {path}: `{name}` is unreadable")]
     State {
@@ -58,7 +64,7 @@ pub enum CdsError {
     #[error("row predicate")]
     Predicate(#[from] EvaluateError),
     /// The scope index contradicts the data: it must be rebuilt.
-    #[error("the scope index contradicts the data ({what}); rebuild cds.db with `dockmaster deploy --rebuild`")]
+    #[error("the scope index contradicts the data ({what})")]
     Inconsistent {
         /// What was found.
         what: String,

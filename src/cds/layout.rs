@@ -167,8 +167,11 @@ pub fn running_nodes(path: &Path) -> Result<Vec<Node>, CdsError> {
     Ok(nodes)
 }
 
-/// Reads the commit point.
+/// Reads the commit point; `None` if this is no filled data store.
 pub fn read_state(conn: &Connection) -> rusqlite::Result<Option<CdsState>> {
+    if !conn.table_exists(Some("main"), "cds_state")? {
+        return Ok(None);
+    }
     let Some(position) = read_record::<i64>(conn, "position")? else { return Ok(None) };
     let text = |name: &str| read_record::<String>(conn, name).map(Option::unwrap_or_default);
     let number = |name: &str| read_record::<i64>(conn, name).map(Option::unwrap_or_default);
@@ -231,8 +234,12 @@ impl Cds {
     pub fn open(path: &Path) -> Result<Cds, CdsError> {
         let sql = |what| move |source| CdsError::Sql { path: path.to_owned(), what, source };
         let bad = |name: &str| CdsError::State { path: path.to_owned(), name: name.to_owned() };
+        let missing = || CdsError::Missing { path: path.to_owned() };
+        if !path.exists() {
+            return Err(missing());
+        }
         let conn = connect(path).map_err(sql("open"))?;
-        let state = read_state(&conn).map_err(sql("read the commit point"))?.ok_or_else(|| bad("position"))?;
+        let state = read_state(&conn).map_err(sql("read the commit point"))?.ok_or_else(missing)?;
         if is_superseded(&conn).map_err(sql("read the commit point"))? {
             return Err(CdsError::Superseded { path: path.to_owned() });
         }

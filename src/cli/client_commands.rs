@@ -44,7 +44,12 @@ fn text(status: &ClientStatus) -> String {
     )];
     match (status.waiting, status.held_by) {
         (0, _) => {}
-        (files, None) => lines.push(format!("{} received and not applied: remote-sync sync --only apply", some(files, "file", "files"))),
+        (files, None) => lines.push(format!(
+            "{} received and not applied: remote-sync sync {} --only apply",
+            some(files, "file", "files"),
+            status.database.display()
+        )),
+        (1, Some(missing)) => lines.push(format!("1 file waits for {missing}, which the next sync fetches")),
         (files, Some(missing)) => lines.push(format!("{files} files wait for {missing}, which the next sync fetches")),
     }
     if !status.quarantine.is_empty() {

@@ -3,7 +3,7 @@
 use crate::base::disk::Disk;
 use crate::cli::confirm::confirm;
 use crate::cli::exit::{Exit, Outcome};
-use crate::cli::output::{Output, count};
+use crate::cli::output::{Output, count, some};
 use crate::cli::project::{Project, Settings};
 use crate::docking::root::{Access, DockingRoot};
 use crate::model::value::display_key;
@@ -21,7 +21,9 @@ use std::time::Instant;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
-  dockmaster init hq.db          then edit the lines marked TODO in dockmaster.toml, and: dockmaster check")]
+  dockmaster init hq.db
+
+Then edit the lines marked TODO in dockmaster.toml, and: dockmaster check")]
 pub(crate) struct InitArgs {
     /// The server database: an SQLite file that any program may go on using
     #[arg(value_name = "DB")]
@@ -95,16 +97,16 @@ fn report(project: &Project, output: Output) -> anyhow::Result<()> {
     }
     match (problems.len(), dock) {
         (0, Some(dock)) => output.say(format!(
-            "{}: no problems{}; {} objects, {} rules, {} tables",
+            "{}: no problems{}; {}, {}, {}",
             project.settings.config.display(),
             match warnings.len() + uncovered.len() {
                 0 => String::new(),
                 1 => ", 1 warning".to_owned(),
                 several => format!(", {several} warnings"),
             },
-            dock.objects.len(),
-            dock.rules.len(),
-            count(dock.tables.len() as i64)
+            some(dock.objects.len() as u64, "object", "objects"),
+            some(dock.rules.len() as u64, "rule", "rules"),
+            some(dock.tables.len() as u64, "table", "tables")
         )),
         (1, _) => output.line("1 problem, nothing was changed"),
         (several, _) => output.line(format!("{several} problems, nothing was changed")),
@@ -122,8 +124,8 @@ fn list(problems: &[Problem]) -> Json {
 /// Arguments of `deploy`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The same command for the first time and for every later change of the definition or of the database's tables. It can be
-interrupted anywhere and run again.")]
+The same command for the first time and for every later change of the definition or of the database's tables. \
+It can be interrupted anywhere and run again.")]
 pub(crate) struct DeployArgs {
     /// Do not ask
     #[arg(short, long)]
@@ -220,7 +222,8 @@ pub(crate) fn uninstall(named: Option<&Path>, args: &UninstallArgs, output: Outp
     // Whoever works on the docking root would go on reading what is taken away.
     let _root = if settings.root.exists() { Some(DockingRoot::open(&settings.root, Access::Exclusive)?) } else { None };
     let nodes = if database.is_installed()? { database.nodes()?.len() } else { 0 };
-    let question = format!("Take the log, {nodes} registered nodes and all triggers of ours out of {}?", settings.database.display());
+    let question =
+        format!("Take the log, {} and all triggers of ours out of {}?", some(nodes as u64, "node", "nodes"), settings.database.display());
     if !confirm(&question, args.yes)? {
         output.say("Nothing was changed.")?;
         return Ok(Exit::Failed);
@@ -230,10 +233,10 @@ pub(crate) fn uninstall(named: Option<&Path>, args: &UninstallArgs, output: Outp
         output.json(json!({ "triggers": removed.triggers, "tables": removed.tables, "journal_mode": removed.journal_mode }))?;
     }
     output.say(format!(
-        "{}: {} triggers and {} tables removed, nothing of ours is left. It stays in journal mode {}.",
+        "{}: {} and {} removed, nothing of ours is left. It stays in journal mode {}.",
         settings.database.display(),
-        removed.triggers.len(),
-        removed.tables.len(),
+        some(removed.triggers.len() as u64, "trigger", "triggers"),
+        some(removed.tables.len() as u64, "table", "tables"),
         removed.journal_mode
     ))?;
     if settings.root.exists() {

@@ -23,6 +23,7 @@ struct Arguments {
 
 /// Options of every command.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Options of every command")]
 struct Common {
     /// Definition and settings [default: ./dockmaster.toml, else /etc/dockmaster/dockmaster.toml]
     #[arg(long, global = true, env = "DOCKMASTER_CONFIG", hide_env_values = true, value_name = "FILE")]

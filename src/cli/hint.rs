@@ -4,6 +4,7 @@
 
 use crate::base::disk::DiskError;
 use crate::base::ids::IdError;
+use crate::cds::CdsError;
 use crate::cli::config::ConfigError;
 use crate::cli::confirm::NobodyToAsk;
 use crate::cli::exit::Exit;
@@ -99,7 +100,7 @@ fn hint(cause: Cause<'_>) -> Option<String> {
         ($($kind:ident: $hint:ident;)+) => { $(if let Some(error) = cause.downcast_ref::<$kind>() { return $hint(error); })+ };
     }
     first! {
-        ConfigError: config; StoreError: store; NodeError: node; DeployError: deploy; LocalError: local; DockingError: docking;
+        ConfigError: config; StoreError: store; NodeError: node; DeployError: deploy; CdsError: data_store; LocalError: local; DockingError: docking;
         DiskError: disk; FolderError: folder; ExchangeError: exchange; InitError: init; TcpError: tcp; IdError: id;
     }
     cause.is::<NobodyToAsk>().then(|| "--yes answers beforehand".to_owned())
@@ -121,8 +122,8 @@ fn config(error: &ConfigError) -> Option<String> {
 }
 
 /// What helps when log and docking root do not belong together.
-const BEGIN_ANEW: &str = "nothing was read or sent; put the database back that was read last, or begin anew: move the docking root away, \
-                          dockmaster deploy, and extract the nodes again";
+const BEGIN_ANEW: &str = "nothing was read or sent; put the files back that were there, or begin anew: dockmaster node disable each node, \
+                          move the docking root away, dockmaster deploy, dockmaster node enable, remote-sync init --replace --renew";
 
 fn store(error: &StoreError) -> Option<String> {
     match error {
@@ -153,7 +154,18 @@ fn node(error: &NodeError) -> Option<String> {
 fn deploy(error: &DeployError) -> Option<String> {
     match error {
         DeployError::OtherServer { .. } => some("name another docking root: [server] root = \"..\", or move this one away"),
-        DeployError::ActiveNodes { .. } => some("disable the nodes, deploy, enable them and let them fetch their databases anew"),
+        DeployError::ActiveNodes { .. } | DeployError::StoreLost { .. } => {
+            some("disable the nodes, deploy, enable them and let them fetch their databases anew")
+        }
+        _ => None,
+    }
+}
+
+fn data_store(error: &CdsError) -> Option<String> {
+    match error {
+        CdsError::Missing { .. } => some("dockmaster deploy fills one"),
+        CdsError::Superseded { .. } => some("dockmaster deploy goes on where it was cut off"),
+        CdsError::State { .. } | CdsError::Inconsistent { .. } => some(BEGIN_ANEW),
         _ => None,
     }
 }
@@ -217,6 +229,9 @@ fn refused(node: &str, code: RefusalCode) -> Option<String> {
         RefusalCode::Initialised => some("one node is one local database; if the other copy is gone: remote-sync init --renew"),
         RefusalCode::NotInitialised => some("remote-sync init SERVER --node NAME DB"),
         RefusalCode::WrongServer => some("nothing was exchanged; check the address in remote-sync.toml, in the folder DB.sync"),
+        RefusalCode::Busy => Some(format!(
+            "another session of {node} goes on, perhaps `remote-sync watch` on another copy; on the server: dockmaster node show {node}"
+        )),
         RefusalCode::Internal => some("the log of dockmaster serve tells more"),
         _ => None,
     }

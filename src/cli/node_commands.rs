@@ -3,7 +3,7 @@
 use crate::base::ids::NodeName;
 use crate::cli::confirm::confirm;
 use crate::cli::exit::{Exit, Outcome};
-use crate::cli::output::{Output, table};
+use crate::cli::output::{Output, some, table};
 use crate::cli::project::{Project, Settings};
 use crate::docking::root::{Access, DockingRoot};
 use crate::docking::sessions::SessionsDb;
@@ -25,7 +25,9 @@ pub(crate) enum NodeCommand {
 Examples:
   dockmaster node add SHOP-01 --set shop=1
   dockmaster node add ANNA --set employee=1 --model rep
-  dockmaster node add --from shops.csv        columns: name, model (optional), then attributes of [node]; all or none")]
+  dockmaster node add --from shops.csv        all nodes of a file, or none
+
+The columns of the file: name, model (may be left out), attributes of [node].")]
     Add(AddArgs),
     /// List the nodes with state, model and attributes
     List,
@@ -33,7 +35,7 @@ Examples:
     Show(NameArgs),
     /// Change attributes or the model of a node; rows enter and leave its view with the next sync
     #[command(
-        after_help = "Example:\n  dockmaster node set ANNA --set employee=4\n  dockmaster node set VENUS --set vessel=9074729 --set vessel=9074731      several values\n  dockmaster node set VENUS --set vessel=                                no value"
+        after_help = "Examples:\n  dockmaster node set ANNA --set employee=4\n  dockmaster node set VENUS --set vessel=9074729 --set vessel=9074731      several values\n  dockmaster node set VENUS --set vessel=                                no value"
     )]
     Set(SetArgs),
     /// Take a disabled node back; it needs a new extract
@@ -42,6 +44,10 @@ Examples:
     Disable(NameArgs),
     /// Take a node out of the list
     Delete(DeleteArgs),
+    /// Take back what waits for a person at a node, once it is dealt with; until then `status` ends with 1
+    #[command(after_help = "\
+`node show` says what it is. A new extract of the node takes it back as well. What happens again is shown again.")]
+    Clear(NameArgs),
 }
 
 /// Arguments of `node add`.
@@ -136,6 +142,7 @@ pub(crate) fn node(named: Option<&Path>, command: &NodeCommand, output: Output) 
             done(&node, &format!("{} is disabled: refused from now on, nothing is routed to it", node.name), output)
         }
         NodeCommand::Delete(args) => delete(named, args, output),
+        NodeCommand::Clear(args) => clear(named, &args.name, output),
     }
 }
 
@@ -185,6 +192,9 @@ fn set(named: Option<&Path>, args: &SetArgs, output: Output) -> Outcome {
     if args.no_model {
         settings.model = Some(None);
     }
+    if settings.model.is_none() && settings.attributes.is_empty() {
+        bail!("nothing to set: name --set NAME=VALUE, --model NAME or --no-model");
+    }
     let node = nodes::set(&project.database, &dock, &args.name, &settings)?;
     done(&node, &format!("{}: {}", node.name, attributes_text(&node)), output)
 }
@@ -198,6 +208,23 @@ fn delete(named: Option<&Path>, args: &DeleteArgs, output: Output) -> Outcome {
     }
     nodes::delete(&database, &args.name)?;
     done(&node, &format!("{} is deleted", node.name), output)
+}
+
+/// Takes the alerts of a node back. The service may run meanwhile: both write `sessions.db` in transactions of their own.
+fn clear(named: Option<&Path>, name: &NodeName, output: Output) -> Outcome {
+    let settings = Settings::load(named)?;
+    nodes::show(&ServerDatabase::open(&settings.database)?, name)?;
+    let path = DockingRoot::open(&settings.root, Access::Look)?.sessions_db();
+    let cleared = if path.exists() { SessionsDb::open(&path)?.clear_alerts(name)? } else { 0 };
+    if output.is_json() {
+        output.json(json!({ "node": name.as_str(), "cleared": cleared }))?;
+    } else {
+        output.say(match cleared {
+            0 => format!("{name}: nothing waited for a person"),
+            _ => format!("{name}: {} taken back", some(cleared as u64, "alert", "alerts")),
+        })?;
+    }
+    Ok(Exit::Done)
 }
 
 fn done(node: &Node, sentence: &str, output: Output) -> Outcome {
@@ -257,16 +284,14 @@ fn show(named: Option<&Path>, name: &NodeName, output: Output) -> Outcome {
         })?;
         for session in &sessions {
             let outcome = if session.ended.is_none() { "goes on" } else { &session.outcome };
-            output.line(format!(
-                "session  {} {} from {}: {outcome} {}",
-                time(session.began),
-                session.mode,
-                session.peer,
-                session.detail
-            ))?;
+            let line = format!("session  {} {} from {}: {outcome} {}", time(session.began), session.mode, session.peer, session.detail);
+            output.line(line.trim_end())?;
         }
         for alert in &alerts {
             output.line(format!("! {} {}", time(alert.at), alert.text))?;
+        }
+        if !alerts.is_empty() {
+            output.say(format!("When it is dealt with:  dockmaster node clear {name}"))?;
         }
     }
     Ok(if alerts.is_empty() { Exit::Done } else { Exit::NeedsPerson })

@@ -34,6 +34,11 @@ impl Output {
         self.json
     }
 
+    /// Returns whether only results and errors are wanted.
+    pub fn is_quiet(self) -> bool {
+        self.quiet
+    }
+
     /// Prints text as it is, with a line end.
     pub fn line(self, text: impl AsRef<str>) -> anyhow::Result<()> {
         let mut stdout = anstream::stdout().lock();

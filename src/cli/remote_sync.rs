@@ -22,6 +22,7 @@ struct Arguments {
 
 /// Options of every command.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Options of every command")]
 struct Common {
     /// Print JSON, for programs
     #[arg(long, global = true)]

@@ -1,7 +1,7 @@
 //! `serve`: the service in the foreground.
 
 use crate::cli::exit::{Exit, Outcome};
-use crate::cli::output::{Output, count};
+use crate::cli::output::{Output, some};
 use crate::cli::project::Settings;
 use crate::cli::server_commands::serve_options;
 use crate::cli::signals;
@@ -38,12 +38,12 @@ pub(crate) fn serve(named: Option<&Path>, output: Output) -> Outcome {
         } else {
             output
                 .say(format!(
-                    "{}  {} (SQLite)  revision {}  root {}    listening on {address} (loopback only: TLS is not built yet)    {} nodes",
+                    "{}  {} (SQLite)  revision {}  root {}    listening on {address} (loopback only: TLS is not built yet)    {}",
                     identity.server_name,
                     settings.database.display(),
                     identity.revision,
                     settings.root.display(),
-                    count(i64::try_from(nodes).unwrap_or(i64::MAX))
+                    some(nodes as u64, "node", "nodes")
                 ))
                 .and_then(|()| output.say(format!("ready in {:.1} s, Ctrl-C stops cleanly", began.elapsed().as_secs_f32())))
         };

@@ -67,6 +67,8 @@ pub(crate) fn serve_options(settings: &Settings) -> ServeOptions {
 /// Runs stages until nothing waits.
 pub(crate) fn run(named: Option<&Path>, args: &RunArgs, output: Output) -> Outcome {
     let settings = Settings::load(named)?;
+    // Before the root, which is made when it is opened: nothing is left behind where nothing is deployed.
+    ServerDatabase::open(&settings.database)?.require_installed()?;
     let root = Arc::new(DockingRoot::open(&settings.root, Access::Exclusive)?);
     let stages: Vec<Stage> = [(StageName::Txnproc, Stage::TxnProc), (StageName::Router, Stage::Router)]
         .into_iter()
@@ -98,7 +100,7 @@ fn pass_text(done: Pass, stages: &[Stage]) -> String {
 /// Arguments of `extract`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-A node that joins with `remote-sync init` gets its extract by itself. This command makes it beforehand (for a node whose
+A node that joins with `remote-sync init` gets its extract by itself. This command makes it beforehand (for a node whose \
 line is slow, at night), or anew. A node that has a local database already has to run `remote-sync init` again.")]
 pub(crate) struct ExtractArgs {
     /// The nodes

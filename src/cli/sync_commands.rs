@@ -21,11 +21,12 @@ use std::time::Instant;
 /// Arguments of `init`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Fetches the extract that the server makes for this node and puts it in place as DB. Cut off in the middle, the same
+Fetches the extract that the server makes for this node and puts it in place as DB. Cut off in the middle, the same \
 command goes on where it was.
 
 Examples:
-  remote-sync init 127.0.0.1:40400 --node SHOP-01 pos.db")]
+  remote-sync init 127.0.0.1:40400 --node SHOP-01 pos.db
+  remote-sync init 127.0.0.1 --node SHOP-01 pos.db --replace --renew     begin anew with a new extract")]
 pub(crate) struct InitArgs {
     /// Address of the server: host, or host:port
     #[arg(value_name = "SERVER")]
@@ -224,6 +225,10 @@ impl Progress for Bars {
             }
             ProgressEvent::ExtractWaiting => tracing::info!("the server is making the extract"),
             ProgressEvent::Damaged(file) => tracing::warn!("{} came damaged and is fetched again", file.file_name()),
+            // From cron (`--quiet`) only what comes of it counts.
+            ProgressEvent::Again { why, pause } if self.output.is_quiet() => {
+                tracing::info!("{why}; next attempt in {:.1} s", pause.as_secs_f32());
+            }
             ProgressEvent::Again { why, pause } => tracing::warn!("{why}; next attempt in {:.1} s", pause.as_secs_f32()),
             _ => {}
         }
@@ -236,7 +241,9 @@ struct Told;
 impl Progress for Told {
     fn on(&mut self, event: &ProgressEvent) {
         match event {
-            ProgressEvent::Connected { server, files } => tracing::info!("connected to {server}, {files} files wait"),
+            ProgressEvent::Connected { server, files } => {
+                tracing::info!("connected to {server}, {} waiting", some(*files, "file", "files"))
+            }
             ProgressEvent::Applied(applied) => tracing::info!(file = %applied.file, "in step at txn {}", applied.unit),
             ProgressEvent::ApplyFailed(why) => tracing::error!("apply: {why}"),
             ProgressEvent::Damaged(file) => tracing::warn!("{} came damaged and is fetched again", file.file_name()),

@@ -328,6 +328,20 @@ impl SessionsDb {
         self.connection.execute(sql, [node.as_str()]).map_err(|source| self.error("clear alerts of", source))
     }
 
+    /// Returns whether the last session of a node that was let in is one that watches and goes on. Sessions that were refused
+    /// do not count: a second copy of a node that calls does not disconnect the first.
+    ///
+    /// # Errors
+    /// SQLite fails.
+    pub fn is_watching(&self, node: &NodeName) -> Result<bool, SessionsError> {
+        let sql = "SELECT ended IS NULL AND mode = 'watch' FROM session WHERE node = ? AND outcome <> 'refused' ORDER BY id DESC LIMIT 1";
+        self.connection
+            .prepare_cached(sql)
+            .and_then(|mut statement| statement.query_row([node.as_str()], |row| row.get(0)).optional())
+            .map(Option::unwrap_or_default)
+            .map_err(|source| self.error("read sessions of", source))
+    }
+
     /// Returns the newest sessions, newest first; of one node, or of all.
     ///
     /// # Errors
@@ -434,6 +448,31 @@ mod tests {
         database.set_mark(&mark(2, 4)).unwrap();
         let kept = database.mark(&mark(1, 3).node, Incarnation(2)).unwrap().unwrap();
         assert_eq!((kept.install_id, kept.received), (InstallId([1; 16]), FileNo(4)));
+    }
+
+    #[test]
+    fn a_copy_that_is_refused_does_not_hide_the_session_that_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = SessionsDb::open(&folder.path().join("sessions.db")).unwrap();
+        let node: NodeName = "SHOP-01".parse().unwrap();
+        let begin = |mode: &str| {
+            let begin = Begin {
+                node: node.clone(),
+                peer: "p".into(),
+                mode: mode.into(),
+                program: "x".into(),
+                incarnation: Incarnation(1),
+                now: 10,
+            };
+            database.begin(&begin).unwrap()
+        };
+        let end = |id, outcome| database.end(id, &End { outcome, detail: String::new(), files_sent: 0, bytes_sent: 0, now: 11 }).unwrap();
+        assert!(!database.is_watching(&node).unwrap());
+        let watch = begin("watch");
+        end(begin("sync"), "refused");
+        assert!(database.is_watching(&node).unwrap());
+        end(watch, "lost");
+        assert!(!database.is_watching(&node).unwrap());
     }
 
     #[test]

@@ -229,7 +229,7 @@ impl Sink<'_> {
         match self.format {
             ShowFormat::Text => self.text_line("", "file", &attributes, &[]),
             ShowFormat::Json => {
-                write!(self.out, "{{\"header\":{},\"units\":[", json_object(&attributes))
+                write!(self.out, "{{\"version\":1,\"header\":{},\"units\":[", json_object(&attributes))
             }
             ShowFormat::Xml => {
                 self.out.write_str("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<dx>\n <header")?;

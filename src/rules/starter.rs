@@ -11,6 +11,8 @@ use crate::rules::draft::{spell, toml_key, toml_string};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
+/// Tables for everyone that the summary names.
+const EVERYONE_NAMED_MAX: usize = 8;
 /// A table with more rows is not taken for a lookup table.
 const LOOKUP_ROWS_MAX: u64 = 1_000;
 /// A table that refers to more others is taken for one that records what happens, not for a lookup table.
@@ -172,7 +174,11 @@ impl<'a> Guess<'a> {
             "version = 1\n\n# A first definition, guessed from foreign keys. Edit the lines marked TODO, then:  dockmaster check\n\n".to_owned();
         // Writing to a String cannot fail; the results are of no use.
         let list: Vec<String> = self.reference.iter().map(|table| toml_string(self.name(*table))).collect();
-        let _ = writeln!(text, "# Everyone sees these tables; only the server changes them.\nreference = [{}]\n", list.join(", "));
+        let _ = writeln!(
+            text,
+            "# Every node gets all rows of these tables: take out what not everyone may see. Only the server changes them.\nreference = [{}]\n",
+            list.join(", ")
+        );
         let _ = writeln!(text, "[server]\nname = \"HQ\"\ndatabase = {}\n", toml_string(database));
         let _ = writeln!(text, "[node]\n# TODO what a node is: an attribute that rules compare with, for example");
         match self.objects.iter().flat_map(|(table, _)| self.owners(*table)).next() {
@@ -262,8 +268,21 @@ impl<'a> Guess<'a> {
             .take(3)
             .collect();
         let whose = if open.is_empty() { String::new() } else { format!(" ({}: whose rows are they?)", open.join(", ")) };
+        // By name: what every node gets is the one guess that a person must not overlook.
+        let everyone: Vec<&str> = self.reference.iter().map(|table| self.name(*table)).collect();
+        let everyone = match everyone.as_slice() {
+            [] => String::new(),
+            [first @ .., _] if first.len() >= EVERYONE_NAMED_MAX => {
+                format!(
+                    " ({} and {} more)",
+                    everyone.get(..EVERYONE_NAMED_MAX).unwrap_or_default().join(", "),
+                    everyone.len() - EVERYONE_NAMED_MAX
+                )
+            }
+            all => format!(" ({})", all.join(", ")),
+        };
         let mut summary = format!(
-            "Read {database}: {}, {}. Wrote dockmaster.toml: {} for everyone,\n{} guessed from foreign keys, each marked TODO{whose}.",
+            "Read {database}: {}, {}. Wrote dockmaster.toml: {} for everyone{everyone},\n{} guessed from foreign keys, each marked TODO{whose}.",
             some(self.schema.tables.len(), "table"),
             some(keys, "foreign key"),
             some(self.reference.len(), "table"),

@@ -63,9 +63,20 @@ pub enum DeployError {
         /// Its identity; `None` if nothing of ours is in it.
         expected: Option<ServerId>,
     },
+    /// The data store is gone, and with it what nodes were sent.
+    #[error("docking root {} has no data store, and {} what the former one sent; it cannot be filled anew under active nodes",
+        root.display(), holders(first, *others))]
+    StoreLost {
+        /// The docking root.
+        root: PathBuf,
+        /// One of the nodes.
+        first: String,
+        /// How many more.
+        others: usize,
+    },
     /// Nodes hold data by the definition in force.
     #[error("{what} changed, and {} data by the definition in force; it cannot be changed under active nodes yet",
-        match count { 1 => format!("node {first} holds"), 2 => format!("{first} and 1 other node hold"), _ => format!("{first} and {} other nodes hold", count - 1) })]
+        holders(first, *count - 1))]
     ActiveNodes {
         /// What changed.
         what: String,
@@ -74,6 +85,15 @@ pub enum DeployError {
         /// One of them.
         first: String,
     },
+}
+
+/// `node ANNA holds`, `ANNA and 1 other node hold`, `ANNA and 2 other nodes hold`.
+fn holders(first: &str, others: usize) -> String {
+    match others {
+        0 => format!("node {first} holds"),
+        1 => format!("{first} and 1 other node hold"),
+        others => format!("{first} and {others} other nodes hold"),
+    }
 }
 
 /// What `deploy` will do.
@@ -158,7 +178,15 @@ pub fn deploy(options: &DeployOptions, root: &DockingRoot) -> Result<Deployed, D
     let server = ServerDatabase::open(&options.database)?;
     let active = active_nodes(&server)?;
     if let (Some(first), true) = (active.first(), plan.builds_data_store) {
+        let store = if root.cds_db().exists() { data_store_state(&root.cds_db())? } else { None };
         let what = match (plan.definition_changed, plan.capture.is_empty()) {
+            (false, _) if store.is_none() => {
+                return Err(DeployError::StoreLost {
+                    root: root.path().to_owned(),
+                    first: first.name.to_string(),
+                    others: active.len() - 1,
+                });
+            }
             (true, _) => "the definition".to_owned(),
             (false, false) => format!("table {}", plan.capture.join(", ")),
             (false, true) => "a table that stopped".to_owned(),
@@ -179,7 +207,7 @@ pub fn deploy(options: &DeployOptions, root: &DockingRoot) -> Result<Deployed, D
         }
     }
     let superseded = plan.builds_data_store && root.cds_db().exists() && holds_data(&root.cds_db())?;
-    if plan.builds_data_store && root.cds_db().exists() {
+    if plan.builds_data_store && root.cds_db().exists() && data_store_state(&root.cds_db())?.is_some() {
         // Before the first change of the server database: cut off anywhere behind this, `deploy` finds that it has to fill it anew.
         supersede(&root.cds_db())?;
     }
@@ -267,7 +295,7 @@ fn build_data_store(
             let columns: Vec<String> = table.columns.iter().map(|column| column.name.clone()).collect();
             snapshot.scan::<DeployError>(&table.name, &columns, |row| Ok(filling.add(number, &row)?))?;
         }
-        if root.cds_db().exists() {
+        if root.cds_db().exists() && data_store_state(&root.cds_db())?.is_some() {
             filling.keep_files_of(&root.cds_db())?;
         }
         Ok(filling.finish(&ended)?)

@@ -7,7 +7,7 @@
 
 use crate::base::ids::{Incarnation, NodeName, Revision, TxnId};
 use crate::base::space::free_bytes;
-use crate::cds::layout::{connect_read_only, read_state, read_stopped};
+use crate::cds::layout::{connect_read_only, last_routable, read_state, read_stopped};
 use crate::docking::backlog::{Backlog, LedgerView};
 use crate::docking::error::DockingError;
 use crate::docking::root::{Access, DockingRoot};
@@ -177,12 +177,16 @@ pub fn status(options: &StatusOptions) -> Result<ServerStatus, StatusError> {
     if let Some(ledger) = &ledger {
         status.router = ledger.position()?;
     }
-    status.txnproc = txnproc_position(root.cds_db())?;
+    if let Some((position, routable)) = txnproc_position(root.cds_db())? {
+        status.txnproc = Some(position);
+        // A new filling of the data store moves on without a file: the Router is behind only if a file waits for it.
+        status.router = status.router.map(|router| if Some(router) >= routable { position.max(router) } else { router });
+    }
     let identity = database.identity()?;
     status.server_name = identity.server_name;
     status.revision = Some(identity.revision);
     let stopped = database.stopped_tables()?;
-    let noted = noted_stops(root.cds_db())?;
+    let noted = if status.txnproc.is_some() { noted_stops(root.cds_db())? } else { Vec::new() };
     for (table, reason) in stopped.iter().chain(noted.iter().filter(|(table, _)| !stopped.iter().any(|(known, _)| known == table))) {
         status.needs.push(need(format!("table {table} is stopped: {reason}; other tables go on"), "dockmaster deploy"));
     }
@@ -191,22 +195,26 @@ pub fn status(options: &StatusOptions) -> Result<ServerStatus, StatusError> {
         status.nodes.push(node_status(&node, mark, sessions.as_ref(), ledger.as_ref(), options.now)?);
     }
     status.log = Some(database.log_end()?);
+    if status.txnproc.is_none() {
+        status.needs.push(need(format!("docking root {} has no data store", root.path().display()), "dockmaster deploy"));
+    }
     Ok(status)
 }
 
-fn txnproc_position(path: PathBuf) -> Result<Option<TxnId>, StatusError> {
+/// Returns how far the Transaction Processor is, and the last unit for which a file stands.
+fn txnproc_position(path: PathBuf) -> Result<Option<(TxnId, Option<TxnId>)>, StatusError> {
     if !path.exists() {
         return Ok(None);
     }
-    let read = connect_read_only(&path).and_then(|connection| read_state(&connection));
-    Ok(read.map_err(|source| StatusError::DataStore { path, source })?.map(|state| state.position))
+    let read = connect_read_only(&path).and_then(|connection| match read_state(&connection)? {
+        Some(state) => Ok(Some((state.position, last_routable(&connection)?))),
+        None => Ok(None),
+    });
+    read.map_err(|source| StatusError::DataStore { path, source })
 }
 
 /// Returns the tables that the data store holds as stopped, with those that stand still because of them.
 fn noted_stops(path: PathBuf) -> Result<Vec<(String, String)>, StatusError> {
-    if !path.exists() {
-        return Ok(Vec::new());
-    }
     let read = connect_read_only(&path).and_then(|connection| read_stopped(&connection));
     read.map_err(|source| StatusError::DataStore { path, source })
 }
@@ -222,14 +230,15 @@ fn node_status(
     let (mut alerts, mut connected) = (Vec::new(), false);
     if let Some(sessions) = sessions {
         alerts = sessions.alerts(Some(&node.name))?;
-        let newest = sessions.sessions(Some(&node.name), 1)?.pop();
-        connected = newest.is_some_and(|session| session.ended.is_none() && session.mode == "watch");
+        connected = sessions.is_watching(&node.name)?;
     }
     let heard_ago = mark.map(|mark| (now - mark.last_seen).max(0));
     // A server that was killed leaves its sessions open: who was not heard lately is not connected.
     connected &= heard_ago.is_some_and(|ago| ago <= 2 * HEARD_WITHIN_SECONDS);
-    for alert in &alerts {
-        needs.push(need(alert.text.clone(), format!("dockmaster node show {}", node.name)));
+    // Whoever disabled a node has looked at it.
+    if let (Some(newest), true) = (alerts.first(), node.state != NodeState::Disabled) {
+        let more = if alerts.len() > 1 { format!(" (and {} more)", alerts.len() - 1) } else { String::new() };
+        needs.push(need(format!("{}{more}", newest.text), format!("dockmaster node show {}", node.name)));
     }
     let condition = match (node.state, mark) {
         (NodeState::Disabled, _) => NodeCondition::Disabled,

@@ -403,7 +403,7 @@ impl Task {
         match &ended {
             Closed::Failed(text) => tracing::error!(node, peer = self.peer, "session failed: {text}"),
             Closed::Violation(text) => tracing::warn!(node, peer = self.peer, "session broke the protocol: {text}"),
-            _ => tracing::info!(node, peer = self.peer, files = self.files_sent, "session {outcome} {detail}"),
+            _ => tracing::info!(node, peer = self.peer, files = self.files_sent, "{}", format!("session {outcome} {detail}").trim_end()),
         }
         // The last acknowledgement is kept, or found to be a fork, whatever ended the session.
         for under_way in [true, false] {

@@ -141,6 +141,7 @@ impl TxnProc {
     /// Opens the stage and recovers: what a crash left in `txnproc/` without a ledger row is deleted.
     pub fn open(database: &Path, root: Arc<DockingRoot>) -> Result<TxnProc, TxnProcError> {
         let server = ServerDatabase::open(database)?;
+        server.require_installed()?;
         let cds = Cds::open(&root.cds_db())?;
         let last = cds.last_file()?;
         // After a new filling of the data store the files go on where they were: each range begins where the last one ended.

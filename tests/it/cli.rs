@@ -221,6 +221,8 @@ fn wrong_input_is_answered_with_what_to_do_and_the_right_exit_code() {
         (vec!["node", "add", "ANNA", "--set", "rep=9"], 2, "attribute `rep`", ""),
         (vec!["node", "add", "ANNA", "--set", "shop=1"], 2, "attribute `shop`", ""),
         (vec!["node", "add", "ANNA", "--model", "rep"], 2, "model `rep`", ""),
+        (vec!["node", "set", "ANNA"], 2, "nothing to set", ""),
+        (vec!["node", "clear", "NOBODY"], 2, "node NOBODY is unknown", "dockmaster node list"),
         (vec!["node", "add", "--from", "none.csv"], 2, "read none.csv", ""),
         (vec!["extract", "NOBODY"], 2, "node NOBODY is unknown", "dockmaster node list"),
         (vec!["uninstall"], 2, "has to be confirmed", "--yes"),
@@ -264,6 +266,8 @@ fn a_docking_root_in_use_and_a_server_that_is_away_are_worth_another_try() {
     let status = site.dockmaster(&["status", "--json"]);
     assert_eq!(json(&status)["nodes"][0]["node"], "ANNA", "status works while the service runs");
     site.stop();
+    let quiet = stderr(&site.remote_sync(&["sync", "anna.db", "--quiet"]));
+    assert!(quiet.starts_with("error:") && !quiet.contains("next attempt"), "cron mails what is printed: {quiet}");
     let away = site.remote_sync(&["sync", "anna.db"]);
     assert_eq!(away.status.code(), Some(3), "{}", stderr(&away));
     assert!(complaint(&away).0.contains(&address), "{}", stderr(&away));
@@ -334,7 +338,7 @@ fn every_table_has_a_json_shape() {
     assert_eq!(json(&site.dockmaster(&["check", "--json"]))["ok"], true);
     let file = "docking/BEN/outbox/00000001.dx";
     assert_eq!(json(&site.dockmaster(&["dx", "verify", file, "--json"]))["files"][0]["operations"], 1);
-    let shown: serde_json::Value = serde_json::from_str(&stdout(&site.dockmaster(&["dx", "show", file, "--json"]))).unwrap();
+    let shown = json(&site.dockmaster(&["dx", "show", file, "--json"]));
     assert!(shown.is_object());
     assert!(stdout(&site.dockmaster(&["dx", "show", file, "--xml"])).starts_with("<?xml"));
     assert!(json(&site.dockmaster(&["deploy", "--yes", "--json"]))["deployed"].is_null(), "nothing to do the second time");
@@ -455,7 +459,17 @@ fn status_names_what_needs_a_person_with_the_command_and_ends_with_1() {
     let document = json(&site.dockmaster(&["status", "--json"]));
     assert_eq!(document["nodes"][1]["state"], "silent");
     assert_eq!(document["needs"][0]["command"], "dockmaster deploy");
-    assert_eq!(site.dockmaster(&["node", "show", "ANNA"]).status.code(), Some(1));
+    let shown = site.dockmaster(&["node", "show", "ANNA"]);
+    assert!(shown.status.code() == Some(1) && stdout(&shown).contains("dockmaster node clear ANNA"), "{}", stdout(&shown));
+    // Told once more with other words it is one line of `status`; dealt with, it is gone; a disabled node needs nobody.
+    sessions.alert("ANNA", "two copies again", 2).unwrap();
+    assert!(stdout(&site.dockmaster(&["status"])).contains("two copies again (and 1 more): dockmaster node show ANNA"));
+    assert_eq!(site.dockmaster_ok(&["node", "clear", "ANNA"]).trim(), "ANNA: 2 alerts taken back");
+    assert_eq!(site.dockmaster(&["node", "show", "ANNA"]).status.code(), Some(0));
+    assert_eq!(json(&site.dockmaster(&["node", "clear", "ANNA", "--json"]))["cleared"], 0);
+    sessions.alert("ANNA", "two copies of this node", 3).unwrap();
+    site.dockmaster_ok(&["node", "disable", "ANNA"]);
+    assert!(stdout(&site.dockmaster(&["status"])).contains("1 node needs a person."), "only BEN");
 }
 
 #[test]
@@ -475,7 +489,63 @@ fn the_client_says_what_waits_in_its_inbox_and_what_was_put_aside() {
     let status = json(&site.remote_sync(&["status", "anna.db", "--json"]));
     assert_eq!((status["waiting_files"].as_u64(), status["quarantine"][0].as_str()), (Some(1), Some("00000007.dx")));
     let text = site.remote_sync_ok(&["status", "anna.db"]);
-    assert!(text.contains("1 file received and not applied: remote-sync sync --only apply"), "{text}");
+    assert!(text.contains("1 file received and not applied: remote-sync sync anna.db --only apply"), "{text}");
     site.remote_sync_ok(&["sync", "anna.db", "--only", "apply"]);
     assert_eq!(json(&site.remote_sync(&["status", "anna.db", "--json"]))["waiting_files"], 0);
+}
+
+#[test]
+fn a_new_data_store_takes_nothing_over_from_the_wal_of_the_former_one() {
+    let site = deployed();
+    site.dockmaster_ok(&["node", "add", "ANNA", "--set", "rep=1"]);
+    // Somebody reads while the last pass ends, so its WAL stays behind with the pages of the former data store in it.
+    let reader = rusqlite::Connection::open_with_flags(site.path("docking/cds.db"), rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM cds_state").unwrap();
+    site.sqlite3("hq.db", "WITH n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 400) INSERT INTO visit SELECT i, 1 FROM n");
+    site.dockmaster_ok(&["extract", "ANNA"]);
+    drop(reader);
+    assert!(std::fs::metadata(site.path("docking/cds.db-wal")).unwrap().len() > 0, "the case that is tested");
+    site.dockmaster_ok(&["node", "disable", "ANNA"]);
+    site.sqlite3("hq.db", "ALTER TABLE visit ADD COLUMN note TEXT");
+    site.dockmaster_ok(&["deploy", "--yes"]);
+    site.dockmaster_ok(&["run"]);
+    let cds = rusqlite::Connection::open(site.path("docking/cds.db")).unwrap();
+    let sound: String = cds.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    assert_eq!(sound, "ok");
+    let text = site.dockmaster_ok(&["status"]);
+    assert!(text.contains("revision 2") && !text.contains("behind"), "{text}");
+}
+
+#[test]
+fn a_docking_root_that_is_gone_is_named_and_deploy_fills_a_new_one() {
+    let site = Site::new(database, DEFINITION);
+    for command in [["run"].as_slice(), &["serve"], &["extract", "ANNA"], &["node", "list"]] {
+        let output = site.dockmaster(command);
+        assert_eq!(
+            (output.status.code(), complaint(&output).1.as_str()),
+            (Some(2), "dockmaster deploy"),
+            "{command:?}: {}",
+            stderr(&output)
+        );
+        assert!(!site.path("docking").exists(), "{command:?} leaves nothing behind where nothing is deployed");
+    }
+    site.dockmaster_ok(&["deploy", "--yes"]);
+    site.dockmaster_ok(&["node", "add", "ANNA", "--set", "rep=1"]);
+    site.dockmaster_ok(&["extract", "ANNA"]);
+    std::fs::rename(site.path("docking"), site.path("away")).unwrap();
+    for command in ["run", "serve"] {
+        let output = site.dockmaster(&[command]);
+        assert_eq!(output.status.code(), Some(2), "{command}");
+        let (error, hint) = complaint(&output);
+        assert!(error.contains("there is no data store") && hint.contains("dockmaster deploy"), "{command}: {error} {hint}");
+    }
+    let status = site.dockmaster(&["status"]);
+    assert!(status.status.code() == Some(1) && stdout(&status).contains("no data store"), "{}", stdout(&status));
+    let (error, hint) = complaint(&site.dockmaster(&["deploy", "--yes"]));
+    assert!(error.contains("has no data store, and node ANNA holds") && hint.contains("disable the nodes"), "{error} {hint}");
+    site.dockmaster_ok(&["node", "disable", "ANNA"]);
+    site.dockmaster_ok(&["deploy", "--yes"]);
+    site.dockmaster_ok(&["node", "enable", "ANNA"]);
+    site.dockmaster_ok(&["extract", "ANNA"]);
+    assert_eq!(site.dockmaster(&["status"]).status.code(), Some(0));
 }

@@ -259,7 +259,7 @@ fn f13_a_file_that_comes_before_its_turn_waits_and_the_missing_one_is_named() {
     site.remote_sync(&["sync", "anna.db", "--only", "apply"]);
     assert!(opportunity(&site, "anna.db", 5001).is_empty());
     let status = site.remote_sync_ok(&["status", "anna.db"]);
-    assert!(status.contains("1 files wait for 00000001"), "{status}");
+    assert!(status.contains("1 file waits for 00000001"), "{status}");
     in_step(&site, &["ANNA"]);
     site.stop();
 }
