@@ -75,9 +75,8 @@ fn report(project: &Project, output: Output) -> anyhow::Result<()> {
             .iter()
             .map(|of| json!({ "object": of.object, "table": of.table, "rows": of.rows, "unseen": of.unseen, "example": display_key(&of.example) }))
             .collect();
-        return output.json(
-            json!({ "problems": list(problems), "warnings": list(warnings), "uncovered": uncovered, "ok": problems.is_empty() }),
-        );
+        return output
+            .json(json!({ "problems": list(problems), "warnings": list(warnings), "uncovered": uncovered, "ok": problems.is_empty() }));
     }
     for problem in problems {
         output.line(problem.to_string())?;

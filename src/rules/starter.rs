@@ -49,8 +49,7 @@ pub fn starter(schema: &Schema, database_path: &str, rows: &BTreeMap<String, u64
 
 impl<'a> Guess<'a> {
     fn of(schema: &'a Schema, rows: &BTreeMap<String, u64>) -> Guess<'a> {
-        let mut guess =
-            Guess { schema, unusable: Vec::new(), reference: BTreeSet::new(), parent: BTreeMap::new(), objects: Vec::new() };
+        let mut guess = Guess { schema, unusable: Vec::new(), reference: BTreeSet::new(), parent: BTreeMap::new(), objects: Vec::new() };
         let mut usable = Vec::new();
         for (table, shape) in schema.tables.iter().enumerate() {
             match obstacle(shape) {
@@ -171,7 +170,8 @@ impl<'a> Guess<'a> {
 
     fn text(&self, database: &str) -> String {
         let mut text =
-            "version = 1\n\n# A first definition, guessed from foreign keys. Edit the lines marked TODO, then:  dockmaster check\n\n".to_owned();
+            "version = 1\n\n# A first definition, guessed from foreign keys. Edit the lines marked TODO, then:  dockmaster check\n\n"
+                .to_owned();
         // Writing to a String cannot fail; the results are of no use.
         let list: Vec<String> = self.reference.iter().map(|table| toml_string(self.name(*table))).collect();
         let _ = writeln!(
@@ -183,7 +183,13 @@ impl<'a> Guess<'a> {
         let _ = writeln!(text, "[node]\n# TODO what a node is: an attribute that rules compare with, for example");
         match self.objects.iter().flat_map(|(table, _)| self.owners(*table)).next() {
             Some((_, table, column)) => {
-                let _ = writeln!(text, "# {} = {{ type = {}, must_exist = {} }}", attribute(table), self.type_of(table, column), must_exist(table, column));
+                let _ = writeln!(
+                    text,
+                    "# {} = {{ type = {}, must_exist = {} }}",
+                    attribute(table),
+                    self.type_of(table, column),
+                    must_exist(table, column)
+                );
             }
             None => text.push_str("# owner = { type = \"text\" }\n"),
         }
@@ -241,7 +247,8 @@ impl<'a> Guess<'a> {
             Some(target) => self.unusable.iter().any(|(name, _)| *name == self.name(target)),
         };
         let columns = |key: &ForeignKey| {
-            let names: Vec<&str> = key.columns.iter().filter_map(|column| shape.columns.get(*column)).map(|column| column.name.as_str()).collect();
+            let names: Vec<&str> =
+                key.columns.iter().filter_map(|column| shape.columns.get(*column)).map(|column| column.name.as_str()).collect();
             match names.as_slice() {
                 [single] => spelled(&shape.name, single),
                 several => {
@@ -339,7 +346,14 @@ mod tests {
 
     #[test]
     fn attributes_are_named_after_tables() {
-        for (table, name) in [("Employees", "employee"), ("Territories", "territory"), ("shop", "shop"), ("a b", "a_b"), ("address", "address"), ("1st", "n1st")] {
+        for (table, name) in [
+            ("Employees", "employee"),
+            ("Territories", "territory"),
+            ("shop", "shop"),
+            ("a b", "a_b"),
+            ("address", "address"),
+            ("1st", "n1st"),
+        ] {
             assert_eq!(attribute(table), name);
         }
     }

@@ -4,8 +4,8 @@
 //! Rows that only wait for a node with the right attribute are not counted; a rule's time window is not looked at.
 
 use crate::model::dock::{Dock, Hop, Reference, RuleKind, RulePath};
-use crate::store::sqlite::{SqlValue, ServerDatabase, StoreError, quote_name};
 use crate::model::value::Value;
+use crate::store::sqlite::{ServerDatabase, SqlValue, StoreError, quote_name};
 use rusqlite::params_from_iter;
 
 /// What the rules of an object leave out.
@@ -118,8 +118,7 @@ fn path_condition(dock: &Dock, table: usize, path: &RulePath, values: &mut Vec<V
         from.push_str(&format!(" JOIN main.{} {alias} ON {on}{}", quote_name(&dock.tables[hop.table].name), filter(&alias, hop)));
         left = (alias, hop);
     }
-    let ends: String =
-        left.1.out.iter().map(|column| format!(" AND {}.{} IS NOT NULL", left.0, name(left.1.table, *column))).collect();
+    let ends: String = left.1.out.iter().map(|column| format!(" AND {}.{} IS NOT NULL", left.0, name(left.1.table, *column))).collect();
     format!("EXISTS (SELECT 1 FROM {from} WHERE {condition}{ends})")
 }
 

@@ -124,7 +124,10 @@ fn b7_commits_never_come_in_reverse_id_order_because_there_is_one_writer() {
     assert_eq!(refused.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseBusy));
     first.execute_batch("COMMIT").unwrap();
     second.execute_batch("UPDATE product SET name = 'second' WHERE id = 2; COMMIT").unwrap();
-    let order = literals(&direct.site.path("hq.db"), "SELECT c2 FROM dock_txn_log WHERE tbl > 0 AND op = 'U' AND id > (SELECT max(id) - 2 FROM dock_txn_log) ORDER BY id");
+    let order = literals(
+        &direct.site.path("hq.db"),
+        "SELECT c2 FROM dock_txn_log WHERE tbl > 0 AND op = 'U' AND id > (SELECT max(id) - 2 FROM dock_txn_log) ORDER BY id",
+    );
     assert_eq!(order.len(), 2);
 }
 
@@ -261,14 +264,21 @@ fn r36_rules_over_tables_and_columns_that_no_node_holds() {
     let visits = |direct: &Direct, node: &str| literals(&direct.site.path(&crm::local(node)), "SELECT id, slot FROM visit");
     assert_eq!(visits(&direct, "ANNA"), ["1 | 'x'"]);
     assert!(literals(&direct.site.path("anna.db"), "SELECT name FROM sqlite_schema WHERE name = 'secret_link'").is_empty());
-    assert_eq!(literals(&direct.site.path("anna.db"), "SELECT * FROM rep"), ["1 | 'Anna'", "2 | 'Ben'"], "the column of the rule stays here");
+    assert_eq!(
+        literals(&direct.site.path("anna.db"), "SELECT * FROM rep"),
+        ["1 | 'Anna'", "2 | 'Ben'"],
+        "the column of the rule stays here"
+    );
     // A unique swap on the server in one transaction, and the link and the code change.
     direct.sql("BEGIN; UPDATE visit SET slot = 'z' WHERE id = 1; UPDATE visit SET slot = 'x' WHERE id = 2; UPDATE visit SET slot = 'y' WHERE id = 1; INSERT INTO secret_link VALUES('a', 2); COMMIT");
     direct.move_on();
     assert_eq!(visits(&direct, "ANNA"), ["1 | 'y'", "2 | 'x'"]);
     direct.sql("UPDATE rep SET code = 'b' WHERE id = 1; UPDATE rep SET code = 'a' WHERE id = 2");
     direct.move_on();
-    assert_eq!((visits(&direct, "ANNA"), visits(&direct, "BEN")), (vec!["2 | 'x'".to_owned()], vec!["1 | 'y'".to_owned(), "2 | 'x'".to_owned()]));
+    assert_eq!(
+        (visits(&direct, "ANNA"), visits(&direct, "BEN")),
+        (vec!["2 | 'x'".to_owned()], vec!["1 | 'y'".to_owned(), "2 | 'x'".to_owned()])
+    );
 }
 
 #[test]
