@@ -20,6 +20,5 @@ pub mod project;
 pub mod remote_sync;
 mod serve_command;
 pub mod server_commands;
-mod signals;
 pub mod status_view;
 mod sync_commands;

@@ -1,4 +1,5 @@
-//! Layer 3: what carries a session. A `link` is any pair of byte streams; `tcp` makes one of a socket.
+//! Layer 3: what carries a session, and what ends one. A `link` is any pair of byte streams; `tcp` makes one of a socket.
 
 pub mod link;
+pub mod signals;
 pub mod tcp;

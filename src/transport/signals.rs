@@ -4,7 +4,7 @@ use std::io;
 use tokio_util::sync::CancellationToken;
 
 /// Returns a token that is cancelled by the first Ctrl-C or SIGTERM. A second one ends the program the hard way.
-pub(crate) fn token() -> io::Result<CancellationToken> {
+pub fn token() -> io::Result<CancellationToken> {
     let token = CancellationToken::new();
     let cancelled = token.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
