@@ -89,9 +89,10 @@ fn windows(index: usize, owner: &DraftObject, draft: &Draft<'_>, report: &mut Re
     for (window, at) in all {
         let column = draft.column(owner.object.table, window.column);
         let declared = column.decl_type.to_ascii_uppercase();
-        if ["INT", "REAL", "FLOA", "DOUB"].iter().any(|part| declared.contains(part)) {
+        // Whole numbers are read as seconds since 1970; a real is not.
+        if ["REAL", "FLOA", "DOUB"].iter().any(|part| declared.contains(part)) && !declared.contains("INT") {
             let message = format!(
-                "{}: window over {}, declared {}: only dates as text like 2024-07-04 count, other rows stay",
+                "{}: window over {}, declared {}: only text like 2024-07-04 and whole seconds since 1970 are dates, other rows stay",
                 owner.object.name, column.name, column.decl_type
             );
             report.warning(at, message, Some("store dates as text".into()));

@@ -10,7 +10,7 @@ use crate::rules::problem::{At, Report};
 /// Checks every foreign key of every table that nodes get.
 pub(crate) fn foreign_keys(draft: &mut Draft<'_>, report: &mut Report<'_>) {
     for object in 0..draft.objects.len() {
-        let nobody = draft.rules_of(object).all(|rule| rule.rule.kind == RuleKind::Nobody);
+        let nobody = !draft.unsure.contains(&object) && draft.rules_of(object).all(|rule| rule.rule.kind == RuleKind::Nobody);
         for table in draft.tables_of(object) {
             for (position, key) in draft.shape(table).foreign_keys.iter().enumerate() {
                 let seen = draft.shape(table).foreign_keys.iter().take(position).any(|other| other == key);
@@ -28,7 +28,11 @@ pub(crate) fn foreign_keys(draft: &mut Draft<'_>, report: &mut Report<'_>) {
                             format!("{}({})", spell(&key.to_table), key.to_columns.join(", "))
                         }
                     );
-                    report.problem(place(object, draft), message, Some(accept(table, &key.columns, draft)));
+                    report.problem(
+                        place(object, draft),
+                        message,
+                        Some(format!("create it, or accept it:  {}", accept(table, &key.columns, draft))),
+                    );
                     continue;
                 };
                 one(object, &reference, nobody, draft, report);
@@ -51,6 +55,10 @@ fn one(object: usize, reference: &Reference, nobody: bool, draft: &Draft<'_>, re
         return;
     }
     let Some(owner) = draft.objects.get(target) else { return };
+    if draft.unsure.contains(&target) {
+        // One of its rules is wrong and reported; it may be the one that would close this.
+        return;
+    }
     let primary = owner.object.table == reference.to_table;
     let heading = format!("[object.{}]", toml_key(&owner.object.name));
     if reference.table == reference.to_table {
@@ -174,19 +182,19 @@ fn describe(circle: &[usize], draft: &Draft<'_>, report: &mut Report<'_>) {
             _ => false,
         })
     };
-    let mut parts = Vec::new();
-    let mut at = At::default();
+    let mut parts: Vec<(At, String)> = Vec::new();
     // Each object of the circle is fed by the one before it; read backwards it tells who is referenced by whom.
     for (position, object) in circle.iter().enumerate().rev() {
         let source = circle.get(position.checked_sub(1).unwrap_or(circle.len() - 1)).copied().unwrap_or(*object);
         if let Some(rule) = rule_fed_by(*object, source) {
-            at = at.max(rule.at);
-            parts.push(format!("{} '{}'", object_name(*object, draft), rule.text));
+            parts.push((rule.at, format!("{} '{}'", object_name(*object, draft), rule.text)));
         }
     }
-    if let Some(last) = parts.len().checked_sub(1) {
-        parts.rotate_left(last);
-    }
+    // The rule written last closed the circle: it comes first, and the message stands at it.
+    let last = (0..parts.len()).max_by_key(|part| parts.get(*part).map(|(at, _)| *at)).unwrap_or_default();
+    parts.rotate_left(last);
+    let at = parts.first().map(|(at, _)| *at).unwrap_or_default();
+    let parts: Vec<String> = parts.into_iter().map(|(_, part)| part).collect();
     let first = circle.first().map(|object| object_name(*object, draft)).unwrap_or_default();
     let hint = match circle.len() {
         1 => format!("rows of {first} cannot be shown by rows of {first}: visible = 'everyone', or a rule of its own and dangling"),

@@ -28,6 +28,8 @@ pub(crate) struct Draft<'s> {
     pub(crate) used: BTreeSet<(usize, usize)>,
     /// Columns that nodes do not get, and where the definition says so.
     pub(crate) omitted: BTreeMap<(usize, usize), At>,
+    /// Objects with a rule that could not be read, so that what it would show is not known.
+    pub(crate) unsure: BTreeSet<usize>,
     /// Foreign keys that may dangle: (table, columns).
     pub(crate) dangling: BTreeSet<(usize, Vec<usize>)>,
 }
@@ -111,6 +113,7 @@ impl<'s> Draft<'s> {
             member_of: BTreeMap::new(),
             used: BTreeSet::new(),
             omitted: BTreeMap::new(),
+            unsure: BTreeSet::new(),
             dangling: BTreeSet::new(),
         }
     }

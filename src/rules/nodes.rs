@@ -110,7 +110,7 @@ fn exists_in(name: &str, text: &Text, operand: &Operand, draft: &mut Draft<'_>, 
     let table_index = draft.find_table(&table.text, text.inside(table.at), &prefix, report)?;
     let column_index = draft.find_column(table_index, &column.text, text.inside(column.at), &prefix, report)?;
     let right = Operand::column(format!("{}.{}", draft.shape(table_index).name, column.text), draft.column(table_index, column_index));
-    draft.comparable(&prefix, operand, &right, text.inside(column.at), report);
+    draft.comparable("", operand, &right, text.inside(column.at), report);
     link_table(table_index, text.inside(table.at), draft, report);
     draft.use_column(table_index, column_index);
     Some((table_index, column_index))
@@ -127,9 +127,9 @@ fn derived(raw: &RawAttribute, text: &Text, path: &NodePath, draft: &mut Draft<'
     too_long(&prefix, &path.joins, text, report);
     for join in &path.joins {
         let Some((hop, out)) = resolve_join(&prefix, join, &left, text, draft, report) else { return };
-        for (list, what) in [(&join.join, "join by one column"), (&join.out, "go on with one column")] {
+        for (list, what) in [(&join.join, "joins by one column"), (&join.out, "goes on with one column")] {
             if let Some(second) = list.get(1) {
-                report.problem(text.inside(second.at), format!("{prefix}the values of a node {what}"), None);
+                report.problem(text.inside(second.at), format!("{prefix}a path from a node {what}"), None);
                 return;
             }
         }

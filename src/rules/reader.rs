@@ -345,7 +345,7 @@ impl Reader<'_, '_> {
         let table = item.as_table_like();
         if table.is_none() {
             let at = self.item_at(item);
-            self.report.problem(at, format!("{place} is a {}, expected a table", item.type_name()), None);
+            self.report.problem(at, format!("{place} is {}, expected a table", with_article(item.type_name())), None);
         }
         table
     }
@@ -359,7 +359,7 @@ impl Reader<'_, '_> {
             Some(value) if value.is_str() => self.value_text(value),
             _ => {
                 let at = self.item_at(item);
-                self.report.problem(at, format!("`{what}` is a {}, expected a string", item.type_name()), None);
+                self.report.problem(at, format!("`{what}` is {}, expected a string", with_article(item.type_name())), None);
                 None
             }
         }
@@ -368,7 +368,7 @@ impl Reader<'_, '_> {
     fn value_text(&mut self, value: &Value) -> Option<Text> {
         let at = self.value_at(value);
         let Some(text) = value.as_str() else {
-            self.report.problem(at, format!("a {}, expected a string", value.type_name()), None);
+            self.report.problem(at, format!("{}, expected a string", with_article(value.type_name())), None);
             return None;
         };
         Some(match value.span().and_then(|span| self.text.get(span)) {
@@ -385,7 +385,7 @@ impl Reader<'_, '_> {
         let Some(item) = table.get(key) else { return false };
         item.as_bool().unwrap_or_else(|| {
             let at = self.item_at(item);
-            self.report.problem(at, format!("`{key}` is a {}, expected true or false", item.type_name()), None);
+            self.report.problem(at, format!("`{key}` is {}, expected true or false", with_article(item.type_name())), None);
             false
         })
     }
@@ -395,7 +395,11 @@ impl Reader<'_, '_> {
             Some(array) => array.iter().collect(),
             None => {
                 let at = self.item_at(item);
-                self.report.problem(at, format!("`{what}` is a {}, expected a list", item.type_name()), Some(format!("{what} = [\"..\"]")));
+                self.report.problem(
+                    at,
+                    format!("`{what}` is {}, expected a list", with_article(item.type_name())),
+                    Some(format!("{what} = [\"..\"]")),
+                );
                 Vec::new()
             }
         }
@@ -409,4 +413,10 @@ impl Reader<'_, '_> {
 /// Returns whether a name is made of letters, digits, `_` and `-`.
 pub(crate) fn is_word(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+}
+
+/// Returns a type's name with its article.
+fn with_article(name: &str) -> String {
+    let article = if name.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+    format!("{article} {name}")
 }

@@ -3,7 +3,7 @@
 use crate::model::dock::{Direction, RoutingModel, RuleKind, pattern_matches};
 use crate::model::schema::TypeClass;
 use crate::rules::definition::{ConflictPolicy, ConflictRule, Definition, KeySource, RawModel, RawTable};
-use crate::rules::draft::Draft;
+use crate::rules::draft::{Draft, spell, toml_string};
 use crate::rules::language::parse_columns;
 use crate::rules::problem::{At, Report, Text, did_you_mean};
 
@@ -87,7 +87,10 @@ fn dangling(place: &str, text: &Text, table: Option<usize>, object: Option<usize
         None => None,
     };
     let Some(table) = named.or(table) else {
-        report.problem(text.at, format!("{prefix}which table?"), Some("dangling = [\"Orders.ShipVia\"]".into()));
+        let primary =
+            object.and_then(|object| draft.objects.get(object)).map_or("Orders", |owner| draft.shape(owner.object.table).name.as_str());
+        let whole = format!("{}.{}", spell(primary), text.value.trim());
+        report.problem(text.at, format!("{prefix}of which table?"), Some(format!("dangling = [{}]", toml_string(&whole))));
         return;
     };
     let foreign = object.is_some_and(|object| !draft.tables_of(object).contains(&table));

@@ -42,7 +42,9 @@ fn resolve_rule(
 ) {
     let name = format!("{object_name}.{}", raw.name.value);
     let prefix = format!("{name}: ");
-    let kind = match parse_rule(&raw.rule.value) {
+    let parsed = parse_rule(&raw.rule.value);
+    let could_be_referenced = !matches!(parsed, Ok(Rule::Path(_)));
+    let kind = match parsed {
         Err(error) => {
             report.problem(raw.rule.inside(error.at), format!("{prefix}{}", error.message), error.hint);
             None
@@ -54,7 +56,12 @@ fn resolve_rule(
     };
     let window = raw.window.as_ref().and_then(|text| window(&prefix, text, table, draft, report));
     let predicate = raw.predicate.as_ref().and_then(|text| predicate(&prefix, text, table, predicates, draft, report));
-    let Some(kind) = kind else { return };
+    let Some(kind) = kind else {
+        if could_be_referenced {
+            draft.unsure.insert(object);
+        }
+        return;
+    };
     if kind == RuleKind::Nobody && (raw.predicate.is_some() || raw.window.is_some() || draft.rules_of(object).next().is_some()) {
         report.problem(raw.rule.at, format!("{prefix}'nobody' stands alone"), Some("take it out, or the other rules".into()));
     }

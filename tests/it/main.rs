@@ -8,6 +8,8 @@ mod capture;
 mod cli;
 mod crm;
 mod definition;
+mod definition_messages;
+mod definition_resolved;
 mod deploy;
 mod direct;
 mod docking;
