@@ -136,6 +136,20 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, ExchangeError> {
 /// How long after a failed apply another is tried, should nothing come meanwhile.
 const APPLY_RETRY: Duration = Duration::from_secs(30);
 
+/// Silence after which what came whole is made durable, though more is announced.
+const FLUSH_PAUSE: Duration = Duration::from_millis(20);
+
+/// Waits for the moment at which what came whole is to be made durable: at once where nothing more is announced, so that a
+/// watched change is not kept waiting; else at a pause of the stream, so that a thousand small files make few groups.
+async fn lull(all_came: bool) {
+    if all_came {
+        // One look at the socket, for what came meanwhile.
+        tokio::task::yield_now().await;
+    } else {
+        tokio::time::sleep(FLUSH_PAUSE).await;
+    }
+}
+
 /// One session.
 pub(super) struct Exchange<'a> {
     pub(super) folder: &'a LockedFolder,
@@ -157,6 +171,9 @@ struct Running {
     apply_due: bool,
     apply_failed: Option<BoxError>,
     complete: bool,
+    /// Last file that the server has told of, and last one that came whole.
+    announced: FileNo,
+    whole: FileNo,
     ended: Option<Closed>,
     pinged: Instant,
     apply_began: Instant,
@@ -190,6 +207,8 @@ impl Exchange<'_> {
             apply_due,
             apply_failed: None,
             complete: false,
+            announced: FileNo(0),
+            whole: FileNo(0),
             ended: None,
             pinged: Instant::now(),
             apply_began: Instant::now(),
@@ -270,9 +289,7 @@ impl Exchange<'_> {
                     Err(LinkError::Codec(error)) => Event::Gone(format!("bad message: {error}")),
                     Err(error) => Event::Gone(error.to_string()),
                 }),
-                // Nothing has come after one look at the socket: nothing waits for a fuller group. What comes while this one is
-                // flushed makes the next.
-                () = tokio::task::yield_now(), if running.inbox.has_unflushed() => Woken::Pause,
+                () = lull(running.whole >= running.announced), if running.inbox.has_unflushed() => Woken::Pause,
             };
             match woken {
                 Woken::Event(event) => self.handle(running, event).await?,
@@ -352,6 +369,7 @@ impl Exchange<'_> {
             Action::Welcomed(welcome) => return self.welcomed(running, &welcome).await,
             Action::Offered(files) => {
                 let bytes = files.iter().map(|file| file.bytes).sum();
+                running.announced = files.iter().map(|file| file.file).max().unwrap_or_default().max(running.announced);
                 self.progress.on(&ProgressEvent::Offered { files: files.len() as u64, bytes });
             }
             Action::BeginFile { file, offset } => running.inbox.begin(file, offset)?,
@@ -362,6 +380,7 @@ impl Exchange<'_> {
             }
             Action::FinishFile(file) => {
                 if running.inbox.finish()? {
+                    running.whole = file.file;
                     self.report.files += 1;
                     self.progress.on(&ProgressEvent::File(file.file));
                     Box::pin(self.handle(running, Event::Verified)).await?;
@@ -394,6 +413,7 @@ impl Exchange<'_> {
         self.report.sessions += 1;
         self.report.server_name.clone_from(&welcome.server_name);
         self.report.last_file = welcome.last_file;
+        running.announced = welcome.last_file;
         let applied = self.report.applied.file;
         let ranges = plan(applied, running.inbox.files(), welcome.last_file, self.mode, running.inbox.part());
         let files = welcome.last_file.0.saturating_sub(running.inbox.received().0);
