@@ -8,7 +8,7 @@ use super::nodes::NodeChanges;
 use super::rows::key_of;
 use super::scope::{Touched, UnitScope};
 use super::{Cds, CdsError};
-use crate::base::ids::{FileNo, NodeName, Nonce, Revision, TxnId};
+use crate::base::ids::{NodeName, Nonce, Revision, TxnId};
 use crate::model::dock::TableIndex;
 use crate::model::event::UnitEvents;
 use crate::model::node::{Node, NodeState};
@@ -148,14 +148,6 @@ impl Cds {
         }
         let forgotten = self.keys.borrow_mut().forget(&self.conn);
         forgotten.map_err(self.sql("read keys again"))
-    }
-
-    /// Forgets txnproc files up to a number that every stage has passed.
-    pub fn forget_files(&self, upto: FileNo) -> Result<(), CdsError> {
-        self.conn
-            .execute("DELETE FROM txnproc_file WHERE file_no <= ?1", [upto.0.cast_signed()])
-            .map(|_| ())
-            .map_err(self.sql("forget txnproc files"))
     }
 
     /// Brings the rows up to the end of the unit and returns what really changed. Deletes go first, so that two keys that

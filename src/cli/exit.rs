@@ -19,9 +19,6 @@ pub enum Exit {
     TryAgain,
 }
 
-/// The paragraph about exit codes, for `--help`.
-pub const EXIT_CODES: &str = "Exit codes: 0 done; 1 done, but something waits for a person; 2 failed; 3 busy or offline, try again.";
-
 impl Exit {
     /// Returns the number that the process ends with.
     pub fn code(self) -> u8 {

@@ -125,6 +125,7 @@ pub fn run(options: &ServeOptions, root: &Arc<DockingRoot>, stages: &[Stage]) ->
                 break;
             }
         }
+        txnproc.purge_log()?;
     }
     if stages.contains(&Stage::Router) {
         let mut router = Router::open(Arc::clone(root), RouterOptions::default())?;

@@ -173,7 +173,7 @@ impl TxnProc {
         let state = self.cds.state().clone();
         let options = ReadOptions { after: state.position, known: Some(state.nonce) };
         let Some(reading) = self.server.read_unit(&options)? else {
-            self.purge_log(state.position)?;
+            self.purge_log()?;
             return Ok(idle);
         };
 
@@ -208,7 +208,8 @@ impl TxnProc {
     }
 
     /// Takes log rows out of the server database that no stage will read again. The last ones stay, for people.
-    fn purge_log(&mut self, upto: TxnId) -> Result<(), TxnProcError> {
+    pub fn purge_log(&mut self) -> Result<(), TxnProcError> {
+        let upto = self.cds.state().position;
         // Not at every idle look: a purge is a commit on the server database.
         if upto.0 - self.purged_upto.0 >= LOG_ROWS_KEPT {
             self.server.purge_log(upto, LOG_ROWS_KEPT.unsigned_abs())?;

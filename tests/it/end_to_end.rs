@@ -176,3 +176,23 @@ fn a_stopped_table_holds_its_object_and_what_is_seen_through_it_and_nothing_else
     let graph = ScopeGraph::compile(&dock).unwrap();
     assert_eq!(frozen(&dock, &graph, &BTreeSet::from([3])), BTreeSet::from([customer, line, orders, 3]));
 }
+
+#[test]
+fn h1_a_pass_purges_what_was_read_and_keeps_the_last_rows_for_people() {
+    let folder = tempfile::tempdir().unwrap();
+    let hq = folder.path().join("hq.db");
+    Connection::open(&hq).unwrap().execute_batch(SCHEMA).unwrap();
+    let root = Arc::new(DockingRoot::open(&folder.path().join("docking"), Access::Exclusive).unwrap());
+    let schema = ServerDatabase::open(&hq).unwrap().schema().unwrap();
+    let text = "version = 1".to_owned();
+    deploy(&DeployOptions { dock: dock(), schema, text, server_name: "HQ".into(), database: hq.clone(), day: 20_000 }, &root).unwrap();
+    let many =
+        "WITH RECURSIVE n(i) AS (SELECT 100 UNION ALL SELECT i + 1 FROM n WHERE i < 15099) INSERT INTO customer SELECT i, 'c' FROM n";
+    Connection::open(&hq).unwrap().execute_batch(many).unwrap();
+    let serve = ServeOptions { database: hq.clone(), listen: "127.0.0.1:0".into(), day_starts_minutes: 0 };
+    assert_eq!(run(&serve, &root, &[Stage::TxnProc]).unwrap().units, 1);
+    assert_eq!(rows(&hq, "SELECT count(*) FROM dock_txn_log"), ["Integer(10000)"]);
+    // What is not read yet is never taken away.
+    Connection::open(&hq).unwrap().execute_batch("UPDATE customer SET name = 'd'").unwrap();
+    assert_eq!(rows(&hq, "SELECT count(*) FROM dock_txn_log"), ["Integer(25003)"]);
+}
