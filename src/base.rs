@@ -1,6 +1,7 @@
 //! Layer 0: what every other part stands on. Imports nothing of ours.
 
 pub mod clock;
+pub mod crash;
 pub mod disk;
 pub mod folder;
 pub mod group;

@@ -7,6 +7,7 @@
 //! - After a failed flush nothing more is written (poison): the kernel may have thrown the bytes away and would report
 //!   success on a second try. The process has to start again and recover from its database.
 
+use crate::base::crash::{self, CrashPoint};
 use crate::base::folder::{EntryKind, list};
 use crate::base::group::GroupPut;
 use std::fs::{File, OpenOptions};
@@ -102,6 +103,7 @@ impl Disk {
         if self.is_poisoned() {
             return Err(DiskError::Poisoned { operation, path: path.to_owned() });
         }
+        crash::at(CrashPoint::DiskOperation);
         #[cfg(test)]
         {
             let mut stop = self.stop.lock().unwrap();

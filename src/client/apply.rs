@@ -7,6 +7,7 @@
 //! - What a person must decide stops the node by name (I5); nothing is skipped.
 
 use super::apply_inbox::{Candidate, Inbox, Verdict};
+use crate::base::crash::{self, CrashPoint};
 use crate::base::disk::{Disk, DiskError};
 use crate::base::ids::{FileNo, TxnId};
 use crate::base::limits::APPLY_SLICE_ROWS;
@@ -306,6 +307,7 @@ impl<'d> Applier<'d> {
             current.rows += rows;
             current.units += 1;
             current.reached.unit = unit.txn;
+            crash::at(CrashPoint::ApplyUnit);
         }
         let current = self.slice(slice)?;
         current.transaction.store_file_hash(header.file_no, content_hash)?;
@@ -333,7 +335,9 @@ impl<'d> Applier<'d> {
         if slice.units == 0 && slice.finished.is_empty() {
             return Ok(()); // Dropped, so rolled back: nothing was done.
         }
+        crash::at(CrashPoint::ApplyCommit);
         slice.transaction.commit(&slice.reached)?;
+        crash::at(CrashPoint::ApplyCommitted);
         report.longest_pause = report.longest_pause.max(slice.begun.elapsed());
         self.watermark = slice.reached;
         report.rows += slice.rows;
@@ -342,6 +346,7 @@ impl<'d> Applier<'d> {
         for number in slice.finished {
             self.inbox.remove(number)?;
         }
+        crash::at(CrashPoint::ApplyRemoved);
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 //! `Applier` on a thread beside, so that files keep coming and heartbeats are answered while rows are written. An acknowledgement leaves
 //! only after what it says is durable: `Received` after the inbox folder was flushed, `Applied` after the local database committed.
 
+use crate::base::crash::{self, CrashPoint};
 use crate::base::ids::{Epoch, FileNo, Incarnation, InstallId, NodeName, Revision, ServerId};
 use crate::client::folder::{FolderError, LockedFolder, RemoteConfig};
 use crate::client::inbox::Inbox;
@@ -348,7 +349,9 @@ impl Exchange<'_> {
         self.report.received = received;
         running.apply_due |= self.options.apply;
         self.progress.on(&ProgressEvent::Durable(received));
-        Box::pin(self.handle(running, Event::Durable(received))).await
+        Box::pin(self.handle(running, Event::Durable(received))).await?;
+        crash::at(CrashPoint::ExchangeAcknowledged);
+        Ok(())
     }
 
     async fn handle(&mut self, running: &mut Running, event: Event) -> Result<(), ExchangeError> {

@@ -3,6 +3,7 @@
 //! Small files are made durable in groups, so that a thousand of them do not cost a thousand flushes of the folder. A part that was cut
 //! off is kept and continued in the next session; its bytes are hashed again then, so nothing is trusted that was not read.
 
+use crate::base::crash::{self, CrashPoint};
 use crate::base::disk::{Disk, DiskError};
 use crate::base::folder::{self, EntryKind};
 use crate::base::ids::{ByteHash, FileNo};
@@ -168,6 +169,7 @@ impl Inbox {
     pub fn begin(&mut self, file: OfferedFile, offset: u64) -> Result<(), DiskError> {
         let part = Part::open(&self.disk, part_path(&self.folder, file.file), offset)?;
         self.current = Some((file, part));
+        crash::at(CrashPoint::ExchangeBegun);
         Ok(())
     }
 
@@ -176,7 +178,9 @@ impl Inbox {
     /// # Errors
     /// The disk is full or broken.
     pub fn store(&mut self, bytes: &[u8]) -> Result<(), DiskError> {
-        self.current.as_mut().map_or(Ok(()), |(_, part)| part.write(bytes))
+        self.current.as_mut().map_or(Ok(()), |(_, part)| part.write(bytes))?;
+        crash::at(CrashPoint::ExchangeStored);
+        Ok(())
     }
 
     /// Ends the file that was begun and returns whether it is right; a damaged one goes to quarantine.
@@ -189,6 +193,7 @@ impl Inbox {
         if hash == file.byte_hash.0 {
             self.group_bytes += file.bytes;
             self.group.push(file);
+            crash::at(CrashPoint::ExchangeWhole);
             return Ok(true);
         }
         self.damaged += 1;
@@ -216,6 +221,7 @@ impl Inbox {
                 files.adopt(&part_path(&self.folder, file.file), &inbox, &file.file.file_name())?;
             }
             files.commit()?;
+            crash::at(CrashPoint::ExchangeRenamed);
             self.have.extend(self.group.drain(..).map(|file| file.file));
             self.group_bytes = 0;
         }

@@ -4,6 +4,7 @@
 //! there before stays usable until one rename puts the new one in its place. **Order of the last steps**: new database whole and
 //! durable; inbox emptied (its files belong to the former extract); configuration; the rename.
 
+use crate::base::crash::{self, CrashPoint};
 use crate::base::disk::{Disk, DiskError};
 use crate::base::ids::{ByteHash, Incarnation, InstallId, NodeName, ServerId};
 use crate::base::quarantine::{self, Aside};
@@ -123,16 +124,19 @@ pub fn init(folder: &LockedFolder, options: &InitOptions, progress: &mut dyn Pro
     let mut install_id = InstallId::default();
     getrandom::fill(&mut install_id.0).map_err(|error| InitError::Random(error.to_string()))?;
     let fetched = runtime()?.block_on(Box::pin(fetch(folder, options, install_id, progress)))?;
+    crash::at(CrashPoint::InitFetched);
     progress.on(&ProgressEvent::ExtractChecking);
     let (disk, new) = (folder.disk(), folder.new_database());
     for suffix in ["", "-wal", "-shm", "-journal"] {
         disk.remove(&with_suffix(&new, suffix))?;
     }
     unpack(disk, &fetched.archive, &new, fetched.offer.raw_bytes)?;
+    crash::at(CrashPoint::InitUnpacked);
     let (epoch, incarnation) = (fetched.welcome.epoch, fetched.offer.incarnation);
     let expected = Expected { server_id: fetched.welcome.server_id, epoch, node: options.node.clone(), incarnation };
     swap::adopt(&new, &expected, install_id)?;
     disk.sync_path(&new)?;
+    crash::at(CrashPoint::InitAdopted);
     let replaced = put_in_place(folder, options, &fetched, exists)?;
     Ok(InitReport {
         server_name: fetched.welcome.server_name,
@@ -150,23 +154,28 @@ fn put_in_place(folder: &LockedFolder, options: &InitOptions, fetched: &Fetched,
     if exists {
         // Before anything is changed: a program that has the old database open stops the swap here.
         swap::retire(database)?;
+        crash::at(CrashPoint::InitRetired);
     }
     for file in folder.inbox_files().map_err(ExchangeError::Folder)? {
         disk.remove(&folder.inbox().join(file.file_name()))?;
     }
     disk.sync_folder(&folder.inbox())?;
+    crash::at(CrashPoint::InitEmptied);
     let config = RemoteConfig { server: options.server.clone(), node: options.node.clone(), server_id: Some(fetched.welcome.server_id) };
     folder.write_config(&config).map_err(ExchangeError::Folder)?;
+    crash::at(CrashPoint::InitConfigured);
     let replaced = exists.then(|| folder.replaced_database());
     if let Some(kept) = &replaced {
         disk.remove(kept)?;
         // A second name for the old file: it is never without one.
         disk.keep_as(database, kept)?;
+        crash::at(CrashPoint::InitKept);
     }
     for suffix in ["-wal", "-shm", "-journal"] {
         disk.remove(&with_suffix(database, suffix))?;
     }
     disk.replace(&folder.new_database(), database)?;
+    crash::at(CrashPoint::InitReplaced);
     // What init and former sessions left.
     disk.clean_tmp(&folder.tmp())?;
     Ok(replaced)

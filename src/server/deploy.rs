@@ -4,6 +4,7 @@
 //! It can be interrupted anywhere and run again: the data store is built beside its place and moved there last.
 
 use super::txnproc::{TxnProcError, new_nonce};
+use crate::base::crash::{self, CrashPoint};
 use crate::base::ids::{Epoch, Nonce, Revision, ServerId, TxnId};
 use crate::cds::fill::Filling;
 use crate::cds::layout::{connect_read_only, is_superseded, read_state, read_stopped, reinstate, running_nodes, supersede};
@@ -210,6 +211,7 @@ pub fn deploy(options: &DeployOptions, root: &DockingRoot) -> Result<Deployed, D
     if plan.builds_data_store && root.cds_db().exists() && data_store_state(&root.cds_db())?.is_some() {
         // Before the first change of the server database: cut off anywhere behind this, `deploy` finds that it has to fill it anew.
         supersede(&root.cds_db())?;
+        crash::at(CrashPoint::DeploySuperseded);
     }
     let installed = server.install(&InstallPlan {
         dock: &options.dock,
@@ -222,6 +224,7 @@ pub fn deploy(options: &DeployOptions, root: &DockingRoot) -> Result<Deployed, D
         reinstate(&root.cds_db())?;
     }
     let installed = installed?;
+    crash::at(CrashPoint::DeployInstalled);
     if !plan.builds_data_store {
         return Ok(Deployed { revision: installed.revision, rows: None });
     }
@@ -300,6 +303,7 @@ fn build_data_store(
         }
         Ok(filling.finish(&ended)?)
     })?;
+    crash::at(CrashPoint::DeployFilled);
     // The rows of the log that ended them are behind the position: told again, they end the streams at the Router too.
     for node in &ended {
         let now = server.node(&node.name)?;
@@ -307,6 +311,8 @@ fn build_data_store(
     }
     // From here on the server database knows this data store as the one that read it last.
     server.write_tail(position, nonce, previous)?;
+    crash::at(CrashPoint::DeployTail);
     root.disk().replace(&building, &root.cds_db()).map_err(TxnProcError::from)?;
+    crash::at(CrashPoint::DeployDone);
     Ok(rows)
 }

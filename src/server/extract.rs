@@ -4,6 +4,7 @@
 //! waits for it. Crash order: the database is built in `tmp`, compressed and PUT, then the table of contents; an extract without one
 //! does not exist, and what a crash leaves is removed when the next extract of the node is made.
 
+use crate::base::crash::{self, CrashPoint};
 use crate::base::disk::{Disk, DiskError};
 use crate::base::folder;
 use crate::base::ids::{ByteHash, ContentHash, Epoch, FileNo, Incarnation, NodeName, Revision, ServerId, TxnId};
@@ -113,6 +114,7 @@ pub fn build(job: &ExtractJob<'_>) -> Result<Toc, ExtractError> {
     let later = |digits: &str| digits.parse::<u32>().is_ok_and(|found| found > job.incarnation.0);
     let left_over = |name: &str| name.strip_prefix("extract-").is_some_and(|rest| !rest.split('.').next().is_some_and(later));
     remove_files(job, disk, &tmp, left_over)?;
+    crash::at(CrashPoint::ExtractBegun);
 
     let database = tmp.join(format!("extract-{:08}.db", job.incarnation.0));
     let result = publish(job, disk, &database, &zst_name);
@@ -120,13 +122,16 @@ pub fn build(job: &ExtractJob<'_>) -> Result<Toc, ExtractError> {
     let removed = disk.remove(&database).map_err(failed);
     let toc = result?;
     removed?;
+    crash::at(CrashPoint::ExtractPacked);
 
     let json = serde_json::to_vec(&toc).map_err(|error| failed(disk_error("write", &outbox.join(&toc_name), error.into())))?;
     disk.put(&tmp, &outbox, &toc_name, &json).map_err(failed)?;
+    crash::at(CrashPoint::ExtractDescribed);
     // The tables of contents first: an extract whose database is gone must not be offered.
     let older = |name: &str| toc::incarnation_of_file_name(name).is_some_and(|found| found < job.incarnation);
     remove_files(job, disk, &outbox, |name| older(name) && name.ends_with(".toc"))?;
     remove_files(job, disk, &outbox, older)?;
+    crash::at(CrashPoint::ExtractDone);
     tracing::info!(stage = "extract", node = %job.node, rows = toc.rows, bytes = toc.bytes, unit = toc.unit.0, "extract is ready");
     Ok(toc)
 }
@@ -148,6 +153,7 @@ fn publish(job: &ExtractJob<'_>, disk: &Disk, database: &Path, zst_name: &str) -
     };
     let built = local_build::build_local(database, job.cds, job.dock, job.schema, &state)
         .map_err(|source| ExtractError::Build { node: job.node.clone(), source: Box::new(source) })?;
+    crash::at(CrashPoint::ExtractBuilt);
     for line in &built.left_out {
         tracing::debug!(stage = "extract", node = %job.node, "left out: {line}");
     }

@@ -7,6 +7,7 @@
 //! - A file that the ledger names is never written again and never deleted here.
 //! - A node without operations costs nothing: no file, no row, no look at its folder.
 
+use crate::base::crash::{self, CrashPoint};
 use crate::base::disk::DiskError;
 use crate::base::folder::{self, EntryKind};
 use crate::base::ids::{ContentHash, Epoch, FileNo, Incarnation, NodeName, ServerId, TxnId};
@@ -308,6 +309,7 @@ impl Router {
         };
         let round_error = |source| RouterError::Round { upto: state.position, source };
         let planned = content.plan(range, &loaded.nodes, stream, &mut self.sealer).map_err(round_error)?;
+        crash::at(CrashPoint::RouterCollected);
         let created = jiff::Timestamp::now().to_string();
         let disk = self.root.disk().clone();
         let mut group = disk.group();
@@ -329,16 +331,20 @@ impl Router {
                 }
             }
         }
+        crash::at(CrashPoint::RouterWritten);
         group.commit()?;
+        crash::at(CrashPoint::RouterRenamed);
         let ledger_path = self.root.ledger_db();
         disk.crash_point("commit the round", &ledger_path)?;
         let round = Round { state, nodes: content.changes, files };
         loaded.ledger.commit(&round)?;
+        crash::at(CrashPoint::RouterCommitted);
         disk.crash_point("leave the round", &ledger_path)?;
         remember(loaded, &round);
         for node in &restarted {
             self.delete_above(node, FileNo(0))?;
         }
+        crash::at(CrashPoint::RouterRound);
         tracing::debug!(stage = "router", units, files = round.files.len(), position = %state.position, "round");
         Ok(())
     }

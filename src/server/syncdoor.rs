@@ -2,6 +2,7 @@
 //! the node's one session.
 
 use crate::base::clock::now_seconds;
+use crate::base::crash::{self, CrashPoint};
 use crate::base::ids::{ContentHash, FileNo, Incarnation, NodeName};
 use crate::docking::sessions::{Begin, End, Mark};
 use crate::server::syncmgr::{BoxError, Claim, OutboxIndex, Shared};
@@ -129,6 +130,7 @@ impl Door {
                 if let Some(mark) = &mark {
                     sessions.set_mark(mark)?;
                 }
+                crash::at(CrashPoint::SessionAdmitted);
                 Ok((verdict, Some(Seat { claim, row, mark })))
             }
         }
@@ -156,6 +158,7 @@ pub(super) fn write_mark(shared: Arc<Shared>, mark: Mark) -> JoinHandle<Result<O
             return Ok(Some(Turned::plain(RefusalCode::Fork, text)));
         }
         shared.sessions().set_mark(&mark)?;
+        crash::at(CrashPoint::SessionMarked);
         Ok(None)
     })
 }

@@ -6,6 +6,7 @@
 //! file without a row, which is deleted and made anew, perhaps longer (R25).
 
 use crate::base::clock::now_micros;
+use crate::base::crash::{self, CrashPoint};
 use crate::base::disk::DiskError;
 use crate::base::ids::{ContentHash, FileNo, NodeName, Nonce, TxnId};
 use crate::base::step::Progress;
@@ -177,12 +178,15 @@ impl TxnProc {
             return Ok(idle);
         };
 
+        crash::at(CrashPoint::CaptureRead);
         let nonce = new_nonce()?;
         self.server.write_tail(reading.upto, nonce, Some(state.nonce))?;
+        crash::at(CrashPoint::CaptureTail);
 
         let unit = reading.upto;
         let input = self.input(reading)?;
         let events = self.cds.process(&input)?;
+        crash::at(CrashPoint::TxnprocProcessed);
         let written = self.write_file(&state, unit, &events);
         let file = match written {
             Ok(file) => file,
@@ -191,7 +195,9 @@ impl TxnProc {
                 return Err(error);
             }
         };
+        crash::at(CrashPoint::TxnprocFile);
         self.cds.commit(&file, nonce)?;
+        crash::at(CrashPoint::TxnprocCommitted);
         self.last_file = file.file_no;
         self.last_hash = file.content_hash;
         self.last_unit = file.last;
@@ -213,6 +219,7 @@ impl TxnProc {
         // Not at every idle look: a purge is a commit on the server database.
         if upto.0 - self.purged_upto.0 >= LOG_ROWS_KEPT {
             self.server.purge_log(upto, LOG_ROWS_KEPT.unsigned_abs())?;
+            crash::at(CrashPoint::TxnprocPurged);
             self.purged_upto = upto;
         }
         Ok(())
