@@ -4,10 +4,10 @@
 //! Positions form a tree (1 leads 2 and 3; 2 leads 4 and 5; 3 leads 6), one employee per position with the same number.
 //! ANNA is employee 4, BERT is her manager 2, CORA is employee 6 of the other branch.
 
-use crate::harness::{Site, literals};
+use crate::harness::{Program, Site, literals};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 
 pub const DEFINITION: &str = r#"version = 1
 reference = ["product"]
@@ -188,7 +188,13 @@ pub fn dx_files_in(folder: &Path) -> Vec<PathBuf> {
 
 /// Starts the service again, on another free port, and tells the clients.
 pub fn serve_again(site: &mut Site) -> String {
-    let address = site.serve();
+    let command = site.command(Program::Dockmaster, &["serve"]);
+    serve_again_as(site, command)
+}
+
+/// Like [`serve_again`], by a command of the caller.
+pub fn serve_again_as(site: &mut Site, command: Command) -> String {
+    let address = site.serve_as(command);
     for entry in std::fs::read_dir(site.folder.path()).unwrap() {
         let path = entry.unwrap().path().join("remote-sync.toml");
         let Ok(text) = std::fs::read_to_string(&path) else { continue };

@@ -26,14 +26,26 @@ impl Site {
         self.folder.path().join(name)
     }
 
+    /// Makes a copy of everything, as if the machine were there twice. No service runs on it.
+    pub fn copied(&self) -> Site {
+        let folder = tempfile::tempdir().unwrap();
+        copy_folder(self.folder.path(), folder.path());
+        Site { folder, server: None }
+    }
+
+    /// Returns a call of one of the two programs, to be run in the folder of the site.
+    pub fn command(&self, program: Program, arguments: &[&str]) -> Command {
+        let mut command = Command::new(match program {
+            Program::Dockmaster => env!("CARGO_BIN_EXE_dockmaster"),
+            Program::RemoteSync => env!("CARGO_BIN_EXE_remote-sync"),
+        });
+        command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null());
+        command
+    }
+
     /// Runs the server program to its end.
     pub fn dockmaster(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_dockmaster"))
-            .args(arguments)
-            .current_dir(self.folder.path())
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
+        self.command(Program::Dockmaster, arguments).output().unwrap()
     }
 
     /// Runs the server program and demands success. Returns what it printed on stdout.
@@ -43,12 +55,7 @@ impl Site {
 
     /// Runs the client program to its end.
     pub fn remote_sync(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_remote-sync"))
-            .args(arguments)
-            .current_dir(self.folder.path())
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
+        self.command(Program::RemoteSync, arguments).output().unwrap()
     }
 
     /// Runs the client program and demands success. Returns what it printed on stdout.
@@ -58,14 +65,13 @@ impl Site {
 
     /// Starts the service and returns its address.
     pub fn serve(&mut self) -> String {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_dockmaster"))
-            .arg("serve")
-            .current_dir(self.folder.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .unwrap();
+        let command = self.command(Program::Dockmaster, &["serve"]);
+        self.serve_as(command)
+    }
+
+    /// Starts the service by a command of the caller and returns its address.
+    pub fn serve_as(&mut self, mut command: Command) -> String {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
         let stdout = child.stdout.take().unwrap();
         let mut address = None;
         let mut lines = BufReader::new(stdout).lines();
@@ -104,16 +110,14 @@ impl Site {
         (child.wait().unwrap(), began.elapsed())
     }
 
+    /// Waits until the service has ended by itself and returns how.
+    pub fn ended(&mut self) -> ExitStatus {
+        self.server.take().expect("the service was started").0.wait().unwrap()
+    }
+
     /// Starts the client program and leaves it running.
     pub fn remote_sync_started(&self, arguments: &[&str]) -> Child {
-        Command::new(env!("CARGO_BIN_EXE_remote-sync"))
-            .args(arguments)
-            .current_dir(self.folder.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap()
+        self.command(Program::RemoteSync, arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
     /// Runs SQL on a database of the site with the plain `sqlite3` program. Statements that fail are part of the game.
@@ -129,6 +133,27 @@ impl Site {
             .expect("the sqlite3 program; scripts/test.sh installs it");
         child.stdin.take().unwrap().write_all(sql.as_bytes()).unwrap();
         child.wait_with_output().unwrap()
+    }
+}
+
+/// One of the two programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Program {
+    Dockmaster,
+    RemoteSync,
+}
+
+/// Copies a folder with everything in it.
+pub fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy_folder(&path, &target);
+        } else {
+            std::fs::copy(&path, &target).unwrap();
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 mod apply;
 mod capture;
 mod cli;
+mod crash_points;
 mod crm;
 mod definition;
 mod definition_messages;

@@ -3,7 +3,7 @@
 
 use crate::crm::{self, differences, in_step, routed, serve_again, server_sql, shown};
 use crate::direct::Direct;
-use crate::harness::{Site, literals};
+use crate::harness::{Site, copy_folder, literals};
 use dockmaster::server::nodes;
 use dockmaster::server::pass::Stage;
 use rusqlite::Connection;
@@ -373,19 +373,6 @@ fn a_node_initialised_again_keeps_the_old_database_and_the_old_copy_is_refused()
     assert_eq!(literals(&site.path("old.db"), "SELECT name FROM opportunity WHERE name = 'after'"), Vec::<String>::new());
     in_step(&site, &["ANNA", "CORA"]);
     site.stop();
-}
-
-fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let target = to.join(path.file_name().unwrap());
-        if path.is_dir() {
-            copy_folder(&path, &target);
-        } else {
-            std::fs::copy(&path, &target).unwrap();
-        }
-    }
 }
 
 #[test]

@@ -1,0 +1,201 @@
+//! Every named crash point once, with the real programs: the victim dies there by SIGKILL, whoever is needed starts again,
+//! and every node ends where the oracle of plain SQL says (faults 1 and 2, C18, E5).
+//!
+//! A point that no scenario reaches fails here, because its victim ends in peace: so none is forgotten.
+
+use crate::crm::{self, equal, in_step, local, serve_again, server_sql};
+use crate::harness::{Program, Site};
+use dockmaster::base::crash::CrashPoint;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const ALL: [&str; 3] = ["ANNA", "BERT", "CORA"];
+
+/// Who dies at a point.
+enum Victim {
+    /// A pass of the server's stages that makes an extract.
+    Pass,
+    /// The service, while a node synchronises.
+    Service,
+    /// A node that fetches its extract and replaces its database.
+    Init,
+    /// A node that synchronises.
+    Sync,
+    /// An administrator who changes the definition.
+    Deploy,
+}
+
+fn victim(point: CrashPoint) -> Victim {
+    use CrashPoint::*;
+    match point {
+        CaptureRead | CaptureTail | TxnprocProcessed | TxnprocFile | TxnprocCommitted | TxnprocPurged | ExtractBegun | ExtractBuilt
+        | ExtractPacked | ExtractDescribed | ExtractDone | RouterCollected | RouterWritten | RouterRenamed | RouterCommitted
+        | RouterRound => Victim::Pass,
+        SessionAdmitted | SessionMarked => Victim::Service,
+        InitFetched | InitUnpacked | InitAdopted | InitRetired | InitEmptied | InitConfigured | InitKept | InitReplaced => Victim::Init,
+        DiskOperation | ExchangeBegun | ExchangeStored | ExchangeWhole | ExchangeRenamed | ExchangeAcknowledged | ApplyUnit
+        | ApplyCommit | ApplyCommitted | ApplyRemoved => Victim::Sync,
+        DeploySuperseded | DeployInstalled | DeployFilled | DeployTail | DeployDone => Victim::Deploy,
+    }
+}
+
+/// Three nodes in step; the log is long enough to be purged.
+fn in_peace() -> Site {
+    let mut site = crm::running(&ALL);
+    server_sql(
+        &site,
+        "WITH RECURSIVE n(v) AS (SELECT 1000 UNION ALL SELECT v + 1 FROM n WHERE v < 6100) INSERT INTO opportunity SELECT v, 9, NULL, 'nobody''s', v FROM n",
+    );
+    server_sql(&site, "UPDATE opportunity SET amount = amount + 1 WHERE position_id IS NULL");
+    edit(&site, 0);
+    in_step(&site, &ALL);
+    site.stop();
+    site
+}
+
+/// Rows change, appear, vanish and move between nodes.
+fn edit(site: &Site, turn: i64) {
+    let (id, account) = (turn % 60 + 1, turn % 30 + 1);
+    server_sql(
+        site,
+        &format!(
+            "BEGIN; UPDATE opportunity SET position_id = 4 + ({turn} + id) % 3, name = 'turn {turn}' WHERE id % 7 = {turn} % 7 AND id < 100;
+             INSERT OR REPLACE INTO opportunity_line VALUES({turn} % 500 + 500, {id}, 1, {turn}); COMMIT;
+             BEGIN; DELETE FROM account_team WHERE account_id = {account} AND position_id = 4;
+             INSERT OR IGNORE INTO account_team VALUES({account}, 6); UPDATE product SET name = 'turn {turn}' WHERE id = 1; COMMIT"
+        ),
+    );
+}
+
+fn armed(site: &Site, program: Program, arguments: &[&str], at: &str) -> Command {
+    let mut command = site.command(program, arguments);
+    command.env("DOCKMASTER_CRASH", at);
+    command
+}
+
+/// Runs a command that is to die at a point.
+fn dies(site: &Site, program: Program, arguments: &[&str], at: &str) {
+    let output = armed(site, program, arguments, at).output().unwrap();
+    assert_eq!(output.status.signal(), Some(9), "{at} is not reached: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn crash_and_recover(peace: &Site, point: CrashPoint) {
+    let at = point.name();
+    if let Victim::Deploy = victim(point) {
+        return redefine(at);
+    }
+    let mut site = peace.copied();
+    edit(&site, 1);
+    match victim(point) {
+        Victim::Pass => {
+            dies(&site, Program::Dockmaster, &["extract", "CORA", "--yes"], at);
+            edit(&site, 2);
+            let address = serve_again(&mut site);
+            site.remote_sync_ok(&["init", &address, "--node", "CORA", "--replace", "cora.db"]);
+        }
+        Victim::Service => {
+            let command = armed(&site, Program::Dockmaster, &["serve"], at);
+            crm::serve_again_as(&mut site, command);
+            // The node finds nobody any more, or is done before the server's death.
+            let synced = site.remote_sync(&["sync", "anna.db"]);
+            assert!(matches!(synced.status.code(), Some(0 | 3)), "{}", String::from_utf8_lossy(&synced.stderr));
+            assert_eq!(site.ended().signal(), Some(9), "{at} is not reached");
+            serve_again(&mut site);
+        }
+        Victim::Init => {
+            let address = serve_again(&mut site);
+            let init = ["init", &address, "--node", "CORA", "--replace", "--renew", "cora.db"];
+            dies(&site, Program::RemoteSync, &init, at);
+            edit(&site, 2);
+            site.remote_sync_ok(&init);
+        }
+        Victim::Sync => {
+            serve_again(&mut site);
+            dies(&site, Program::RemoteSync, &["sync", "anna.db"], at);
+            edit(&site, 2);
+        }
+        Victim::Deploy => unreachable!("done above"),
+    }
+    in_step(&site, &ALL);
+    site.stop();
+    assert_eq!(site.dockmaster(&["status"]).status.code(), Some(0), "{at}: nobody has to do anything");
+}
+
+fn redefine(at: &str) {
+    let mut site = crm::deployed();
+    let path = site.path("dockmaster.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("reference = [\"product\"]", "# changed\nreference = [\"product\"]")).unwrap();
+    edit(&site, 1);
+    dies(&site, Program::Dockmaster, &["deploy", "--yes"], at);
+    edit(&site, 2);
+    site.dockmaster_ok(&["deploy", "--yes"]);
+    let address = site.serve();
+    for node in ALL {
+        site.remote_sync_ok(&["init", &address, "--node", node, &local(node)]);
+    }
+    edit(&site, 3);
+    in_step(&site, &ALL);
+    site.stop();
+}
+
+#[test]
+fn f1_c18_e5_each_program_killed_once_at_every_named_point() {
+    let peace = in_peace();
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|threads| {
+        for _ in 0..2 {
+            threads.spawn(|| {
+                while let Some(point) = CrashPoint::ALL.get(next.fetch_add(1, Ordering::AcqRel)) {
+                    if std::panic::catch_unwind(|| crash_and_recover(&peace, *point)).is_err() {
+                        failed.lock().unwrap().push(point.name());
+                    }
+                }
+            });
+        }
+    });
+    assert!(failed.lock().unwrap().is_empty(), "{:?}", failed.lock().unwrap());
+}
+
+/// Dies before the first, the second, the third ... operation on a file, on what the deaths before have left, until it
+/// lives to its end. Returns how often it died.
+fn sweep(site: &Site, program: Program, arguments: &[&str], mut before: impl FnMut(&Site, i64)) -> u64 {
+    for operation in 1.. {
+        before(site, operation as i64);
+        let output = armed(site, program, arguments, &format!("{}:{operation}", CrashPoint::DiskOperation.name())).output().unwrap();
+        match output.status.signal() {
+            Some(9) => {}
+            _ => {
+                assert!(output.status.success(), "operation {operation}: {}", String::from_utf8_lossy(&output.stderr));
+                return operation - 1;
+            }
+        }
+    }
+    unreachable!("it ends at last")
+}
+
+#[test]
+fn f2_c18_the_stages_killed_before_every_operation_on_a_file_each_time_on_what_the_last_death_left() {
+    let mut site = in_peace();
+    let died = sweep(&site, Program::Dockmaster, &["run"], edit);
+    assert!(died > 20, "{died}");
+    serve_again(&mut site);
+    in_step(&site, &ALL);
+    site.stop();
+}
+
+#[test]
+fn f2_e5_a_node_killed_before_every_operation_on_a_file_each_time_on_what_the_last_death_left() {
+    let mut site = in_peace();
+    let address = serve_again(&mut site);
+    let died = sweep(&site, Program::RemoteSync, &["sync", "anna.db"], edit);
+    assert!(died > 8, "{died}");
+    let init = ["init", &address, "--node", "CORA", "--replace", "--renew", "cora.db"];
+    let died = sweep(&site, Program::RemoteSync, &init, |_, _| {});
+    assert!(died > 20, "{died}");
+    in_step(&site, &["ANNA", "CORA"]);
+    equal(&site, &["ANNA", "CORA"]);
+    site.stop();
+}
