@@ -77,13 +77,21 @@ crash_points! {
     DeployDone = "deploy.done": "The new data store is in its place.",
 }
 
-/// Dies here if `DOCKMASTER_CRASH` says so. Does nothing in release builds.
+/// The point that this process dies at, and at which passing.
+#[cfg(debug_assertions)]
+static ARMED: OnceLock<(String, u64)> = OnceLock::new();
+
+/// Arms one point of this process by its text in `DOCKMASTER_CRASH`. The first call holds.
+#[cfg(debug_assertions)]
+pub fn arm(text: &str) {
+    ARMED.get_or_init(|| parse(text));
+}
+
+/// Dies here if this point is armed. Does nothing in release builds.
 #[cfg(debug_assertions)]
 pub fn at(point: CrashPoint) {
-    static ARMED: OnceLock<Option<(String, u64)>> = OnceLock::new();
     static PASSED: AtomicU64 = AtomicU64::new(0);
-    let armed = ARMED.get_or_init(|| std::env::var("DOCKMASTER_CRASH").ok().map(|text| parse(&text)));
-    if let Some((name, at)) = armed
+    if let Some((name, at)) = ARMED.get()
         && name == point.name()
         && PASSED.fetch_add(1, Ordering::AcqRel) + 1 == *at
     {
@@ -91,7 +99,7 @@ pub fn at(point: CrashPoint) {
     }
 }
 
-/// Dies here if `DOCKMASTER_CRASH` says so. Does nothing in release builds.
+/// Dies here if this point is armed. Does nothing in release builds.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
 pub fn at(_: CrashPoint) {}

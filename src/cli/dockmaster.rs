@@ -84,6 +84,8 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => error.exit(),
     };
+    #[cfg(debug_assertions)]
+    super::arm_crash_point();
     logging::start(arguments.common.verbose, matches!(arguments.command, Command::Serve) && !arguments.common.quiet);
     exit::finish(run(&arguments))
 }
