@@ -22,11 +22,3 @@ mod serve_command;
 pub mod server_commands;
 pub mod status_view;
 mod sync_commands;
-
-/// Arms the crash point that the environment names; tests of debug builds do.
-#[cfg(debug_assertions)]
-fn arm_crash_point() {
-    if let Ok(text) = std::env::var("DOCKMASTER_CRASH") {
-        crate::base::crash::arm(&text);
-    }
-}

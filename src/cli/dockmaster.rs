@@ -85,7 +85,7 @@ pub fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     #[cfg(debug_assertions)]
-    super::arm_crash_point();
+    exit::arm_crash_point();
     logging::start(arguments.common.verbose, matches!(arguments.command, Command::Serve) && !arguments.common.quiet);
     exit::finish(run(&arguments))
 }

@@ -78,6 +78,14 @@ fn sentence(error: &anyhow::Error) -> String {
     text
 }
 
+/// Arms the crash point that `DOCKMASTER_CRASH` names; tests of debug builds set it.
+#[cfg(debug_assertions)]
+pub(super) fn arm_crash_point() {
+    if let Ok(text) = std::env::var("DOCKMASTER_CRASH") {
+        crate::base::crash::arm(&text);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

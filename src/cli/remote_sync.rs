@@ -62,7 +62,7 @@ pub fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     #[cfg(debug_assertions)]
-    super::arm_crash_point();
+    exit::arm_crash_point();
     logging::start(arguments.common.verbose, matches!(arguments.command, Command::Watch(_)) && !arguments.common.quiet);
     exit::finish(run(&arguments))
 }
