@@ -293,7 +293,7 @@ impl Emitter<'_> {
         }
         for event in &mut self.out.nodes {
             match event {
-                NodeEvent::Start { keys, .. } => renumber(keys),
+                NodeEvent::Start { keys, .. } | NodeEvent::Restart { keys, .. } => renumber(keys),
                 NodeEvent::Keys { gained, lost, .. } => {
                     renumber(gained);
                     renumber(lost);

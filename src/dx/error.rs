@@ -13,7 +13,7 @@ pub enum DxError {
         found: String,
     },
     /// Written by a program that this one does not know.
-    #[error("format version {found}; this program reads version {known}")]
+    #[error("format version {found}; this program reads up to version {known}")]
     Version {
         /// Version of the file.
         found: u16,

@@ -1,7 +1,9 @@
 //! Every byte constant of the `.dx` format; `docs/dx-format.md` explains each. All numbers are little-endian.
 
 /// Version that is written, and the newest that is read.
-pub const FORMAT_VERSION: u16 = 1;
+pub const FORMAT_VERSION: u16 = 2;
+/// Oldest version that is read.
+pub const FORMAT_VERSION_OLDEST: u16 = 1;
 
 /// First bytes of a file: not text, survives no line-end conversion, no 7-bit transport.
 pub const MAGIC: [u8; 8] = [0x89, b'D', b'X', 0x0d, 0x0a, 0x1a, 0x0a, 0x00];
@@ -106,9 +108,23 @@ pub const RECORD_UNIT_KEY: u8 = 3;
 pub const RECORD_UNIT_NODE: u8 = 4;
 /// txnproc: a row event.
 pub const RECORD_UNIT_ROW: u8 = 5;
+/// txnproc, from version 2: a schema object that changed.
+pub const RECORD_UNIT_SCHEMA: u8 = 6;
+/// txnproc, from version 2: a mark of one node.
+pub const RECORD_UNIT_MARK: u8 = 7;
+/// txnproc, from version 2: an object of the whole schema, for nodes that begin anew.
+pub const RECORD_UNIT_WHOLE_SCHEMA: u8 = 9;
+/// txnproc, from version 2: a unit ends; what it was made of, counted.
+pub const RECORD_UNIT_END: u8 = 8;
 /// download: a table heading, numbered from 0 within its frame.
 pub const RECORD_HEADING: u8 = 16;
 /// download: the operations that follow belong to this unit.
 pub const RECORD_UNIT: u8 = 17;
 /// download: an operation.
 pub const RECORD_OPERATION: u8 = 18;
+/// download, from version 2: a schema object.
+pub const RECORD_SCHEMA: u8 = 19;
+/// download, from version 2: a mark.
+pub const RECORD_MARK: u8 = 20;
+/// download, from version 2: the rows of this unit are all that the node sees. No payload.
+pub const RECORD_RESET: u8 = 21;

@@ -16,8 +16,9 @@ use std::sync::Arc;
 use zstd::zstd_safe::{self, CParameter, DParameter};
 
 use crate::base::limits::DX_FRAME_RAW_BYTES_GOAL;
+use crate::dx::codec;
 use crate::dx::record;
-use crate::model::event::TableHeading;
+use crate::model::event::{TableHeading, UnitControls};
 
 /// A finished frame with its own header, ready to be appended to a file.
 #[derive(Clone, PartialEq, Eq)]
@@ -208,6 +209,40 @@ impl FrameBuilder {
         FrameBuilder::default()
     }
 
+    /// Appends what unit `unit` tells beside operations.
+    ///
+    /// # Errors
+    /// If `unit` is lower than the one before, or a control is larger than a record may be.
+    pub fn controls(&mut self, unit: TxnId, controls: &UnitControls) -> Result<(), DxError> {
+        if self.last_unit.is_some_and(|last| unit < last) {
+            return Err(DxError::Content(format!("unit {unit} after a later one in a frame")));
+        }
+        self.enter(unit)?;
+        if controls.reset {
+            record::append(&mut self.current.bytes, RECORD_RESET, |_| Ok(()))?;
+        }
+        for object in &controls.schema {
+            record::append(&mut self.current.bytes, RECORD_SCHEMA, |out| codec::encode_into("schema object", object, out))?;
+        }
+        for mark in &controls.marks {
+            record::append(&mut self.current.bytes, RECORD_MARK, |out| codec::encode_into("mark", mark, out))?;
+        }
+        self.last_unit = Some(unit);
+        Ok(())
+    }
+
+    /// Begins a unit in the open frame, if it has not begun there.
+    fn enter(&mut self, unit: TxnId) -> Result<(), DxError> {
+        if self.current.units.last() != Some(&unit) {
+            record::append(&mut self.current.bytes, RECORD_UNIT, |out| {
+                out.extend_from_slice(&unit.0.to_le_bytes());
+                Ok(())
+            })?;
+            self.current.units.push(unit);
+        }
+        Ok(())
+    }
+
     /// Appends an operation, already encoded by [`record::encode_operation`], to unit `unit`.
     ///
     /// # Errors
@@ -225,18 +260,12 @@ impl FrameBuilder {
             None => {
                 let index =
                     u16::try_from(self.headings.len()).map_err(|_| DxError::Content("more than 65,536 tables in a frame".to_owned()))?;
-                record::append(&mut self.current.bytes, RECORD_HEADING, |out| crate::dx::codec::encode_into("heading", heading, out))?;
+                record::append(&mut self.current.bytes, RECORD_HEADING, |out| codec::encode_into("heading", heading, out))?;
                 self.headings.insert(heading.clone(), index);
                 index
             }
         };
-        if self.current.units.last() != Some(&unit) {
-            record::append(&mut self.current.bytes, RECORD_UNIT, |out| {
-                out.extend_from_slice(&unit.0.to_le_bytes());
-                Ok(())
-            })?;
-            self.current.units.push(unit);
-        }
+        self.enter(unit)?;
         record::append(&mut self.current.bytes, RECORD_OPERATION, |out| {
             out.extend_from_slice(&index.to_le_bytes());
             out.extend_from_slice(operation);
@@ -252,7 +281,7 @@ impl FrameBuilder {
     /// # Errors
     /// If zstd fails.
     pub fn finish(mut self, sealer: &mut Sealer) -> Result<Vec<Arc<SealedFrame>>, DxError> {
-        if self.current.operations > 0 {
+        if !self.current.units.is_empty() {
             self.done.push(self.current);
         }
         self.done.into_iter().map(|raw| sealer.seal(raw)).collect()

@@ -116,7 +116,7 @@ impl Header {
         // The version is looked at first: a newer header may have another length and another CRC.
         if let Some(version) = bytes.get(AT_VERSION..AT_VERSION + 2) {
             let found = u16::from_le_bytes(fixed(version));
-            if found != FORMAT_VERSION {
+            if !(FORMAT_VERSION_OLDEST..=FORMAT_VERSION).contains(&found) {
                 return Err(DxError::Version { found, known: FORMAT_VERSION });
             }
         }
@@ -160,6 +160,11 @@ impl Header {
         };
         header.check()?;
         Ok(header)
+    }
+
+    /// Returns the format version of a header whose bytes were read by [`Header::from_prefix`].
+    pub(crate) fn version_of(bytes: &[u8; HEADER_BYTES]) -> u16 {
+        u16::from_le_bytes(fixed(bytes.get(AT_VERSION..AT_VERSION + 2).unwrap_or_default()))
     }
 
     /// Checks what holds in every header, written or read.

@@ -8,12 +8,12 @@ use crate::dx::error::DxError;
 use crate::dx::format::*;
 use crate::dx::frame::{FrameHeader, Opener};
 use crate::dx::header::{DxDirection, Header, fixed};
-use crate::dx::record::{self, Record, Records, UnitBegin};
+use crate::dx::record::{self, Record, Records, UnitBegin, UnitBeginV1, UnitEnd};
 use crate::dx::writer::{FileSummary, Trailer, content_hash};
-use crate::model::event::{TableHeading, UnitEvents};
+use crate::model::event::{TableHeading, UnitControls, UnitEvents};
 use crate::model::operation::Operation;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::sync::Arc;
 
@@ -32,6 +32,7 @@ struct FrameEntry {
 #[derive(Debug)]
 struct DxFile<R> {
     source: R,
+    version: u16,
     header: Header,
     summary: FileSummary,
     frames: Vec<FrameEntry>,
@@ -58,6 +59,7 @@ impl<R: Read + Seek> DxFile<R> {
             return Err(DxError::Direction { found: header.direction, wanted });
         }
         let head: [u8; HEADER_BYTES] = fixed(&head);
+        let version = Header::version_of(&head);
         let mut hash = Sha256::new();
         hash.update(head);
         let mut at = HEADER_BYTES as u64;
@@ -114,7 +116,7 @@ impl<R: Read + Seek> DxFile<R> {
             units: found.units,
             operations,
         };
-        Ok(DxFile { source, header, summary, frames, opener })
+        Ok(DxFile { source, version, header, summary, frames, opener })
     }
 
     /// Checks the number of units against the trailer.
@@ -177,6 +179,8 @@ struct Segment {
 pub struct Unit {
     /// The unit.
     pub txn: TxnId,
+    /// What comes before the operations.
+    pub controls: UnitControls,
     /// Each operation with the heading that names its table and columns.
     pub operations: Vec<(Arc<TableHeading>, Operation)>,
 }
@@ -188,6 +192,7 @@ pub struct DownloadReader<R> {
     headings: Vec<Vec<Arc<TableHeading>>>,
     /// Sorted by unit, then frame (R17).
     segments: Vec<Segment>,
+    controls: BTreeMap<TxnId, UnitControls>,
 }
 
 impl<R: Read + Seek> DownloadReader<R> {
@@ -198,16 +203,17 @@ impl<R: Read + Seek> DownloadReader<R> {
     pub fn open(source: R) -> Result<DownloadReader<R>, DxError> {
         let mut headings = Vec::new();
         let mut segments = Vec::new();
+        let mut controls = BTreeMap::new();
         let mut units = BTreeSet::new();
         let file = DxFile::open(source, DxDirection::Download, |header, frame, raw| {
-            let (frame_headings, operations) = index_frame(header, frame, raw, &mut segments)?;
+            let (frame_headings, operations) = index_frame(header, frame, raw, &mut segments, &mut controls)?;
             headings.push(frame_headings);
             Ok(operations)
         })?;
         units.extend(segments.iter().map(|segment| segment.unit));
         file.expect_units(units.len())?;
         segments.sort_by_key(|segment| (segment.unit, segment.frame));
-        Ok(DownloadReader { file, headings, segments })
+        Ok(DownloadReader { file, headings, segments, controls })
     }
 
     /// Returns the header.
@@ -220,6 +226,11 @@ impl<R: Read + Seek> DownloadReader<R> {
         &self.file.summary
     }
 
+    /// Returns what the units of the file tell beside operations; a unit that tells nothing is not among them.
+    pub fn controls(&self) -> &BTreeMap<TxnId, UnitControls> {
+        &self.controls
+    }
+
     /// Returns every operation with its unit; units ascend, each comes once (R17). For units too large for memory.
     pub fn operations(&mut self) -> Operations<'_, R> {
         Operations { reader: self, segment: 0, frame: None, at: 0 }
@@ -227,12 +238,20 @@ impl<R: Read + Seek> DownloadReader<R> {
 
     /// Returns the units in ascending order, each once, with the operations of all frames.
     pub fn units(&mut self) -> Units<'_, R> {
-        Units { operations: self.operations(), next: None, failed: false }
+        // Units of controls alone have a segment without operations.
+        let waiting = self.controls.clone();
+        Units { operations: self.operations(), waiting, next: None, failed: false }
     }
 }
 
-/// Lists the headings of a frame and appends its segments; checks the order of records.
-fn index_frame(header: &Header, frame: usize, raw: &[u8], segments: &mut Vec<Segment>) -> Result<(Vec<Arc<TableHeading>>, u64), DxError> {
+/// Lists the headings of a frame, appends its segments and the controls of its units; checks the order of records.
+fn index_frame(
+    header: &Header,
+    frame: usize,
+    raw: &[u8],
+    segments: &mut Vec<Segment>,
+    controls: &mut BTreeMap<TxnId, UnitControls>,
+) -> Result<(Vec<Arc<TableHeading>>, u64), DxError> {
     let mut headings = Vec::new();
     let mut operations = 0;
     let mut current: Option<Segment> = None;
@@ -265,6 +284,19 @@ fn index_frame(header: &Header, frame: usize, raw: &[u8], segments: &mut Vec<Seg
                 };
                 segment.end = end;
                 operations += 1;
+            }
+            RECORD_SCHEMA | RECORD_MARK | RECORD_RESET => {
+                let Some(segment) = current.as_mut() else {
+                    return Err(DxError::Content(format!("a control before its unit in frame {frame}")));
+                };
+                segment.end = end;
+                let told = controls.entry(segment.unit).or_default();
+                match kind {
+                    RECORD_SCHEMA => told.schema.push(codec::decode("schema object", payload)?),
+                    RECORD_MARK => told.marks.push(codec::decode("mark", payload)?),
+                    _ if payload.is_empty() => told.reset = true,
+                    _ => return Err(DxError::Damaged { what: "a reset record has a payload", at: start as u64 }),
+                }
             }
             other => return Err(DxError::UnknownRecord { kind: other, frame }),
         }
@@ -331,6 +363,8 @@ impl<R: Read + Seek> Iterator for Operations<'_, R> {
 #[derive(Debug)]
 pub struct Units<'a, R> {
     operations: Operations<'a, R>,
+    /// Controls of units that were not handed out yet.
+    waiting: BTreeMap<TxnId, UnitControls>,
     next: Option<(TxnId, Arc<TableHeading>, Operation)>,
     failed: bool,
 }
@@ -342,7 +376,24 @@ impl<R: Read + Seek> Iterator for Units<'_, R> {
         if self.failed {
             return None;
         }
-        let mut unit: Option<Unit> = self.next.take().map(|(txn, heading, operation)| Unit { txn, operations: vec![(heading, operation)] });
+        if self.next.is_none() {
+            match self.operations.next() {
+                None => return self.controls_before(None),
+                Some(Err(error)) => {
+                    self.failed = true;
+                    return Some(Err(error));
+                }
+                Some(Ok(first)) => self.next = Some(first),
+            }
+        }
+        if let Some(unit) = self.controls_before(self.next.as_ref().map(|(txn, ..)| *txn)) {
+            return Some(unit);
+        }
+        let mut unit: Option<Unit> = self.next.take().map(|(txn, heading, operation)| Unit {
+            txn,
+            controls: self.waiting.remove(&txn).unwrap_or_default(),
+            operations: vec![(heading, operation)],
+        });
         for item in self.operations.by_ref() {
             match item {
                 Err(error) => {
@@ -351,15 +402,26 @@ impl<R: Read + Seek> Iterator for Units<'_, R> {
                 }
                 Ok((txn, heading, operation)) => match &mut unit {
                     Some(unit) if unit.txn == txn => unit.operations.push((heading, operation)),
-                    Some(_) => {
+                    _ => {
                         self.next = Some((txn, heading, operation));
                         break;
                     }
-                    None => unit = Some(Unit { txn, operations: vec![(heading, operation)] }),
                 },
             }
         }
         unit.map(Ok)
+    }
+}
+
+impl<R> Units<'_, R> {
+    /// Returns the next unit that has controls alone, if it comes before that one.
+    fn controls_before(&mut self, txn: Option<TxnId>) -> Option<Result<Unit, DxError>> {
+        let (first, _) = self.waiting.first_key_value()?;
+        if txn.is_some_and(|txn| *first >= txn) {
+            return None;
+        }
+        let (txn, controls) = self.waiting.pop_first()?;
+        Some(Ok(Unit { txn, controls, operations: Vec::new() }))
     }
 }
 
@@ -383,6 +445,7 @@ impl<R: Read + Seek> TxnprocReader<R> {
                     RECORD_UNIT_BEGIN => units += 1,
                     RECORD_UNIT_ROW => rows += 1,
                     RECORD_UNIT_TABLE | RECORD_UNIT_KEY | RECORD_UNIT_NODE => {}
+                    RECORD_UNIT_SCHEMA | RECORD_UNIT_WHOLE_SCHEMA | RECORD_UNIT_MARK | RECORD_UNIT_END => {}
                     kind => return Err(DxError::UnknownRecord { kind, frame }),
                 }
             }
@@ -420,31 +483,48 @@ pub struct TxnprocUnits<'a, R> {
 
 impl<R: Read + Seek> TxnprocUnits<'_, R> {
     fn read(&mut self) -> Result<Option<UnitEvents>, DxError> {
-        let mut unit: Option<(UnitBegin, UnitEvents)> = None;
+        let mut unit: Option<UnitEvents> = None;
+        // A unit of version 1 says at its beginning how long it is.
+        let mut begun_v1: Option<UnitBeginV1> = None;
+        let is_v1 = self.reader.file.version == 1;
         while self.frame < self.reader.file.frames.len() {
             let raw = self.reader.file.frame(self.frame)?;
             let from = self.at;
             for item in Records::new(raw.get(from..).unwrap_or_default()) {
                 let found = item?;
                 self.at = from + found.end;
+                let mut ended = false;
                 match (&mut unit, found.kind) {
-                    (None, RECORD_UNIT_BEGIN) => {
-                        let begin: UnitBegin = codec::decode("unit", found.payload)?;
-                        let events = UnitEvents {
-                            unit: begin.unit,
-                            read_at_micros: begin.read_at_micros,
-                            revision: begin.revision,
-                            ..UnitEvents::default()
-                        };
-                        unit = Some((begin, events));
+                    (None, RECORD_UNIT_BEGIN) if is_v1 => {
+                        let begin: UnitBeginV1 = codec::decode("unit", found.payload)?;
+                        let (read_at_micros, revision) = (begin.read_at_micros, begin.revision);
+                        unit = Some(UnitEvents { unit: begin.unit, read_at_micros, revision, ..UnitEvents::default() });
+                        begun_v1 = Some(begin);
                     }
-                    (Some((_, events)), RECORD_UNIT_TABLE) => events.tables.push(codec::decode("heading", found.payload)?),
-                    (Some((_, events)), RECORD_UNIT_KEY) => events.keys.push(codec::decode("key", found.payload)?),
-                    (Some((_, events)), RECORD_UNIT_NODE) => events.nodes.push(codec::decode("node event", found.payload)?),
-                    (Some((_, events)), RECORD_UNIT_ROW) => events.rows.push(codec::decode("row event", found.payload)?),
+                    (None, RECORD_UNIT_BEGIN) => {
+                        let UnitBegin { unit: txn, read_at_micros, revision, day } = codec::decode("unit", found.payload)?;
+                        unit = Some(UnitEvents { unit: txn, read_at_micros, revision, day, ..UnitEvents::default() });
+                    }
+                    (Some(events), RECORD_UNIT_TABLE) => events.tables.push(codec::decode("heading", found.payload)?),
+                    (Some(events), RECORD_UNIT_KEY) => events.keys.push(codec::decode("key", found.payload)?),
+                    (Some(events), RECORD_UNIT_NODE) => events.nodes.push(codec::decode("node event", found.payload)?),
+                    (Some(events), RECORD_UNIT_SCHEMA) if !is_v1 => events.schema.push(codec::decode("schema object", found.payload)?),
+                    (Some(events), RECORD_UNIT_WHOLE_SCHEMA) if !is_v1 => {
+                        events.whole_schema.push(codec::decode("schema object", found.payload)?);
+                    }
+                    (Some(events), RECORD_UNIT_MARK) if !is_v1 => events.marks.push(codec::decode("mark", found.payload)?),
+                    (Some(events), RECORD_UNIT_ROW) => events.rows.push(codec::decode("row event", found.payload)?),
+                    (Some(events), RECORD_UNIT_END) if !is_v1 => {
+                        let counted: UnitEnd = codec::decode("end of a unit", found.payload)?;
+                        if counted != UnitEnd::of(events) {
+                            return Err(DxError::Content(format!("unit {} is not complete", events.unit)));
+                        }
+                        ended = true;
+                    }
                     _ => return Err(DxError::Content(format!("a record outside of its unit in frame {}", self.frame))),
                 }
-                if let Some((_, events)) = unit.take_if(|(begin, events)| UnitBegin::of(events) == *begin) {
+                let complete = |events: &mut UnitEvents| ended || begun_v1.as_ref().is_some_and(|begin| begin.is_complete(events));
+                if let Some(events) = unit.take_if(complete) {
                     return self.checked(events).map(Some);
                 }
             }
@@ -453,7 +533,7 @@ impl<R: Read + Seek> TxnprocUnits<'_, R> {
         }
         match unit {
             None => Ok(None),
-            Some((begin, _)) => Err(DxError::Content(format!("unit {} is not complete", begin.unit))),
+            Some(events) => Err(DxError::Content(format!("unit {} is not complete", events.unit))),
         }
     }
 

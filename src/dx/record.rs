@@ -11,27 +11,68 @@ use crate::model::operation::Operation;
 use crate::model::value::Value;
 use serde::{Deserialize, Serialize};
 
-/// First record of a unit in a txnproc file. The counts say when the unit is complete; nothing is allocated by them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct UnitBegin {
+/// First record of a unit in a txnproc file of version 1. The counts say when the unit is complete; nothing is allocated by them.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct UnitBeginV1 {
     pub(crate) unit: TxnId,
     pub(crate) read_at_micros: i64,
     pub(crate) revision: Revision,
-    pub(crate) tables: u64,
-    pub(crate) keys: u64,
-    pub(crate) nodes: u64,
-    pub(crate) rows: u64,
+    tables: u64,
+    keys: u64,
+    nodes: u64,
+    rows: u64,
+}
+
+impl UnitBeginV1 {
+    /// Returns whether nothing of the unit is missing.
+    pub(crate) fn is_complete(&self, events: &UnitEvents) -> bool {
+        let lengths = [(self.tables, events.tables.len()), (self.keys, events.keys.len()), (self.nodes, events.nodes.len())];
+        self.rows == events.rows.len() as u64 && lengths.iter().all(|(count, length)| *count == *length as u64)
+    }
+}
+
+/// First record of a unit in a txnproc file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnitBegin {
+    /// The unit.
+    pub unit: TxnId,
+    /// See [`UnitEvents::read_at_micros`].
+    pub read_at_micros: i64,
+    /// See [`UnitEvents::revision`].
+    pub revision: Revision,
+    /// See [`UnitEvents::day`].
+    pub day: i64,
 }
 
 impl UnitBegin {
-    pub(crate) fn of(events: &UnitEvents) -> UnitBegin {
-        UnitBegin {
-            unit: events.unit,
-            read_at_micros: events.read_at_micros,
-            revision: events.revision,
+    /// Returns the first record of a unit.
+    pub fn of(events: &UnitEvents) -> UnitBegin {
+        UnitBegin { unit: events.unit, read_at_micros: events.read_at_micros, revision: events.revision, day: events.day }
+    }
+}
+
+/// Last record of a unit in a txnproc file: how many records of each kind stand between it and the first. So a unit can be written
+/// before its end is known, and still shows that it is whole.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct UnitEnd {
+    pub(crate) schema: u64,
+    pub(crate) whole_schema: u64,
+    pub(crate) tables: u64,
+    pub(crate) keys: u64,
+    pub(crate) nodes: u64,
+    pub(crate) marks: u64,
+    pub(crate) rows: u64,
+}
+
+impl UnitEnd {
+    pub(crate) fn of(events: &UnitEvents) -> UnitEnd {
+        UnitEnd {
+            schema: events.schema.len() as u64,
+            whole_schema: events.whole_schema.len() as u64,
             tables: events.tables.len() as u64,
             keys: events.keys.len() as u64,
             nodes: events.nodes.len() as u64,
+            marks: events.marks.len() as u64,
             rows: events.rows.len() as u64,
         }
     }
@@ -181,7 +222,7 @@ pub(crate) fn check_unit(events: &UnitEvents) -> Result<(), DxError> {
     events.tables.iter().try_for_each(check_heading)?;
     for node in &events.nodes {
         let (name, fits) = match node {
-            NodeEvent::Start { node, keys, .. } => (node, keys_fit(keys)),
+            NodeEvent::Start { node, keys, .. } | NodeEvent::Restart { node, keys, .. } => (node, keys_fit(keys)),
             NodeEvent::Stop { node } => (node, true),
             NodeEvent::Keys { node, gained, lost } => (node, keys_fit(gained) && keys_fit(lost)),
         };

@@ -3,13 +3,13 @@
 //! Everything in a file is foreign: text is escaped for where it goes (a terminal, JSON, XML), bytes that are no text
 //! are shown in hex, so two different files never look the same.
 
-use crate::base::ids::TxnId;
+use crate::base::ids::{NodeName, TxnId};
 use crate::dx::error::DxError;
 use crate::dx::format::HEADER_BYTES;
 use crate::dx::header::{DxDirection, Header};
 use crate::dx::reader::{DownloadReader, TxnprocReader};
 use crate::dx::writer::FileSummary;
-use crate::model::event::{NodeEvent, RowEvent, TableHeading, UnitEvents};
+use crate::model::event::{Mark, MarkEvent, NodeEvent, RowEvent, SchemaKind, SchemaObject, TableHeading, UnitControls, UnitEvents};
 use crate::model::operation::Operation;
 use crate::model::value::Value;
 use std::fmt::{self, Write};
@@ -87,12 +87,20 @@ fn show_into<R: Read + Seek>(mut source: R, sink: &mut Sink<'_>) -> Result<Verif
             let summary = *reader.summary();
             sink.begin(&header)?;
             let mut current = None;
+            let mut controls = reader.controls().clone();
             for item in reader.operations() {
                 let (unit, heading, operation) = item?;
                 if current.replace(unit) != Some(unit) {
-                    sink.unit(unit, &[])?;
+                    while let Some((before, told)) = controls.first_key_value().filter(|(before, _)| **before < unit) {
+                        sink.controls(*before, told)?;
+                        controls.pop_first();
+                    }
+                    sink.controls(unit, &controls.remove(&unit).unwrap_or_default())?;
                 }
                 sink.item(&operation_item(&heading, &operation))?;
+            }
+            for (unit, told) in &controls {
+                sink.controls(*unit, told)?;
             }
             summary
         }
@@ -104,6 +112,12 @@ fn show_into<R: Read + Seek>(mut source: R, sink: &mut Sink<'_>) -> Result<Verif
                 let unit = unit?;
                 let read_at = jiff::Timestamp::from_microsecond(unit.read_at_micros).map(|time| time.to_string()).unwrap_or_default();
                 sink.unit(unit.unit, &[("revision", unit.revision.to_string()), ("read_at", read_at)])?;
+                for object in unit.schema.iter().chain(&unit.whole_schema) {
+                    sink.item(&schema_item(object))?;
+                }
+                for MarkEvent { node, mark } in &unit.marks {
+                    sink.item(&mark_item(mark, Some(node)))?;
+                }
                 for event in &unit.nodes {
                     sink.item(&node_item(&unit, event))?;
                 }
@@ -148,6 +162,22 @@ fn operation_item<'a>(heading: &'a TableHeading, operation: &'a Operation) -> It
     Item { name, attributes: vec![("table", heading.name.clone())], groups }
 }
 
+fn schema_item(object: &SchemaObject) -> Item<'_> {
+    let kind = match object.kind {
+        SchemaKind::Table => "table",
+        SchemaKind::Index => "index",
+        SchemaKind::View => "view",
+    };
+    let sql = object.sql.clone().unwrap_or_else(|| "gone".to_owned());
+    Item { name: "schema", attributes: vec![("kind", kind.to_owned()), ("name", object.name.clone()), ("sql", sql)], groups: Vec::new() }
+}
+
+fn mark_item<'a>(mark: &Mark, node: Option<&NodeName>) -> Item<'a> {
+    let mut attributes: Vec<(&'static str, String)> = node.map(|node| ("node", node.to_string())).into_iter().collect();
+    attributes.extend([("id", mark.id.to_string()), ("tables", mark.tables.len().to_string())]);
+    Item { name: "mark", attributes, groups: Vec::new() }
+}
+
 fn keys_group<'a>(unit: &'a UnitEvents, name: &'static str, keys: &[u32]) -> (&'static str, Vec<(&'a str, &'a Value)>) {
     let keys = keys.iter().filter_map(|key| unit.keys.get(*key as usize));
     (name, keys.map(|key| (key.path.as_str(), &key.value)).collect())
@@ -155,8 +185,8 @@ fn keys_group<'a>(unit: &'a UnitEvents, name: &'static str, keys: &[u32]) -> (&'
 
 fn node_item<'a>(unit: &'a UnitEvents, event: &'a NodeEvent) -> Item<'a> {
     match event {
-        NodeEvent::Start { node, incarnation, keys } => Item {
-            name: "node_start",
+        NodeEvent::Start { node, incarnation, keys } | NodeEvent::Restart { node, incarnation, keys } => Item {
+            name: if matches!(event, NodeEvent::Start { .. }) { "node_start" } else { "node_restart" },
             attributes: vec![("node", node.to_string()), ("incarnation", incarnation.to_string())],
             groups: vec![keys_group(unit, "keys", keys)],
         },
@@ -237,6 +267,14 @@ impl Sink<'_> {
                 self.out.write_str("/>\n")
             }
         }
+    }
+
+    /// Begins a unit of a node's file with what it tells beside operations.
+    fn controls(&mut self, unit: TxnId, told: &UnitControls) -> fmt::Result {
+        let reset = told.reset.then(|| ("reset", "true".to_owned()));
+        self.unit(unit, reset.as_slice())?;
+        told.schema.iter().try_for_each(|object| self.item(&schema_item(object)))?;
+        told.marks.iter().try_for_each(|mark| self.item(&mark_item(mark, None)))
     }
 
     fn unit(&mut self, unit: TxnId, more: &[(&'static str, String)]) -> fmt::Result {

@@ -7,8 +7,8 @@ use crate::dx::error::DxError;
 use crate::dx::format::*;
 use crate::dx::frame::{RawFrame, SealedFrame, Sealer};
 use crate::dx::header::{DxDirection, Header};
-use crate::dx::record::{self, UnitBegin};
-use crate::model::event::UnitEvents;
+use crate::dx::record::{self, UnitBegin, UnitEnd};
+use crate::model::event::{MarkEvent, NodeEvent, RowEvent, SchemaObject, ScopeKey, TableHeading, UnitEvents};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::io::Write;
@@ -153,6 +153,8 @@ pub struct TxnprocWriter {
     frames: Vec<Arc<SealedFrame>>,
     sealed_bytes: usize,
     last_unit: Option<TxnId>,
+    /// What the open unit is made of so far.
+    counts: UnitEnd,
 }
 
 impl TxnprocWriter {
@@ -162,7 +164,14 @@ impl TxnprocWriter {
     /// If zstd refuses the level.
     pub fn new(zstd_level: i32) -> Result<TxnprocWriter, DxError> {
         let sealer = Sealer::new(zstd_level)?;
-        Ok(TxnprocWriter { sealer, current: RawFrame::default(), frames: Vec::new(), sealed_bytes: 0, last_unit: None })
+        Ok(TxnprocWriter {
+            sealer,
+            current: RawFrame::default(),
+            frames: Vec::new(),
+            sealed_bytes: 0,
+            last_unit: None,
+            counts: UnitEnd::default(),
+        })
     }
 
     /// Appends a unit; a large one spans frames. After an error the writer can only be dropped.
@@ -170,26 +179,108 @@ impl TxnprocWriter {
     /// # Errors
     /// If units do not ascend, indices of the unit do not fit, or a value is over its limit.
     pub fn unit(&mut self, events: &UnitEvents) -> Result<(), DxError> {
-        if self.last_unit.is_some_and(|last| events.unit <= last) {
-            return Err(DxError::Content(format!("unit {} does not follow the one before it", events.unit)));
-        }
         record::check_unit(events)?;
-        self.last_unit = Some(events.unit);
-        self.current.units.push(events.unit);
-        self.record(RECORD_UNIT_BEGIN, "unit", &UnitBegin::of(events), 0)?;
-        for table in &events.tables {
-            self.record(RECORD_UNIT_TABLE, "heading", table, 0)?;
+        self.begin_unit(&UnitBegin::of(events))?;
+        events.schema.iter().try_for_each(|object| self.schema(object))?;
+        events.whole_schema.iter().try_for_each(|object| self.whole_schema(object))?;
+        events.tables.iter().try_for_each(|table| self.heading(table).map(drop))?;
+        events.keys.iter().try_for_each(|key| self.key(key).map(drop))?;
+        events.nodes.iter().try_for_each(|node| self.node(node))?;
+        events.marks.iter().try_for_each(|mark| self.mark(mark))?;
+        events.rows.iter().try_for_each(|row| self.row(row))?;
+        self.end_unit()
+    }
+
+    /// Begins a unit that is written piece by piece: schema objects, node events and marks before the first row; headings and keys
+    /// before what names them.
+    ///
+    /// # Errors
+    /// If units do not ascend.
+    pub fn begin_unit(&mut self, begin: &UnitBegin) -> Result<(), DxError> {
+        if self.last_unit.is_some_and(|last| begin.unit <= last) {
+            return Err(DxError::Content(format!("unit {} does not follow the one before it", begin.unit)));
         }
-        for key in &events.keys {
-            self.record(RECORD_UNIT_KEY, "key", key, 0)?;
+        self.last_unit = Some(begin.unit);
+        self.current.units.push(begin.unit);
+        self.counts = UnitEnd::default();
+        self.record(RECORD_UNIT_BEGIN, "unit", begin, 0)
+    }
+
+    /// Appends a changed schema object to the open unit.
+    ///
+    /// # Errors
+    /// If it is over a limit.
+    pub fn schema(&mut self, object: &SchemaObject) -> Result<(), DxError> {
+        self.counts.schema += 1;
+        self.record(RECORD_UNIT_SCHEMA, "schema object", object, 0)
+    }
+
+    /// Appends an object of the whole schema to the open unit.
+    ///
+    /// # Errors
+    /// If it is over a limit.
+    pub fn whole_schema(&mut self, object: &SchemaObject) -> Result<(), DxError> {
+        self.counts.whole_schema += 1;
+        self.record(RECORD_UNIT_WHOLE_SCHEMA, "schema object", object, 0)
+    }
+
+    /// Appends a heading to the open unit and returns its number.
+    ///
+    /// # Errors
+    /// If it breaks a rule or a limit.
+    pub fn heading(&mut self, heading: &TableHeading) -> Result<u32, DxError> {
+        record::check_heading(heading)?;
+        self.record(RECORD_UNIT_TABLE, "heading", heading, 0)?;
+        number(&mut self.counts.tables)
+    }
+
+    /// Appends a key to the open unit and returns its number.
+    ///
+    /// # Errors
+    /// If it is over a limit.
+    pub fn key(&mut self, key: &ScopeKey) -> Result<u32, DxError> {
+        self.record(RECORD_UNIT_KEY, "key", key, 0)?;
+        number(&mut self.counts.keys)
+    }
+
+    /// Appends a node event to the open unit.
+    ///
+    /// # Errors
+    /// If it is over a limit.
+    pub fn node(&mut self, event: &NodeEvent) -> Result<(), DxError> {
+        self.counts.nodes += 1;
+        self.record(RECORD_UNIT_NODE, "node event", event, 0)
+    }
+
+    /// Appends a mark to the open unit.
+    ///
+    /// # Errors
+    /// If it is over a limit.
+    pub fn mark(&mut self, mark: &MarkEvent) -> Result<(), DxError> {
+        self.counts.marks += 1;
+        self.record(RECORD_UNIT_MARK, "mark", mark, 0)
+    }
+
+    /// Appends a row event to the open unit. Its heading and keys must have been appended before.
+    ///
+    /// # Errors
+    /// If a value is over its limit.
+    pub fn row(&mut self, event: &RowEvent) -> Result<(), DxError> {
+        let keys = || event.keys_before.iter().chain(&event.keys_after);
+        if u64::from(event.table) >= self.counts.tables || keys().any(|key| u64::from(*key) >= self.counts.keys) {
+            return Err(DxError::Content("a row event names a heading or key that was not written".to_owned()));
         }
-        for node in &events.nodes {
-            self.record(RECORD_UNIT_NODE, "node event", node, 0)?;
-        }
-        for row in &events.rows {
-            self.record(RECORD_UNIT_ROW, "row event", row, 1)?;
-        }
-        Ok(())
+        self.counts.rows += 1;
+        self.record(RECORD_UNIT_ROW, "row event", event, 1)
+    }
+
+    /// Ends the open unit.
+    ///
+    /// # Errors
+    /// If zstd fails.
+    pub fn end_unit(&mut self) -> Result<(), DxError> {
+        let counts = self.counts;
+        self.record(RECORD_UNIT_END, "end of a unit", &counts, 0)
     }
 
     /// Returns about how many bytes the file has by now.
@@ -251,6 +342,17 @@ impl TxnprocFile {
         units.iter().try_for_each(|unit| writer.unit(unit))?;
         writer.finish(header)
     }
+}
+
+/// Counts one more and returns its number.
+fn number(count: &mut u64) -> Result<u32, DxError> {
+    let number = u32::try_from(*count).map_err(|_| DxError::TooLarge {
+        what: "number of keys or headings of a unit",
+        value: *count,
+        limit: u64::from(u32::MAX),
+    })?;
+    *count += 1;
+    Ok(number)
 }
 
 fn expect_direction(header: &Header, wanted: DxDirection) -> Result<(), DxError> {

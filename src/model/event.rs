@@ -36,14 +36,86 @@ pub struct UnitEvents {
     pub read_at_micros: i64,
     /// Definition in force after this unit.
     pub revision: Revision,
+    /// Day from which time windows count at the end of this unit, days since 1970; 0 in files of version 1.
+    pub day: i64,
+    /// What changes in the shape of the nodes' tables, before any row. For every node whose stream runs.
+    pub schema: Vec<SchemaObject>,
+    /// The whole shape, if a node begins anew with this unit ([`NodeEvent::Restart`]).
+    pub whole_schema: Vec<SchemaObject>,
     /// Tables that the events name.
     pub tables: Vec<TableHeading>,
     /// Keys that the events and node changes name.
     pub keys: Vec<ScopeKey>,
     /// Changes of nodes and their keys.
     pub nodes: Vec<NodeEvent>,
+    /// Marks at which one node compares itself with the server (R42).
+    pub marks: Vec<MarkEvent>,
     /// One event per row at most (R7).
     pub rows: Vec<RowEvent>,
+}
+
+/// A table, index or view of the local databases that is new, different or gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SchemaObject {
+    /// What it is.
+    pub kind: SchemaKind,
+    /// Its name.
+    pub name: String,
+    /// The statement that makes it; `None` if it is gone. A table that exists keeps the columns that both shapes have.
+    pub sql: Option<String>,
+}
+
+/// Kinds of schema objects, in the order in which they are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum SchemaKind {
+    /// A table.
+    Table,
+    /// An index of its own statement.
+    Index,
+    /// A view.
+    View,
+}
+
+/// A mark in the stream of one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MarkEvent {
+    /// The node that compares.
+    pub node: NodeName,
+    /// What it compares.
+    pub mark: Mark,
+}
+
+/// What a node's tables are at the end of the unit, as digests: the node computes the same over its own rows (R42).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// Number of the question, drawn by who asked.
+    pub id: u64,
+    /// Every table of the question.
+    pub tables: Vec<TableDigest>,
+}
+
+/// Digests of the rows of one table, spread over buckets by their key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableDigest {
+    /// Its name, and the columns that are compared.
+    pub heading: TableHeading,
+    /// How many buckets the keys are spread over.
+    pub bucket_count: u32,
+    /// Buckets of the question; all of them in the first round.
+    pub buckets: Vec<BucketDigest>,
+}
+
+/// Rows of one bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BucketDigest {
+    /// Its number.
+    pub bucket: u32,
+    /// How many rows are in it.
+    pub rows: u64,
+    /// Sum of the row hashes, modulo 2^128, little-endian: it does not depend on their order.
+    pub sum: [u8; 16],
+    /// Each row of the bucket, only in the second round: (hash of the key, hash of the row).
+    pub each: Vec<(u64, u64)>,
 }
 
 /// A change of a node, in the stream like everything that routing depends on (R28).
@@ -72,6 +144,41 @@ pub enum NodeEvent {
         /// Keys that it held only before the unit.
         lost: Vec<KeyIndex>,
     },
+    /// The node's stream begins anew *with* this unit, without an extract: all rows that it sees are among the unit's events, and
+    /// they take the place of whatever it holds.
+    Restart {
+        /// The node.
+        node: NodeName,
+        /// Its new incarnation.
+        incarnation: Incarnation,
+        /// All its keys.
+        keys: Vec<KeyIndex>,
+    },
+}
+
+/// What a unit tells a node beside operations on rows; it comes before them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct UnitControls {
+    /// The rows of this unit are all that the node sees: every other row goes.
+    pub reset: bool,
+    /// Changes of the shape of its tables, in order; with `reset` the whole shape.
+    pub schema: Vec<SchemaObject>,
+    /// Marks at which it compares itself, after the unit.
+    pub marks: Vec<Mark>,
+}
+
+impl UnitControls {
+    /// Returns whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        !self.reset && self.schema.is_empty() && self.marks.is_empty()
+    }
+
+    /// Adds what another source tells of the same unit.
+    pub fn merge(&mut self, other: &UnitControls) {
+        self.reset |= other.reset;
+        self.schema.extend(other.schema.iter().cloned());
+        self.marks.extend(other.marks.iter().cloned());
+    }
 }
 
 /// The net change of one row by a unit. The Router tests `keys_before` with the node's keys before the unit and

@@ -49,6 +49,12 @@ pub struct Routed {
     pub deliveries: Vec<Delivery>,
     /// Nodes that stopped, or whose former incarnation ended, in this unit.
     pub ended: Vec<NodeIndex>,
+    /// Nodes that run before and after the unit, if it changes the schema.
+    pub running: Option<Audience>,
+    /// Nodes that begin anew with this unit.
+    pub restarted: Vec<NodeIndex>,
+    /// For each mark of the unit the node, if it runs.
+    pub marked: Vec<Option<NodeIndex>>,
 }
 
 /// A unit that contradicts itself.
@@ -197,18 +203,20 @@ impl NodeKeys {
         Ok(all)
     }
 
-    /// Applies the node changes of a unit. Returns every index that began or ended in it, sorted, and those that ended.
-    fn apply(&mut self, unit: &UnitEvents) -> Result<(Vec<NodeIndex>, Vec<NodeIndex>), RouteError> {
-        let (mut touched, mut ended) = (Vec::new(), Vec::new());
+    /// Applies the node changes of a unit.
+    fn apply(&mut self, unit: &UnitEvents) -> Result<Applied, RouteError> {
+        let mut applied = Applied::default();
         for event in &unit.nodes {
             match event {
-                NodeEvent::Start { node, incarnation, keys } => {
+                NodeEvent::Start { node, incarnation, keys } | NodeEvent::Restart { node, incarnation, keys } => {
                     let keys = keys.iter().map(|key| key_at(unit, *key)).collect::<Result<Vec<_>, _>>()?;
                     let (index, former) = self.start(node.clone(), *incarnation, keys);
-                    touched.push(index);
-                    ended.extend(former);
+                    // One that begins anew held nothing before, so whatever it sees is new to it.
+                    let list = if matches!(event, NodeEvent::Start { .. }) { &mut applied.silent } else { &mut applied.restarted };
+                    list.push(index);
+                    applied.ended.extend(former);
                 }
-                NodeEvent::Stop { node } => ended.extend(self.stop(node)),
+                NodeEvent::Stop { node } => applied.ended.extend(self.stop(node)),
                 NodeEvent::Keys { node, gained, lost } => {
                     let index = self
                         .index_of(node)
@@ -222,10 +230,26 @@ impl NodeKeys {
                 }
             }
         }
-        touched.extend_from_slice(&ended);
-        touched.sort_unstable();
-        Ok((touched, ended))
+        applied.silent.extend_from_slice(&applied.ended);
+        applied.silent.sort_unstable();
+        Ok(applied)
     }
+
+    /// Returns every active node but those, sorted.
+    fn all_but(&self, without: &[NodeIndex]) -> Vec<NodeIndex> {
+        let mut all: Vec<NodeIndex> = self.by_name.values().copied().filter(|node| !without.contains(node)).collect();
+        all.sort_unstable();
+        all
+    }
+}
+
+/// What the node events of a unit did.
+#[derive(Debug, Default)]
+struct Applied {
+    /// Who gets nothing of the unit, sorted: those that ended, and those whose stream begins after it.
+    silent: Vec<NodeIndex>,
+    ended: Vec<NodeIndex>,
+    restarted: Vec<NodeIndex>,
 }
 
 fn insert_sorted(list: &mut Vec<u32>, item: u32) {
@@ -290,17 +314,20 @@ pub fn route(nodes: &mut NodeKeys, unit: &UnitEvents) -> Result<Routed, RouteErr
         pairs.push((before.id(&event.keys_before), after.id(&event.keys_after)));
     }
     let held_before = before.holders(unit, nodes)?;
-    let (touched, ended) = nodes.apply(unit)?;
+    let Applied { silent, ended, restarted } = nodes.apply(unit)?;
     let held_after = after.holders(unit, nodes)?;
 
-    let mut routed = Routed { ended, ..Routed::default() };
+    let begun: Vec<NodeIndex> = silent.iter().chain(&restarted).copied().collect();
+    let running = (!unit.schema.is_empty()).then(|| nodes.all_but(&begun).into());
+    let marked = unit.marks.iter().map(|mark| nodes.index_of(&mark.node).filter(|node| silent.binary_search(node).is_err())).collect();
+    let mut routed = Routed { ended, running, restarted, marked, ..Routed::default() };
     let mut audience_ids: HashMap<Audience, usize> = HashMap::new();
     let mut groups: HashMap<(usize, usize), Groups> = HashMap::new();
     for (row, (event, pair)) in unit.rows.iter().zip(&pairs).enumerate() {
         let groups = *groups.entry(*pair).or_insert_with(|| {
             let before = held_before.get(pair.0).map(Vec::as_slice).unwrap_or_default();
             let after = held_after.get(pair.1).map(Vec::as_slice).unwrap_or_default();
-            let (both, only_after, only_before) = split(before, after, &touched);
+            let (both, only_after, only_before) = split(before, after, &silent);
             let mut intern = |nodes: Vec<NodeIndex>| {
                 if nodes.is_empty() {
                     return None;

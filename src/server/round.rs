@@ -15,7 +15,7 @@ use crate::dx::frame::{FrameBuilder, SealedFrame, Sealer};
 use crate::dx::header::{DxDirection, Header};
 use crate::dx::record;
 use crate::dx::writer::FileSummary;
-use crate::model::event::{NodeEvent, RowEvent, ScopeKey, TableHeading, UnitEvents};
+use crate::model::event::{NodeEvent, RowEvent, ScopeKey, TableHeading, UnitControls, UnitEvents};
 use crate::model::operation::Operation;
 use crate::model::value::{Value, display_key};
 use crate::rules::route::{Action, Audience, NodeIndex, NodeKeys, Routed};
@@ -71,6 +71,8 @@ struct Bucket {
     audience: Audience,
     entries: Vec<Entry>,
     bytes: Vec<u8>,
+    /// What units tell the audience beside operations.
+    controls: BTreeMap<TxnId, UnitControls>,
 }
 
 /// Operations and node changes of the units of a round.
@@ -135,6 +137,7 @@ impl RoundContent {
         for event in &unit.nodes {
             self.changes.push(change_of(unit, event));
         }
+        self.collect_controls(unit, routed);
         // The unit's headings and audiences are looked up once each, not per row.
         let mut headings: Vec<Option<usize>> = vec![None; unit.tables.len()];
         let mut buckets: Vec<Option<usize>> = vec![None; routed.audiences.len()];
@@ -184,6 +187,34 @@ impl RoundContent {
         Ok(())
     }
 
+    /// Adds what the unit tells nodes beside operations.
+    fn collect_controls(&mut self, unit: &UnitEvents, routed: &Routed) {
+        if let Some(running) = &routed.running {
+            self.tell(running, unit.unit, |told| told.schema.extend(unit.schema.iter().cloned()));
+        }
+        for node in &routed.restarted {
+            self.tell(&Audience::from([*node]), unit.unit, |told| {
+                told.reset = true;
+                told.schema.extend(unit.whole_schema.iter().cloned());
+            });
+        }
+        for (mark, node) in unit.marks.iter().zip(&routed.marked) {
+            if let Some(node) = node {
+                self.tell(&Audience::from([*node]), unit.unit, |told| told.marks.push(mark.mark.clone()));
+            }
+        }
+    }
+
+    fn tell(&mut self, audience: &Audience, unit: TxnId, tell: impl FnOnce(&mut UnitControls)) {
+        if audience.is_empty() {
+            return;
+        }
+        let bucket = self.bucket(audience);
+        if let Some(bucket) = self.buckets.get_mut(bucket) {
+            tell(bucket.controls.entry(unit).or_default());
+        }
+    }
+
     fn heading(&mut self, table: &TableHeading) -> usize {
         if let Some(heading) = self.heading_ids.get(table) {
             return *heading;
@@ -197,7 +228,7 @@ impl RoundContent {
         if let Some(bucket) = self.bucket_ids.get(audience) {
             return *bucket;
         }
-        self.buckets.push(Bucket { audience: audience.clone(), entries: Vec::new(), bytes: Vec::new() });
+        self.buckets.push(Bucket { audience: audience.clone(), entries: Vec::new(), bytes: Vec::new(), controls: BTreeMap::new() });
         self.bucket_ids.insert(audience.clone(), self.buckets.len() - 1);
         self.buckets.len() - 1
     }
@@ -277,17 +308,28 @@ impl RoundContent {
 
     /// Returns frames of these buckets, merged by unit.
     fn frames(&self, buckets: &[usize], sealer: &mut Sealer) -> Result<Vec<Arc<SealedFrame>>, DxError> {
-        let buckets = buckets.iter().filter_map(|index| self.buckets.get(*index));
-        let mut entries: Vec<(&Entry, &[u8])> = buckets
+        let buckets = || buckets.iter().filter_map(|index| self.buckets.get(*index));
+        let mut controls: BTreeMap<TxnId, UnitControls> = BTreeMap::new();
+        for (unit, told) in buckets().flat_map(|bucket| &bucket.controls) {
+            controls.entry(*unit).or_default().merge(told);
+        }
+        let mut entries: Vec<(&Entry, &[u8])> = buckets()
             .flat_map(|bucket| bucket.entries.iter().map(|entry| (entry, bucket.bytes.get(entry.operation.clone()).unwrap_or_default())))
             .collect();
         // Stable: within a unit the order is that of buckets and rows.
         entries.sort_by_key(|(entry, _)| entry.unit);
         let mut builder = FrameBuilder::new();
         for (entry, operation) in entries {
+            while let Some((unit, told)) = controls.first_key_value().filter(|(unit, _)| **unit <= entry.unit) {
+                builder.controls(*unit, told)?;
+                controls.pop_first();
+            }
             if let Some(heading) = self.headings.get(entry.heading) {
                 builder.operation(entry.unit, heading, operation)?;
             }
+        }
+        for (unit, told) in controls {
+            builder.controls(unit, &told)?;
         }
         builder.finish(sealer)
     }
@@ -314,14 +356,31 @@ fn change_of(unit: &UnitEvents, event: &NodeEvent) -> NodeChange {
     let keys = |keys: &[u32]| -> Vec<ScopeKey> { keys.iter().filter_map(|key| unit.keys.get(*key as usize)).cloned().collect() };
     match event {
         NodeEvent::Start { node, incarnation, keys: all } => {
-            NodeChange::Started { node: node.clone(), incarnation: *incarnation, unit: unit.unit, keys: keys(all) }
+            NodeChange::Started { node: node.clone(), incarnation: *incarnation, in_band: false, unit: unit.unit, keys: keys(all) }
+        }
+        NodeEvent::Restart { node, incarnation, keys: all } => {
+            NodeChange::Started { node: node.clone(), incarnation: *incarnation, in_band: true, unit: before(unit.unit), keys: keys(all) }
         }
         NodeEvent::Stop { node } => NodeChange::Stopped { node: node.clone() },
         NodeEvent::Keys { node, gained, lost } => NodeChange::Keys { node: node.clone(), gained: keys(gained), lost: keys(lost) },
     }
 }
 
+/// Returns the position before a unit's: a stream that begins with the unit begins after it.
+pub(crate) fn before(unit: TxnId) -> TxnId {
+    TxnId(unit.0 - 1)
+}
+
 /// Returns the stream of a node that begins after `unit`.
-pub(crate) fn new_stream(node: NodeName, incarnation: Incarnation, unit: TxnId) -> Stream {
-    Stream { node, incarnation, active: true, start_unit: unit, last_file: FileNo(0), last_unit: unit, last_hash: Default::default() }
+pub(crate) fn new_stream(node: NodeName, incarnation: Incarnation, in_band: bool, unit: TxnId) -> Stream {
+    Stream {
+        node,
+        incarnation,
+        in_band,
+        active: true,
+        start_unit: unit,
+        last_file: FileNo(0),
+        last_unit: unit,
+        last_hash: Default::default(),
+    }
 }

@@ -23,7 +23,7 @@ use crate::dx::reader::TxnprocReader;
 use crate::dx::writer::NodeFile;
 use crate::model::event::{NodeEvent, ScopeKey, UnitEvents};
 use crate::rules::route::{NodeKeys, RouteError, route};
-use crate::server::round::{CollectError, RoundContent, RoundLimits, RoundRange, new_stream};
+use crate::server::round::{CollectError, RoundContent, RoundLimits, RoundRange, before, new_stream};
 use std::collections::{HashMap, HashSet};
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
@@ -141,6 +141,8 @@ struct Reading {
     streams: HashMap<NodeName, Stream>,
     /// Nodes begun anew whose outbox holds files of a former incarnation.
     restarted: Vec<NodeName>,
+    /// Nodes whose file 1 is of this round and takes the place of a former one.
+    replaced: Vec<NodeName>,
     units: u64,
 }
 
@@ -242,6 +244,7 @@ impl Router {
             state: loaded.state,
             streams: HashMap::new(),
             restarted: Vec::new(),
+            replaced: Vec::new(),
             units: 0,
         };
         for row in &rows {
@@ -285,12 +288,19 @@ impl Router {
         let routed = route(&mut loaded.nodes, unit).map_err(|source| RouterError::Route { path: path.to_owned(), source })?;
         reading.content.collect(unit, &routed).map_err(|source| RouterError::Collect { path: path.to_owned(), source })?;
         for event in &unit.nodes {
-            if let NodeEvent::Start { node, incarnation, .. } = event {
-                // Its file 1 would collide with the former incarnation's: the round ends here, and the old files go.
-                if loaded.streams.get(node).is_some_and(|stream| stream.last_file.0 > 0) {
-                    reading.restarted.push(node.clone());
+            match event {
+                NodeEvent::Start { node, incarnation, .. } => {
+                    // Its file 1 would collide with the former incarnation's: the round ends here, and the old files go.
+                    if loaded.streams.get(node).is_some_and(|stream| stream.last_file.0 > 0) {
+                        reading.restarted.push(node.clone());
+                    }
+                    reading.streams.insert(node.clone(), new_stream(node.clone(), *incarnation, false, unit.unit));
                 }
-                reading.streams.insert(node.clone(), new_stream(node.clone(), *incarnation, unit.unit));
+                NodeEvent::Restart { node, incarnation, .. } => {
+                    reading.replaced.push(node.clone());
+                    reading.streams.insert(node.clone(), new_stream(node.clone(), *incarnation, true, before(unit.unit)));
+                }
+                NodeEvent::Stop { .. } | NodeEvent::Keys { .. } => {}
             }
         }
         reading.state.position = unit.unit;
@@ -301,7 +311,7 @@ impl Router {
 
     /// Writes the files of a round, then makes them real.
     fn finish(&mut self, loaded: &mut Loaded, reading: Reading) -> Result<(), RouterError> {
-        let Reading { content, state, streams, restarted, units } = reading;
+        let Reading { content, state, streams, restarted, replaced, units } = reading;
         let range = RoundRange { server_id: state.server_id, epoch: state.epoch, revision: state.revision, upto: state.position };
         let stream = |node: &NodeName, incarnation: Incarnation| {
             let stream = streams.get(node).or_else(|| loaded.streams.get(node))?;
@@ -312,6 +322,10 @@ impl Router {
         crash::at(CrashPoint::RouterCollected);
         let created = jiff::Timestamp::now().to_string();
         let disk = self.root.disk().clone();
+        // Before the commit: a crash behind this does the round again, and until then nobody is offered anything else of use.
+        for node in &replaced {
+            self.delete_above(node, FileNo(0))?;
+        }
         let mut group = disk.group();
         let mut files = Vec::with_capacity(planned.len());
         for file in &planned {
@@ -354,8 +368,8 @@ impl Router {
 fn remember(loaded: &mut Loaded, round: &Round) {
     for change in &round.nodes {
         match change {
-            NodeChange::Started { node, incarnation, unit, .. } => {
-                loaded.streams.insert(node.clone(), new_stream(node.clone(), *incarnation, *unit));
+            NodeChange::Started { node, incarnation, in_band, unit, .. } => {
+                loaded.streams.insert(node.clone(), new_stream(node.clone(), *incarnation, *in_band, *unit));
             }
             NodeChange::Stopped { node } => {
                 if let Some(stream) = loaded.streams.get_mut(node) {

@@ -26,7 +26,6 @@ const NODES: [&str; 3] = ["A", "B", "C"];
 fn files() -> Vec<Vec<UnitEvents>> {
     let unit = |unit: i64, nodes: Vec<NodeEvent>, rows: Vec<(i64, Vec<u32>)>| UnitEvents {
         unit: TxnId(unit),
-        read_at_micros: 0,
         revision: Revision(1),
         tables: vec![TableHeading { name: "T".to_owned(), columns: vec!["id".to_owned(), "text".to_owned()], key: vec![0] }],
         keys: (0..5).map(|value| ScopeKey { path: "k".to_owned(), value: Value::Integer(value) }).collect(),
@@ -42,6 +41,7 @@ fn files() -> Vec<Vec<UnitEvents>> {
                 keys_after,
             })
             .collect(),
+        ..UnitEvents::default()
     };
     let start = |place: u32, incarnation| NodeEvent::Start {
         node: NODES[place as usize].parse().unwrap(),

@@ -12,7 +12,10 @@ use dockmaster::dx::reader::{DownloadReader, TxnprocReader, Unit};
 use dockmaster::dx::record::encode_operation;
 use dockmaster::dx::show::{ShowFormat, show, verify};
 use dockmaster::dx::writer::{NodeFile, TxnprocFile, TxnprocWriter, write_file};
-use dockmaster::model::event::{NodeEvent, RowEvent, ScopeKey, TableHeading, UnitEvents};
+use dockmaster::model::event::{
+    BucketDigest, Mark, MarkEvent, NodeEvent, RowEvent, SchemaKind, SchemaObject, ScopeKey, TableDigest, TableHeading, UnitControls,
+    UnitEvents,
+};
 use dockmaster::model::operation::Operation;
 use dockmaster::model::value::Value;
 use std::io::Cursor;
@@ -67,6 +70,10 @@ fn unit(txn: i64) -> UnitEvents {
         unit: TxnId(txn),
         read_at_micros: 1_700_000_000_000_000,
         revision: Revision(3),
+        day: 0,
+        schema: Vec::new(),
+        whole_schema: Vec::new(),
+        marks: Vec::new(),
         tables: vec![heading("Orders"), heading("Odd \"name\"")],
         keys: vec![
             ScopeKey { path: "Orders.own".to_owned(), value: Value::Integer(5) },
@@ -93,6 +100,29 @@ fn operations() -> Vec<(TxnId, TableHeading, Operation)> {
     operations
 }
 
+/// A unit of everything that came with version 2.
+fn telling_unit() -> UnitEvents {
+    let mut unit = unit(120);
+    unit.day = 20_000;
+    unit.schema = told().schema;
+    unit.whole_schema = vec![SchemaObject { kind: SchemaKind::Table, name: "b".to_owned(), sql: Some("CREATE TABLE b(id)".to_owned()) }];
+    unit.marks = vec![MarkEvent { node: "SHOP-03".parse().unwrap(), mark: told().marks.remove(0) }];
+    unit.nodes.push(NodeEvent::Restart { node: "SHOP-04".parse().unwrap(), incarnation: Incarnation(2), keys: vec![1] });
+    unit
+}
+
+fn told() -> UnitControls {
+    let bucket = BucketDigest { bucket: 1, rows: 1, sum: [7; 16], each: vec![(1, 2)] };
+    UnitControls {
+        reset: true,
+        schema: vec![
+            SchemaObject { kind: SchemaKind::Table, name: "a".to_owned(), sql: None },
+            SchemaObject { kind: SchemaKind::View, name: "v".to_owned(), sql: Some("CREATE VIEW v AS SELECT 1".to_owned()) },
+        ],
+        marks: vec![Mark { id: 9, tables: vec![TableDigest { heading: heading("Orders"), bucket_count: 2, buckets: vec![bucket] }] }],
+    }
+}
+
 fn frames(operations: &[(TxnId, TableHeading, Operation)]) -> Vec<Arc<SealedFrame>> {
     let mut builder = FrameBuilder::new();
     for (txn, heading, operation) in operations {
@@ -102,11 +132,18 @@ fn frames(operations: &[(TxnId, TableHeading, Operation)]) -> Vec<Arc<SealedFram
 }
 
 fn download() -> Vec<u8> {
-    NodeFile::assemble(&download_header(), &frames(&operations())).unwrap().0
+    // Units that tell something: one that has operations too, one between others, one behind them.
+    let mut builder = FrameBuilder::new();
+    for unit in [TxnId(105), TxnId(109), TxnId(115)] {
+        builder.controls(unit, &told()).unwrap();
+    }
+    let mut frames = frames(&operations());
+    frames.extend(builder.finish(&mut Sealer::new(3).unwrap()).unwrap());
+    NodeFile::assemble(&download_header(), &frames).unwrap().0
 }
 
 fn txnproc() -> Vec<u8> {
-    TxnprocFile::assemble(&txnproc_header(), &[unit(105), unit(120)], 3).unwrap().0
+    TxnprocFile::assemble(&txnproc_header(), &[unit(105), telling_unit()], 3).unwrap().0
 }
 
 fn read_units(bytes: &[u8]) -> Result<Vec<Unit>, DxError> {
@@ -129,28 +166,41 @@ fn what_is_written_is_read_byte_for_byte() {
     let mut reader = DownloadReader::open(Cursor::new(&bytes)).unwrap();
     assert_eq!(reader.header(), &download_header());
     assert_eq!(Header::from_prefix(&bytes).unwrap(), download_header());
-    assert_eq!((reader.summary().units, reader.summary().operations), (9, 10));
+    assert_eq!((reader.summary().units, reader.summary().operations), (11, 10));
     let units: Vec<Unit> = reader.units().map(Result::unwrap).collect();
     assert_eq!(flat(&units), operations());
+    let telling: Vec<(TxnId, bool)> =
+        units.iter().filter(|unit| unit.controls == told()).map(|unit| (unit.txn, unit.operations.is_empty())).collect();
+    assert_eq!(telling, [(TxnId(105), false), (TxnId(109), true), (TxnId(115), true)]);
+    assert!(units.is_sorted_by_key(|unit| unit.txn) && units.iter().filter(|unit| unit.controls.is_empty()).count() == 8);
 
     let mut reader = TxnprocReader::open(Cursor::new(txnproc())).unwrap();
-    assert_eq!(reader.units().map(Result::unwrap).collect::<Vec<_>>(), [unit(105), unit(120)]);
+    assert_eq!(reader.units().map(Result::unwrap).collect::<Vec<_>>(), [unit(105), telling_unit()]);
 }
 
-/// The golden files were written once by format version 1 and are never written again.
+/// The golden files were written once by each format version and are never written again.
 #[test]
 fn fault51_golden_files_of_every_version_are_read() {
-    let (golden_download, golden_txnproc) = (include_bytes!("golden/v1-download.dx"), include_bytes!("golden/v1-txnproc.dx"));
-    assert_eq!(flat(&read_units(golden_download).unwrap()), operations());
-    let mut reader = TxnprocReader::open(Cursor::new(golden_txnproc)).unwrap();
+    let (v1_download, v1_txnproc) = (include_bytes!("golden/v1-download.dx"), include_bytes!("golden/v1-txnproc.dx"));
+    assert_eq!(flat(&read_units(v1_download).unwrap()), operations());
+    let mut reader = TxnprocReader::open(Cursor::new(v1_txnproc)).unwrap();
     assert_eq!(reader.units().map(Result::unwrap).collect::<Vec<_>>(), [unit(105), unit(120)]);
+
+    let (v2_download, v2_txnproc) = (include_bytes!("golden/v2-download.dx"), include_bytes!("golden/v2-txnproc.dx"));
+    assert_eq!(read_units(v2_download).unwrap(), read_units(&download()).unwrap());
+    let mut reader = TxnprocReader::open(Cursor::new(v2_txnproc)).unwrap();
+    assert_eq!(reader.units().map(Result::unwrap).collect::<Vec<_>>(), [unit(105), telling_unit()]);
+
     // The document's vectors: content hashes do not depend on zstd, so today's writer must give the same.
-    for (golden, today) in [(golden_download.as_slice(), download()), (golden_txnproc, txnproc())] {
+    for (golden, today) in [(v2_download.as_slice(), download()), (v2_txnproc, txnproc())] {
         let (golden, today) = (verify(Cursor::new(golden)).unwrap(), verify(Cursor::new(today)).unwrap());
         assert_eq!(golden.summary.content_hash, today.summary.content_hash);
-        assert!(include_str!("../../docs/dx-format.md").contains(&golden.summary.content_hash.to_string()));
     }
-    assert_eq!(FORMAT_VERSION, 1, "a new version needs golden files of its own beside these");
+    for golden in [v1_download.as_slice(), v1_txnproc, v2_download, v2_txnproc] {
+        let hash = verify(Cursor::new(golden)).unwrap().summary.content_hash;
+        assert!(include_str!("../../docs/dx-format.md").contains(&hash.to_string()), "{hash}");
+    }
+    assert_eq!(FORMAT_VERSION, 2, "a new version needs golden files of its own beside these");
 }
 
 /// Every version ever released has its files. Those of a new version are written once, over empty ones that stand in for
@@ -229,9 +279,9 @@ fn fault51_a_newer_version_is_refused_by_name() {
     let mut bytes = download();
     bytes[AT_VERSION..AT_VERSION + 2].copy_from_slice(&7u16.to_le_bytes());
     let message = verify(Cursor::new(&bytes)).unwrap_err().to_string();
-    assert_eq!(message, "format version 7; this program reads version 1");
+    assert_eq!(message, "format version 7; this program reads up to version 2");
     // Even if the newer header is so short that this one would not fit.
-    assert!(matches!(Header::from_prefix(&bytes[..12]), Err(DxError::Version { found: 7, known: 1 })));
+    assert!(matches!(Header::from_prefix(&bytes[..12]), Err(DxError::Version { found: 7, known: 2 })));
     assert!(matches!(verify(Cursor::new(b"SQLite format 3\0")), Err(DxError::NotDx { .. })));
     assert!(matches!(DownloadReader::open(Cursor::new(txnproc())), Err(DxError::Direction { .. })));
 }

@@ -79,6 +79,11 @@ impl Router {
                     self.replicas.remove(node);
                     starting.push((node.clone(), names(keys)));
                 }
+                // As a node that holds nothing and to which every row is new.
+                NodeEvent::Restart { node, keys, .. } => {
+                    self.replicas.insert(node.clone(), Replica::default());
+                    new_keys.insert(node.clone(), names(keys));
+                }
                 NodeEvent::Stop { node } => {
                     self.replicas.remove(node).ok_or_else(|| format!("{node} stops but does not run"))?;
                 }
