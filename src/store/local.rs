@@ -9,6 +9,7 @@
 
 use super::local_apply::Catalogue;
 use crate::base::ids::{ContentHash, Epoch, FileNo, Incarnation, InstallId, NodeName, Revision, ServerId, TxnId};
+use crate::base::limits::APPLY_WAL_PAGES;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use std::cell::RefCell;
@@ -19,8 +20,6 @@ use std::time::Duration;
 /// Our tables, as written into an extract.
 const LOCAL_SCHEMA: &str = include_str!("../../sql/sqlite/local_0001.sql");
 
-/// Random updates are limited by the pages that checkpoints write again and again: a long WAL makes apply 2 to 5 times faster.
-const PAGES_BEFORE_CHECKPOINT: i64 = 10_000;
 /// The WAL is cut back to this length when it is next restarted, so that one large file does not leave it large for ever.
 const WAL_BYTES_KEPT: i64 = 64 << 20;
 /// How long we wait for another program's write transaction before the step gives up and is tried again later.
@@ -200,7 +199,7 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     // After WAL is set: DEFENSIVE keeps statements from writing the schema or shadow tables directly (T12).
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
     connection.pragma_update(None, "synchronous", "FULL")?;
-    connection.pragma_update(None, "wal_autocheckpoint", PAGES_BEFORE_CHECKPOINT)?;
+    connection.pragma_update(None, "wal_autocheckpoint", APPLY_WAL_PAGES)?;
     connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
     Ok(())

@@ -89,6 +89,11 @@ impl Site {
         address
     }
 
+    /// Returns the process number of the running service.
+    pub fn pid(&self) -> u32 {
+        self.server.as_ref().unwrap().0.id()
+    }
+
     pub fn address(&self) -> &str {
         &self.server.as_ref().unwrap().1
     }

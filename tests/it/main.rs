@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr, unreachable_pub)]
 
 mod apply;
+mod bench;
 mod capture;
 mod cli;
 mod crash_points;
