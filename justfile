@@ -11,6 +11,10 @@ check:
 test:
     scripts/test.sh
 
+# Kill both programs at random moments of a busy run, so many times; DOCKMASTER_SEED repeats a run.
+kills COUNT="500":
+    DOCKMASTER_KILLS={{COUNT}} cargo test --locked --test it -- kills --nocapture
+
 # The main job, step by step, in ./playground.
 demo:
     scripts/demo.sh

@@ -4,7 +4,8 @@
 //! Positions form a tree (1 leads 2 and 3; 2 leads 4 and 5; 3 leads 6), one employee per position with the same number.
 //! ANNA is employee 4, BERT is her manager 2, CORA is employee 6 of the other branch.
 
-use crate::harness::{Program, Site, literals};
+use crate::harness::{Program, Site, literals_of};
+use rusqlite::Connection;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -80,20 +81,47 @@ fn spelt_out(condition: &str, employee: i64) -> String {
         .replace("OWN", &format!("SELECT position_id FROM employee WHERE id = {employee}"))
 }
 
-/// Returns what a local database lacks and what it must not hold; empty where it is equal to the server's view.
-pub fn differences(site: &Site, local: &str, employee: i64) -> String {
+/// Rows by table, as SQL literals, sorted.
+pub type Tables = std::collections::BTreeMap<String, Vec<String>>;
+
+/// Returns what an employee may see of the server database, by the oracle.
+pub fn view(server: &Connection, employee: i64) -> Tables {
+    let select = |(table, condition): &(&str, &str)| {
+        let rows = literals_of(server, &format!("SELECT * FROM {table} WHERE {}", spelt_out(condition, employee)));
+        ((*table).to_owned(), rows)
+    };
+    ORACLE.iter().map(select).collect()
+}
+
+/// Returns what a local database holds.
+pub fn held(local: &Connection) -> Tables {
+    ORACLE.iter().map(|(table, _)| ((*table).to_owned(), literals_of(local, &format!("SELECT * FROM {table}")))).collect()
+}
+
+/// Returns what is held and not wanted, and what is wanted and not held; empty if all is right.
+pub fn compared(wanted: &Tables, held: &Tables) -> String {
     let mut report = String::new();
-    for (table, condition) in ORACLE {
-        let wanted = literals(&site.path("hq.db"), &format!("SELECT * FROM {table} WHERE {}", spelt_out(condition, employee)));
-        let held = literals(&site.path(local), &format!("SELECT * FROM {table}"));
+    for (table, wanted) in wanted {
+        let held = held.get(table).map_or(&[][..], Vec::as_slice);
         for row in wanted.iter().filter(|row| held.binary_search(row).is_err()) {
-            writeln!(report, "{local}: {table} lacks {row}").unwrap();
+            writeln!(report, "{table} lacks {row}").unwrap();
         }
         for row in held.iter().filter(|row| wanted.binary_search(row).is_err()) {
-            writeln!(report, "{local}: {table} must not hold {row}").unwrap();
+            writeln!(report, "{table} must not hold {row}").unwrap();
         }
     }
     report
+}
+
+/// Returns what a local database lacks and what it must not hold; empty where it is equal to the server's view.
+pub fn differences(site: &Site, local: &str, employee: i64) -> String {
+    let open = |name: &str| {
+        let conn = Connection::open(site.path(name)).unwrap();
+        conn.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
+        conn
+    };
+    let report = compared(&view(&open("hq.db"), employee), &held(&open(local)));
+    report.lines().map(|line| format!("{local}: {line}\n")).collect()
 }
 
 /// Makes the server database.
@@ -159,7 +187,7 @@ pub fn routed(site: &Site) {
 
 /// Writes to the server database from this process, as any program may.
 pub fn server_sql(site: &Site, sql: &str) {
-    let conn = rusqlite::Connection::open(site.path("hq.db")).unwrap();
+    let conn = Connection::open(site.path("hq.db")).unwrap();
     conn.busy_timeout(std::time::Duration::from_secs(20)).unwrap();
     // As SQLite's default is; the library that is built in here has another.
     conn.execute_batch("PRAGMA foreign_keys = OFF").unwrap();

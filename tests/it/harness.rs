@@ -1,5 +1,6 @@
 //! Drives the built programs from outside: a server with its docking root, clients with their local databases.
 
+use dockmaster::model::value::Value;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -100,10 +101,8 @@ impl Site {
 
     /// Ends the service as Ctrl-C does and demands a clean end.
     pub fn stop(&mut self) {
-        if let Some((mut child, _)) = self.server.take() {
-            let pid = child.id().to_string();
-            Command::new("kill").args(["-INT", &pid]).status().unwrap();
-            assert!(child.wait().unwrap().success(), "serve ends cleanly");
+        if let Some((child, _)) = self.server.take() {
+            interrupt(child);
         }
     }
 
@@ -162,6 +161,12 @@ pub fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
+/// Ends a program as Ctrl-C does and demands a clean end.
+pub fn interrupt(mut child: Child) {
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(child.wait().unwrap().success(), "it ends cleanly");
+}
+
 /// Takes the `[server]` section out of a definition.
 fn without_server(definition: &str) -> String {
     let mut inside = false;
@@ -196,15 +201,24 @@ fn succeeded(program: &str, arguments: &[&str], output: Output) -> String {
 pub fn literals(database: &Path, select: &str) -> Vec<String> {
     let conn = rusqlite::Connection::open(database).unwrap();
     conn.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
-    let mut statement = conn.prepare(select).unwrap();
+    literals_of(&conn, select)
+}
+
+/// Like [`literals`], on a connection.
+pub fn literals_of(conn: &rusqlite::Connection, select: &str) -> Vec<String> {
+    let mut statement = conn.prepare_cached(select).unwrap();
     let columns = statement.column_count();
     let mut rows = statement.query([]).unwrap();
     let mut found = Vec::new();
     while let Some(row) = rows.next().unwrap() {
-        let values: Vec<String> =
-            (0..columns).map(|at| dockmaster::store::sqlite::value_of(row.get_ref(at).unwrap()).to_string()).collect();
-        found.push(values.join(" | "));
+        let values: Vec<Value> = (0..columns).map(|at| dockmaster::store::sqlite::value_of(row.get_ref(at).unwrap())).collect();
+        found.push(literal(&values));
     }
     found.sort();
     found
+}
+
+/// Returns a row as [`literals`] spells it.
+pub fn literal(row: &[Value]) -> String {
+    row.iter().map(Value::to_string).collect::<Vec<_>>().join(" | ")
 }

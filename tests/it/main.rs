@@ -20,6 +20,7 @@ mod end_to_end;
 mod examples;
 mod extract;
 mod harness;
+mod kills;
 mod node_kit;
 mod northwind;
 mod oracle;

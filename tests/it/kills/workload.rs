@@ -1,0 +1,145 @@
+//! A busy server: random transactions through two kinds of programs, and nodes that come to belong to other employees. All
+//! that is committed is written down with its place in the log.
+
+use super::history::{Deed, Entry};
+use rusqlite::Connection;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// The workload, until it is ended.
+pub struct Workload {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<Vec<Entry>>,
+}
+
+impl Workload {
+    /// Begins to write to the database of a site.
+    pub fn begin(folder: &Path, seed: u64) -> Workload {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, folder) = (Arc::clone(&stop), folder.to_owned());
+        let thread = std::thread::spawn(move || {
+            let mut writer = Writer::new(&folder, seed);
+            while !stopped.load(Ordering::Acquire) {
+                writer.deed();
+                std::thread::sleep(Duration::from_millis(writer.random.u64(0..30)));
+            }
+            writer.history
+        });
+        Workload { stop, thread }
+    }
+
+    /// Ends it and returns what was committed.
+    pub fn end(self) -> Vec<Entry> {
+        self.stop.store(true, Ordering::Release);
+        self.thread.join().unwrap()
+    }
+}
+
+struct Writer {
+    folder: PathBuf,
+    conn: Connection,
+    random: fastrand::Rng,
+    history: Vec<Entry>,
+}
+
+const LOG_END: &str = "SELECT seq FROM sqlite_sequence WHERE name = 'dock_txn_log'";
+
+impl Writer {
+    fn new(folder: &Path, seed: u64) -> Writer {
+        let conn = Connection::open(folder.join("hq.db")).unwrap();
+        conn.busy_timeout(Duration::from_secs(20)).unwrap();
+        conn.execute_batch("PRAGMA foreign_keys = OFF; PRAGMA synchronous = NORMAL").unwrap();
+        Writer { folder: folder.to_owned(), conn, random: fastrand::Rng::with_seed(seed), history: Vec::new() }
+    }
+
+    fn deed(&mut self) {
+        match self.random.u32(0..40) {
+            0 => self.employee(),
+            1..=4 => self.by_the_sqlite_program(),
+            _ => {
+                let sql = self.edits();
+                self.conn.execute_batch("BEGIN IMMEDIATE").unwrap();
+                let after = self.log_end();
+                self.conn.execute_batch(&sql).unwrap();
+                let upto = self.log_end();
+                self.conn.execute_batch("COMMIT").unwrap();
+                self.note(after, upto, Deed::Sql(sql));
+            }
+        }
+    }
+
+    fn log_end(&self) -> i64 {
+        self.conn.query_row(LOG_END, [], |row| row.get(0)).unwrap()
+    }
+
+    fn note(&mut self, after: i64, upto: i64, deed: Deed) {
+        self.history.push(Entry { after, upto, deed });
+    }
+
+    fn by_the_sqlite_program(&mut self) {
+        let sql = self.edits();
+        let output = Command::new("sqlite3")
+            .args(["-bail", "-cmd", ".timeout 20000"])
+            .arg(self.folder.join("hq.db"))
+            .arg(format!("BEGIN IMMEDIATE; {LOG_END}; {sql}; {LOG_END}; COMMIT"))
+            .stdin(Stdio::null())
+            .output()
+            .expect("the sqlite3 program; scripts/test.sh installs it");
+        assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let ends: Vec<i64> = text.lines().filter_map(|line| line.parse().ok()).collect();
+        let [after, upto] = ends[..] else { panic!("two numbers, not {text}") };
+        self.note(after, upto, Deed::Sql(sql));
+    }
+
+    /// Gives ANNA or BERT to another employee, as an administrator does.
+    fn employee(&mut self) {
+        let node = if self.random.bool() { "ANNA" } else { "BERT" };
+        let holds = |entry: &Entry| matches!(entry.deed, Deed::Employee(name, _) if name == node);
+        let now = match self.history.iter().rev().find(|entry| holds(entry)).map(|entry| entry.deed.clone()) {
+            Some(Deed::Employee(_, employee)) => employee,
+            _ => crate::crm::NODES.iter().find(|(name, _)| *name == node).unwrap().1,
+        };
+        let employee = now % 6 + 1;
+        let before = self.log_end();
+        let set = Command::new(env!("CARGO_BIN_EXE_dockmaster"))
+            .args(["node", "set", node, "--set", &format!("employee={employee}")])
+            .current_dir(&self.folder)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(set.status.success(), "{}", String::from_utf8_lossy(&set.stderr));
+        let place = "SELECT id FROM dock_txn_log WHERE id > ?1 AND op = 'C' AND c1 LIKE '%\"' || ?2 || '\"%'";
+        let at: i64 = self.conn.query_row(place, (before, node), |row| row.get(0)).unwrap();
+        self.note(at - 1, at, Deed::Employee(node, employee));
+    }
+
+    /// One to three edits that move rows between nodes, with text that nobody else has.
+    fn edits(&mut self) -> String {
+        let count = self.random.usize(1..=3);
+        (0..count).map(|_| edit(&mut self.random)).collect::<Vec<_>>().join("; ")
+    }
+}
+
+fn edit(random: &mut fastrand::Rng) -> String {
+    let (id, position, account) = (random.i64(1..120), random.i64(1..=6), random.i64(1..=30));
+    let mark = random.u32(..);
+    match random.u32(0..14) {
+        0..=2 => format!("UPDATE opportunity SET position_id = {position}, name = 'moved {mark}' WHERE id % 10 = {id} % 10"),
+        3 => format!("INSERT OR REPLACE INTO opportunity VALUES({id}, {account}, {position}, 'again {mark}', {mark})"),
+        4 => format!("DELETE FROM opportunity_line WHERE opportunity_id = {id}; DELETE FROM opportunity WHERE id = {id}"),
+        5 => format!("INSERT OR REPLACE INTO opportunity_line VALUES({}, {id}, {}, {mark})", random.i64(1..300), random.i64(1..=8)),
+        6 => format!("INSERT OR IGNORE INTO account_team VALUES({account}, {position})"),
+        7 => format!("DELETE FROM account_team WHERE account_id = {account} AND position_id = {position}"),
+        8 => format!("UPDATE account SET name = 'account {mark}' WHERE id = {account}"),
+        9 => format!("UPDATE contact SET account_id = {account}, name = 'contact {mark}' WHERE id % 8 = {id} % 8"),
+        10 => format!("UPDATE product SET name = 'product {mark}' WHERE id = {}", random.i64(1..=8)),
+        // The tree of positions stays a tree: a child only moves to a position with a smaller number.
+        11 => format!("UPDATE position SET parent_id = {} WHERE id = {}", random.i64(1..=2), random.i64(3..=6)),
+        12 => format!("UPDATE employee SET position_id = {position} WHERE id = {}", random.i64(1..=6)),
+        _ => format!("INSERT OR REPLACE INTO contact VALUES({}, {account}, 'new {mark}')", random.i64(61..90)),
+    }
+}
