@@ -15,7 +15,11 @@ pub struct Site {
 impl Site {
     /// Makes a site whose definition listens on a free port; a `[server]` section of the definition gives way to the site's own.
     pub fn new(database: impl FnOnce(&Path), definition: &str) -> Site {
-        let folder = tempfile::tempdir().unwrap();
+        Site::new_in(tempfile::tempdir().unwrap(), database, definition)
+    }
+
+    /// Like [`Site::new`], in a folder of the caller's.
+    pub fn new_in(folder: tempfile::TempDir, database: impl FnOnce(&Path), definition: &str) -> Site {
         database(&folder.path().join("hq.db"));
         let definition = without_server(definition);
         let settings = "[server]\nname = \"HQ\"\ndatabase = \"hq.db\"\nlisten = \"127.0.0.1:0\"\n";

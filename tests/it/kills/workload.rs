@@ -12,30 +12,43 @@ use std::time::Duration;
 /// The workload, until it is ended.
 pub struct Workload {
     stop: Arc<AtomicBool>,
-    thread: std::thread::JoinHandle<Vec<Entry>>,
+    thread: std::thread::JoinHandle<(Vec<Entry>, Result<(), String>)>,
 }
 
 impl Workload {
-    /// Begins to write to the database of a site.
-    pub fn begin(folder: &Path, seed: u64) -> Workload {
+    /// Begins to write to the database of a site. Nodes change their employees too if `nodes_change`.
+    pub fn begin(folder: &Path, seed: u64, nodes_change: bool) -> Workload {
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, folder) = (Arc::clone(&stop), folder.to_owned());
         let thread = std::thread::spawn(move || {
-            let mut writer = Writer::new(&folder, seed);
-            while !stopped.load(Ordering::Acquire) {
-                writer.deed();
+            let mut writer = Writer::new(&folder, seed, nodes_change);
+            let mut outcome = Ok(());
+            while outcome.is_ok() && !stopped.load(Ordering::Acquire) {
+                outcome = writer.deed();
                 std::thread::sleep(Duration::from_millis(writer.random.u64(0..30)));
             }
-            writer.history
+            (writer.history, outcome)
         });
         Workload { stop, thread }
     }
 
     /// Ends it and returns what was committed.
     pub fn end(self) -> Vec<Entry> {
+        let (history, outcome) = self.end_whatever_failed();
+        outcome.unwrap();
+        history
+    }
+
+    /// Ends it and returns what was committed or tried last, and what failed, as when the power goes.
+    pub fn end_whatever_failed(self) -> (Vec<Entry>, Result<(), String>) {
         self.stop.store(true, Ordering::Release);
         self.thread.join().unwrap()
     }
+}
+
+/// Returns the last number of the log of a server database.
+pub fn log_end(folder: &Path) -> i64 {
+    Connection::open(folder.join("hq.db")).unwrap().query_row(LOG_END, [], |row| row.get(0)).unwrap()
 }
 
 struct Writer {
@@ -43,43 +56,43 @@ struct Writer {
     conn: Connection,
     random: fastrand::Rng,
     history: Vec<Entry>,
+    nodes_change: bool,
 }
 
 const LOG_END: &str = "SELECT seq FROM sqlite_sequence WHERE name = 'dock_txn_log'";
 
 impl Writer {
-    fn new(folder: &Path, seed: u64) -> Writer {
+    fn new(folder: &Path, seed: u64, nodes_change: bool) -> Writer {
         let conn = Connection::open(folder.join("hq.db")).unwrap();
         conn.busy_timeout(Duration::from_secs(20)).unwrap();
         conn.execute_batch("PRAGMA foreign_keys = OFF; PRAGMA synchronous = NORMAL").unwrap();
-        Writer { folder: folder.to_owned(), conn, random: fastrand::Rng::with_seed(seed), history: Vec::new() }
+        Writer { folder: folder.to_owned(), conn, random: fastrand::Rng::with_seed(seed), history: Vec::new(), nodes_change }
     }
 
-    fn deed(&mut self) {
+    fn deed(&mut self) -> Result<(), String> {
         match self.random.u32(0..40) {
-            0 => self.employee(),
+            0 if self.nodes_change => self.employee(),
             1..=4 => self.by_the_sqlite_program(),
-            _ => {
-                let sql = self.edits();
-                self.conn.execute_batch("BEGIN IMMEDIATE").unwrap();
-                let after = self.log_end();
-                self.conn.execute_batch(&sql).unwrap();
-                let upto = self.log_end();
-                self.conn.execute_batch("COMMIT").unwrap();
-                self.note(after, upto, Deed::Sql(sql));
-            }
+            _ => self.here().map_err(|error| error.to_string()),
         }
     }
 
-    fn log_end(&self) -> i64 {
-        self.conn.query_row(LOG_END, [], |row| row.get(0)).unwrap()
+    fn here(&mut self) -> rusqlite::Result<()> {
+        let sql = self.edits();
+        self.conn.execute_batch("BEGIN IMMEDIATE")?;
+        let after = self.log_end()?;
+        self.conn.execute_batch(&sql)?;
+        let upto = self.log_end()?;
+        // Before the commit: should it fail, the log tells whether it came to pass.
+        self.history.push(Entry { after, upto, deed: Deed::Sql(sql) });
+        self.conn.execute_batch("COMMIT")
     }
 
-    fn note(&mut self, after: i64, upto: i64, deed: Deed) {
-        self.history.push(Entry { after, upto, deed });
+    fn log_end(&self) -> rusqlite::Result<i64> {
+        self.conn.query_row(LOG_END, [], |row| row.get(0))
     }
 
-    fn by_the_sqlite_program(&mut self) {
+    fn by_the_sqlite_program(&mut self) -> Result<(), String> {
         let sql = self.edits();
         let output = Command::new("sqlite3")
             .args(["-bail", "-cmd", ".timeout 20000"])
@@ -88,15 +101,16 @@ impl Writer {
             .stdin(Stdio::null())
             .output()
             .expect("the sqlite3 program; scripts/test.sh installs it");
-        assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let ends: Vec<i64> = text.lines().filter_map(|line| line.parse().ok()).collect();
-        let [after, upto] = ends[..] else { panic!("two numbers, not {text}") };
-        self.note(after, upto, Deed::Sql(sql));
+        if let [after, upto] = ends[..] {
+            self.history.push(Entry { after, upto, deed: Deed::Sql(sql.clone()) });
+        }
+        if output.status.success() { Ok(()) } else { Err(format!("{sql}: {}", String::from_utf8_lossy(&output.stderr))) }
     }
 
     /// Gives ANNA or BERT to another employee, as an administrator does.
-    fn employee(&mut self) {
+    fn employee(&mut self) -> Result<(), String> {
         let node = if self.random.bool() { "ANNA" } else { "BERT" };
         let holds = |entry: &Entry| matches!(entry.deed, Deed::Employee(name, _) if name == node);
         let now = match self.history.iter().rev().find(|entry| holds(entry)).map(|entry| entry.deed.clone()) {
@@ -104,17 +118,20 @@ impl Writer {
             _ => crate::crm::NODES.iter().find(|(name, _)| *name == node).unwrap().1,
         };
         let employee = now % 6 + 1;
-        let before = self.log_end();
+        let before = self.log_end().map_err(|error| error.to_string())?;
         let set = Command::new(env!("CARGO_BIN_EXE_dockmaster"))
             .args(["node", "set", node, "--set", &format!("employee={employee}")])
             .current_dir(&self.folder)
             .stdin(Stdio::null())
             .output()
             .unwrap();
-        assert!(set.status.success(), "{}", String::from_utf8_lossy(&set.stderr));
+        if !set.status.success() {
+            return Err(String::from_utf8_lossy(&set.stderr).into_owned());
+        }
         let place = "SELECT id FROM dock_txn_log WHERE id > ?1 AND op = 'C' AND c1 LIKE '%\"' || ?2 || '\"%'";
         let at: i64 = self.conn.query_row(place, (before, node), |row| row.get(0)).unwrap();
-        self.note(at - 1, at, Deed::Employee(node, employee));
+        self.history.push(Entry { after: at - 1, upto: at, deed: Deed::Employee(node, employee) });
+        Ok(())
     }
 
     /// One to three edits that move rows between nodes, with text that nobody else has.
