@@ -9,6 +9,7 @@
 
 pub mod counts;
 pub mod emit;
+pub mod explain;
 pub mod fill;
 pub mod guard;
 pub mod keys;
@@ -17,6 +18,7 @@ pub mod nodes;
 pub mod rows;
 pub mod scope;
 pub mod unit;
+pub mod verdict;
 pub mod view;
 pub mod walk;
 

@@ -12,6 +12,8 @@ pub mod definition_commands;
 pub mod dockmaster;
 pub mod dx_commands;
 pub mod exit;
+mod explain_command;
+pub mod explain_view;
 pub mod hint;
 pub mod logging;
 pub mod node_commands;

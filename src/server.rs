@@ -2,6 +2,7 @@
 
 pub mod deploy;
 pub mod directory;
+pub mod explain;
 pub mod extract;
 pub mod nodes;
 pub mod outbox;
@@ -13,6 +14,7 @@ pub mod supervisor;
 pub mod syncdoor;
 pub mod syncmgr;
 pub mod syncsession;
+pub mod trail;
 pub mod txnproc;
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ pub mod local_apply;
 pub mod local_build;
 pub mod local_table;
 pub mod log;
+pub mod logged;
 pub mod nodes;
 pub mod predicate;
 pub mod probe;

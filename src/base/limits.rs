@@ -41,5 +41,12 @@ pub const APPLY_WAL_PAGES: i64 = 10_000;
 
 /// Most key spaces (rule paths) that a definition may compile to.
 pub const RULE_PATHS_MAX: usize = 4_096;
+/// `explain`: most rows that are read on the way of one rule; beyond it the scope index alone decides.
+pub const EXPLAIN_ROWS_MAX: usize = 10_000;
+/// `explain`: most files of one queue that are searched for a row, newest first.
+pub const EXPLAIN_FILES_MAX: usize = 10_000;
+/// `explain`: most rules that are followed into each other, e.g. a referenced row of a referenced row.
+pub const EXPLAIN_DEPTH_MAX: usize = 16;
+
 /// Most hops of one rule path.
 pub const RULE_HOPS_MAX: usize = 8;

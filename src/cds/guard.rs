@@ -42,7 +42,8 @@ impl Cds {
         Ok(guard.windows.iter().all(|window| window_holds(window, row, day)) && self.predicate_holds(table, guard, row)?)
     }
 
-    fn predicate_holds(&self, table: TableIndex, guard: &Guard, row: &[Value]) -> Result<bool, CdsError> {
+    /// Returns whether a row meets the row predicate of a guard.
+    pub(crate) fn predicate_holds(&self, table: TableIndex, guard: &Guard, row: &[Value]) -> Result<bool, CdsError> {
         let Some(predicate) = &guard.predicate else { return Ok(true) };
         let mut evaluators = self.evaluators.borrow_mut();
         let of_table = evaluators.entry(table).or_default();

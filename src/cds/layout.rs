@@ -233,7 +233,6 @@ impl Cds {
     /// Opens a filled data store for the Transaction Processor.
     pub fn open(path: &Path) -> Result<Cds, CdsError> {
         let sql = |what| move |source| CdsError::Sql { path: path.to_owned(), what, source };
-        let bad = |name: &str| CdsError::State { path: path.to_owned(), name: name.to_owned() };
         let missing = || CdsError::Missing { path: path.to_owned() };
         if !path.exists() {
             return Err(missing());
@@ -243,15 +242,22 @@ impl Cds {
         if is_superseded(&conn).map_err(sql("read the commit point"))? {
             return Err(CdsError::Superseded { path: path.to_owned() });
         }
-        let dock = read_json::<Dock>(&conn, "dock").map_err(sql("read the definition"))?.ok_or_else(|| bad("dock"))?;
-        let schema = read_json::<Schema>(&conn, "schema").map_err(sql("read the schema"))?.ok_or_else(|| bad("schema"))?;
-        let graph = ScopeGraph::compile(&dock)?;
         // Keys of nodes may be numbered here for the first time: one commit for all of them.
         conn.execute_batch("BEGIN IMMEDIATE").map_err(sql("open"))?;
-        let mut cds = Cds::assemble(path, conn, dock, schema, graph, state).map_err(sql("read rule paths"))?;
+        let mut cds = Cds::assemble_stored(path, conn, state)?;
         cds.nodes = cds.load_nodes()?;
         cds.conn.execute_batch("COMMIT").map_err(cds.sql("number the keys of nodes"))?;
         Ok(cds)
+    }
+
+    /// Puts the parts of a filled data store together, by the definition that is stored in it.
+    pub(super) fn assemble_stored(path: &Path, conn: Connection, state: CdsState) -> Result<Cds, CdsError> {
+        let sql = |what| move |source| CdsError::Sql { path: path.to_owned(), what, source };
+        let bad = |name: &str| CdsError::State { path: path.to_owned(), name: name.to_owned() };
+        let dock = read_json::<Dock>(&conn, "dock").map_err(sql("read the definition"))?.ok_or_else(|| bad("dock"))?;
+        let schema = read_json::<Schema>(&conn, "schema").map_err(sql("read the schema"))?.ok_or_else(|| bad("schema"))?;
+        let graph = ScopeGraph::compile(&dock)?;
+        Cds::assemble(path, conn, dock, schema, graph, state).map_err(sql("read rule paths"))
     }
 
     /// Returns the last txnproc file, if there is one.

@@ -13,7 +13,7 @@ use crate::rules::graph::column_collation;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// A join value that some node's derivation asked for: table, join columns, folded values.
-type Use = (TableIndex, Vec<usize>, Vec<Value>);
+pub(crate) type Use = (TableIndex, Vec<usize>, Vec<Value>);
 
 /// One active node.
 #[derive(Debug, Clone, PartialEq)]
@@ -123,8 +123,8 @@ fn folded_join(cds: &Cds, hop: &NodeHop, values: &[Value]) -> Vec<Value> {
 }
 
 impl Cds {
-    /// Derives the values and keys of a node from the data as it is now.
-    pub(crate) fn derive_node(&self, node: &Node) -> Result<NodeScope, CdsError> {
+    /// Derives the values of a node's attributes from the data as it is now, and the join values that were asked for on the way.
+    pub(crate) fn node_values(&self, node: &Node) -> Result<(Vec<Vec<Value>>, BTreeSet<Use>), CdsError> {
         let mut values: Vec<Vec<Value>> = Vec::with_capacity(self.dock.attributes.len());
         let mut uses = BTreeSet::new();
         for attribute in &self.dock.attributes {
@@ -140,6 +140,12 @@ impl Cds {
             set.remove(&Value::Null);
             values.push(set.into_iter().collect());
         }
+        Ok((values, uses))
+    }
+
+    /// Derives the values and keys of a node from the data as it is now.
+    pub(crate) fn derive_node(&self, node: &Node) -> Result<NodeScope, CdsError> {
+        let (values, uses) = self.node_values(node)?;
         let mut keys = Vec::new();
         for (path, declared) in self.graph.paths_of_model(&self.dock, node.model.as_deref()) {
             match declared.attribute {

@@ -64,7 +64,7 @@ impl Cds {
             return Ok(None);
         }
         let TableSql { select, by_key, .. } = &self.statements[table];
-        Ok(self.rows_of(&format!("{select}{by_key}"), table, &wanted, key)?.pop())
+        Ok(self.rows_of(&format!("{select}{by_key}"), table, &wanted, key, usize::MAX)?.pop())
     }
 
     /// Returns the row with exactly this primary key, by type and bytes.
@@ -80,6 +80,17 @@ impl Cds {
         columns: &[(ColumnIndex, Collation)],
         values: &[Value],
     ) -> Result<Vec<Row>, CdsError> {
+        self.rows_up_to(table, columns, values, usize::MAX)
+    }
+
+    /// Like [`Cds::rows_where`], but at most `limit` rows.
+    pub(crate) fn rows_up_to(
+        &self,
+        table: TableIndex,
+        columns: &[(ColumnIndex, Collation)],
+        values: &[Value],
+        limit: usize,
+    ) -> Result<Vec<Row>, CdsError> {
         if values.iter().any(Value::is_null) {
             return Ok(Vec::new());
         }
@@ -92,10 +103,17 @@ impl Cds {
             })
             .collect::<Vec<_>>()
             .join(" AND ");
-        self.rows_of(&format!("{} WHERE {terms}", self.statements[table].select), table, columns, values)
+        self.rows_of(&format!("{} WHERE {terms}", self.statements[table].select), table, columns, values, limit)
     }
 
-    fn rows_of(&self, text: &str, table: TableIndex, columns: &[(ColumnIndex, Collation)], values: &[Value]) -> Result<Vec<Row>, CdsError> {
+    fn rows_of(
+        &self,
+        text: &str,
+        table: TableIndex,
+        columns: &[(ColumnIndex, Collation)],
+        values: &[Value],
+        limit: usize,
+    ) -> Result<Vec<Row>, CdsError> {
         let declared = &self.dock.tables[table];
         let sql = self.sql("search rows");
         let mut statement = self.conn.prepare_cached(text).map_err(&sql)?;
@@ -110,6 +128,9 @@ impl Cds {
                 .all(|((column, collation), value)| row.get(*column).is_some_and(|held| held.fold(*collation) == value.fold(*collation)));
             if same {
                 found.push(row);
+                if found.len() >= limit {
+                    break;
+                }
             }
         }
         Ok(found)

@@ -357,7 +357,7 @@ impl<'c> UnitScope<'c> {
     }
 
     /// The same for a path and a folded value: on the way there may be keys that were never numbered, because nothing counts them.
-    fn has_value(&self, vertex: &Vertex, row: &Row, path: PathIndex, value: &Value, when: When) -> Result<bool, CdsError> {
+    pub(crate) fn has_value(&self, vertex: &Vertex, row: &Row, path: PathIndex, value: &Value, when: When) -> Result<bool, CdsError> {
         if !vertex.paths.contains(&path) || !fits(self.cds, vertex, row) {
             return Ok(false);
         }

@@ -2,7 +2,9 @@
 
 use crate::cli::exit::{self, Outcome};
 use crate::cli::output::Output;
-use crate::cli::{bench_commands, definition_commands, dx_commands, logging, node_commands, serve_command, server_commands};
+use crate::cli::{
+    bench_commands, definition_commands, dx_commands, explain_command, logging, node_commands, serve_command, server_commands,
+};
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -70,6 +72,8 @@ enum Command {
     Extract(server_commands::ExtractArgs),
     /// Show how far everybody is, and what needs a person
     Status,
+    /// Say why a node has a row or has not: rule by rule, then stage by stage
+    Explain(explain_command::ExplainArgs),
     /// Measure, each figure beside a baseline in the same run
     #[command(subcommand, hide = true)]
     Bench(bench_commands::BenchCommand),
@@ -104,6 +108,7 @@ fn run(arguments: &Arguments) -> Outcome {
         Command::Node(command) => node_commands::node(named, command, output),
         Command::Extract(args) => server_commands::extract(named, args, output),
         Command::Status => server_commands::status(named, output),
+        Command::Explain(args) => explain_command::explain(named, args, output),
         Command::Bench(command) => bench_commands::bench(command, output),
         Command::Dx(command) => dx_commands::dx(command, output),
     }

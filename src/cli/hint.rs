@@ -16,11 +16,13 @@ use crate::client::report::ExchangeError;
 use crate::client::status::ClientStatusError;
 use crate::docking::error::DockingError;
 use crate::server::deploy::DeployError;
+use crate::server::explain::ExplainError;
 use crate::server::nodes::NodeError;
 use crate::server::pass::ServeError;
 use crate::server::router::RouterError;
 use crate::server::status::StatusError;
 use crate::server::syncmgr::SyncError;
+use crate::server::trail::TrailError;
 use crate::server::txnproc::TxnProcError;
 use crate::session::message::RefusalCode;
 use crate::store::local::LocalError;
@@ -65,6 +67,8 @@ fn spoken_for(cause: Cause<'_>) -> Option<Cause<'_>> {
     }
     inner! {
         StatusError: Store, Docking, Sessions;
+        ExplainError: Store, Node, Docking, Sessions, Trail;
+        TrailError: Docking, Cds, Sessions;
         NodeError: Store, Name;
         DeployError: Store, Cds, TxnProc;
         ServeError: TxnProc, Router, Extract, Sync, Node, Store;
@@ -101,7 +105,7 @@ fn hint(cause: Cause<'_>) -> Option<String> {
     }
     first! {
         ConfigError: config; StoreError: store; NodeError: node; DeployError: deploy; CdsError: data_store; LocalError: local; DockingError: docking;
-        DiskError: disk; FolderError: folder; ExchangeError: exchange; InitError: init; TcpError: tcp; IdError: id;
+        ExplainError: explain; DiskError: disk; FolderError: folder; ExchangeError: exchange; InitError: init; TcpError: tcp; IdError: id;
     }
     cause.is::<NobodyToAsk>().then(|| "--yes answers beforehand".to_owned())
 }
@@ -166,6 +170,13 @@ fn data_store(error: &CdsError) -> Option<String> {
         CdsError::Missing { .. } => some("dockmaster deploy fills one"),
         CdsError::Superseded { .. } => some("dockmaster deploy goes on where it was cut off"),
         CdsError::State { .. } | CdsError::Inconsistent { .. } => some(BEGIN_ANEW),
+        _ => None,
+    }
+}
+
+fn explain(error: &ExplainError) -> Option<String> {
+    match error {
+        ExplainError::NoDataStore { .. } => some("dockmaster deploy fills one"),
         _ => None,
     }
 }

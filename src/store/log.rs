@@ -415,6 +415,11 @@ impl Touched {
 }
 
 impl Catalogue {
+    /// Returns the captures of every shape that a table had.
+    pub(crate) fn of_table<'a>(&'a self, table: &'a str) -> impl Iterator<Item = &'a Capture> {
+        self.captures.values().filter(move |capture| capture.table.eq_ignore_ascii_case(table))
+    }
+
     /// Returns the lower-case name of the table that a log row concerns, if the table is captured now and by the same key.
     fn target(&self, capture: &Capture) -> Option<String> {
         let name = capture.table.to_ascii_lowercase();

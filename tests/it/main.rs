@@ -18,6 +18,7 @@ mod docking;
 mod dx;
 mod end_to_end;
 mod examples;
+mod explain;
 mod extract;
 mod harness;
 mod kills;

@@ -137,27 +137,47 @@ impl World {
                         self.visible_rows(node, values, reference.table, seen);
                     }
                 }
-                for row in &self.rows[table] {
-                    let windows = rule.window.iter().chain(&self.dock.objects[object].window);
-                    let fits = rule.predicate.as_ref().is_none_or(|predicate| self.predicates[&predicate.sql](row))
-                        && windows.into_iter().all(|window| self.within(window, row));
-                    let holds = match &rule.kind {
-                        RuleKind::Nobody => false,
-                        RuleKind::Everyone => true,
-                        RuleKind::Path(path) => self.leads(table, row, &path.start, &path.hops, &values[path.attribute]),
-                        RuleKind::Referenced(references) => references.iter().any(|reference| {
-                            seen[reference.table].as_ref().unwrap().iter().any(|source| self.refers(reference, source, row))
-                        }),
-                    };
-                    if fits && holds {
-                        found.push(row.clone());
-                    }
-                }
+                found.extend(self.rows[table].iter().filter(|row| self.rule_shows(number, values, table, row, seen)).cloned());
             }
             found.sort();
             found.dedup();
         }
         seen[table] = Some(found);
+    }
+
+    /// Whether one rule alone makes a row visible; what it refers through must be in `seen`.
+    fn rule_shows(&self, number: usize, values: &[Vec<Value>], table: usize, row: &Row, seen: &[Option<Vec<Row>>]) -> bool {
+        let rule = &self.dock.rules[number];
+        let mut windows = rule.window.iter().chain(&self.dock.objects[rule.object].window);
+        let fits = rule.predicate.as_ref().is_none_or(|predicate| self.predicates[&predicate.sql](row))
+            && windows.all(|window| self.within(window, row));
+        let holds = match &rule.kind {
+            RuleKind::Nobody => false,
+            RuleKind::Everyone => true,
+            RuleKind::Path(path) => self.leads(table, row, &path.start, &path.hops, &values[path.attribute]),
+            RuleKind::Referenced(references) => references
+                .iter()
+                .any(|reference| seen[reference.table].as_ref().unwrap().iter().any(|source| self.refers(reference, source, row))),
+        };
+        fits && holds
+    }
+
+    /// Returns the names of the rules that show a row to a node; a member's are those that show its parents.
+    pub(crate) fn rules_of(&self, node: &NodeName, table: usize, row: &Row) -> BTreeSet<String> {
+        let seen: Vec<Option<Vec<Row>>> = self.visible(node).into_iter().map(Some).collect();
+        let node = &self.nodes[node];
+        self.rules_in(node, &self.attribute_values(node), table, row, &seen)
+    }
+
+    fn rules_in(&self, node: &Node, values: &[Vec<Value>], table: usize, row: &Row, seen: &[Option<Vec<Row>>]) -> BTreeSet<String> {
+        let declared = &self.dock.tables[table];
+        if let Some(reference) = &declared.member_of {
+            let parents = self.rows[reference.to_table].iter().filter(|parent| self.refers(reference, row, parent));
+            return parents.flat_map(|parent| self.rules_in(node, values, reference.to_table, parent, seen)).collect();
+        }
+        let Some(object) = declared.object else { return BTreeSet::new() };
+        let rules = self.dock.rules.iter().enumerate().filter(|(number, rule)| rule.object == object && self.has_rule(node, *number));
+        rules.filter(|(number, _)| self.rule_shows(*number, values, table, row, seen)).map(|(_, rule)| rule.name.clone()).collect()
     }
 
     fn within(&self, window: &Window, row: &Row) -> bool {

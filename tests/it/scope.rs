@@ -67,7 +67,7 @@ pub(crate) fn commit(cds: &mut Cds, unit: i64) {
 }
 
 /// Reduces steps to a unit's input: the last image of each row, or the first one if that fault is planted.
-fn input(unit: i64, steps: &[Step], fault: Fault) -> UnitInput {
+pub(crate) fn input(unit: i64, steps: &[Step], fault: Fault) -> UnitInput {
     let mut input = UnitInput { unit: TxnId(unit), ..UnitInput::default() };
     let mut rows: BTreeMap<(usize, RowKey), Option<Row>> = BTreeMap::new();
     for step in steps {
