@@ -24,8 +24,11 @@ pub mod walk;
 
 use crate::base::ids::{Epoch, Nonce, Revision, ServerId, TxnId};
 use crate::model::dock::{Dock, TableIndex};
+use crate::model::event::SchemaObject;
 use crate::model::schema::Schema;
 use crate::rules::graph::{GraphError, ScopeGraph};
+use crate::store::local_build::BuildError;
+use crate::store::local_schema::node_schema;
 use crate::store::predicate::{EvaluateError, Evaluator};
 use rusqlite::Connection;
 use std::cell::RefCell;
@@ -71,6 +74,9 @@ pub enum CdsError {
         /// What was found.
         what: String,
     },
+    /// The shape of the nodes' tables cannot be told.
+    #[error("the shape of the nodes' tables")]
+    NodeSchema(#[from] Box<BuildError>),
     /// The definition in force is not the one that the data store was filled by.
     #[error("data store {path} was about to be filled anew when `dockmaster deploy` was cut off; run `dockmaster deploy` again")]
     Superseded {
@@ -158,6 +164,11 @@ impl Cds {
     /// Returns the server's schema as of the last deploy.
     pub fn schema(&self) -> &Schema {
         &self.schema
+    }
+
+    /// Returns the tables, indexes and views that nodes have.
+    pub(crate) fn node_schema(&self) -> Result<Vec<SchemaObject>, CdsError> {
+        node_schema(&self.dock, &self.schema).map_err(|error| CdsError::NodeSchema(Box::new(error)))
     }
 
     /// Returns the compiled rules.

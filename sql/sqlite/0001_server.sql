@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS dock_node (
     name        TEXT PRIMARY KEY,
     state       TEXT,
     incarnation INTEGER,
+    extracted   INTEGER,
     model       TEXT,
     created_at  TEXT,
     note        TEXT

@@ -71,6 +71,7 @@ impl UnitScope<'_> {
                 unit: input.unit,
                 read_at_micros: input.read_at_micros,
                 revision: input.revision.unwrap_or(self.cds.state.revision),
+                day: self.days.1,
                 ..UnitEvents::default()
             },
             key_numbers: HashMap::new(),
@@ -84,6 +85,9 @@ impl UnitScope<'_> {
             }
         }
         emitter.canonical_keys();
+        if steps.values().any(|step| *step == NodeStep::Restart) {
+            emitter.out.whole_schema = self.cds.node_schema()?;
+        }
         Ok(emitter.out)
     }
 }
@@ -108,6 +112,13 @@ impl Emitter<'_> {
                     walked.extend(gained.iter().chain(&lost));
                     let (gained, lost) = (self.numbers(&gained)?, self.numbers(&lost)?);
                     self.out.nodes.push(NodeEvent::Keys { node: name.clone(), gained, lost });
+                }
+                (NodeStep::Restart, _, Some(scope)) => {
+                    // Every row that it sees is new to it.
+                    self.changed_nodes_keys.extend(&scope.keys);
+                    walked.extend(&scope.keys);
+                    let keys = self.numbers(&scope.keys)?;
+                    self.out.nodes.push(NodeEvent::Restart { node: name.clone(), incarnation: scope.node.incarnation, keys });
                 }
                 (NodeStep::Stop, Some(_), _) => self.out.nodes.push(NodeEvent::Stop { node: name.clone() }),
                 _ => {}

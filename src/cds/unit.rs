@@ -8,7 +8,7 @@ use super::nodes::NodeChanges;
 use super::rows::key_of;
 use super::scope::{Touched, UnitScope};
 use super::{Cds, CdsError};
-use crate::base::ids::{NodeName, Nonce, Revision, TxnId};
+use crate::base::ids::{Incarnation, NodeName, Nonce, Revision, TxnId};
 use crate::model::dock::TableIndex;
 use crate::model::event::UnitEvents;
 use crate::model::node::{Node, NodeState};
@@ -59,6 +59,8 @@ pub enum NodeChange {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum NodeStep {
     Start,
+    /// Its stream begins anew with the unit, without an extract.
+    Restart,
     Keys,
     Stop,
 }
@@ -242,8 +244,15 @@ impl Cds {
                         )
                         .map_err(self.sql("store a node"))?;
                     changes.set.insert(self.derive_node(node)?);
-                    let started = known.is_none_or(|known| known.node.incarnation < node.incarnation);
-                    steps.insert(name.clone(), if started { NodeStep::Start } else { NodeStep::Keys });
+                    let was = known.map_or(Incarnation(0), |known| known.node.incarnation);
+                    let step = if node.incarnation <= was {
+                        NodeStep::Keys
+                    } else if node.extracted > was && (known.is_some() || node.extracted == node.incarnation) {
+                        NodeStep::Start
+                    } else {
+                        NodeStep::Restart
+                    };
+                    steps.insert(name.clone(), step);
                 }
                 NodeChange::Set(_) | NodeChange::Deleted(_) => {
                     self.conn.execute("DELETE FROM node WHERE name = ?1", [name.as_str()]).map_err(self.sql("delete a node"))?;

@@ -105,13 +105,7 @@ mod tests {
         ledger
             .commit(&Round {
                 state: RouterState { position: TxnId(39), ..RouterState::default() },
-                nodes: vec![NodeChange::Started {
-                    node: node.clone(),
-                    incarnation: Incarnation(1),
-                    in_band: false,
-                    unit: TxnId(9),
-                    keys: Vec::new(),
-                }],
+                nodes: vec![NodeChange::Started { node: node.clone(), incarnation: Incarnation(1), unit: TxnId(9), keys: Vec::new() }],
                 files: vec![file(1), file(2), file(3)],
             })
             .unwrap();

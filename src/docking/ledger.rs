@@ -25,7 +25,7 @@ CREATE TABLE router(
     server_id BLOB NOT NULL, epoch INTEGER NOT NULL, revision INTEGER NOT NULL,
     position INTEGER NOT NULL, txnproc_file INTEGER NOT NULL, txnproc_hash BLOB NOT NULL);
 CREATE TABLE stream(
-    node TEXT PRIMARY KEY, incarnation INTEGER NOT NULL, in_band INTEGER NOT NULL, active INTEGER NOT NULL,
+    node TEXT PRIMARY KEY, incarnation INTEGER NOT NULL, active INTEGER NOT NULL,
     start_unit INTEGER NOT NULL, last_file INTEGER NOT NULL, last_unit INTEGER NOT NULL, last_hash BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE node_key(
     node TEXT NOT NULL, path TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY(node, path, value)) WITHOUT ROWID;
@@ -61,8 +61,6 @@ pub struct Stream {
     pub node: NodeName,
     /// Its incarnation.
     pub incarnation: Incarnation,
-    /// Whether its file 1 brings everything that the node sees, so that a database of the incarnation before goes on with it.
-    pub in_band: bool,
     /// Whether it gets anything.
     pub active: bool,
     /// The unit of its extract: its stream begins after it.
@@ -109,8 +107,6 @@ pub enum NodeChange {
         node: NodeName,
         /// Its new incarnation.
         incarnation: Incarnation,
-        /// See [`Stream::in_band`].
-        in_band: bool,
         /// The unit after which it begins.
         unit: TxnId,
         /// All its keys.
@@ -243,7 +239,7 @@ impl Ledger {
     /// If SQLite refuses or a row makes no sense.
     pub fn streams(&self) -> Result<Vec<Stream>, DockingError> {
         self.query(
-            "SELECT node, incarnation, in_band, active, start_unit, last_file, last_unit, last_hash FROM stream ORDER BY node",
+            "SELECT node, incarnation, active, start_unit, last_file, last_unit, last_hash FROM stream ORDER BY node",
             [],
             stream_row,
         )
@@ -254,7 +250,7 @@ impl Ledger {
     /// # Errors
     /// If SQLite refuses or the row makes no sense.
     pub fn stream(&self, node: &NodeName) -> Result<Option<Stream>, DockingError> {
-        let sql = "SELECT node, incarnation, in_band, active, start_unit, last_file, last_unit, last_hash FROM stream WHERE node = ?1";
+        let sql = "SELECT node, incarnation, active, start_unit, last_file, last_unit, last_hash FROM stream WHERE node = ?1";
         Ok(self.query(sql, [node.as_str()], stream_row)?.pop())
     }
 
@@ -372,13 +368,13 @@ fn write_change(
         NodeChange::Started { node, .. } | NodeChange::Stopped { node } | NodeChange::Keys { node, .. } => node.as_str(),
     };
     match change {
-        NodeChange::Started { incarnation, in_band, unit, .. } => {
+        NodeChange::Started { incarnation, unit, .. } => {
             transaction.execute("DELETE FROM node_key WHERE node = ?1", [node])?;
             transaction.execute("DELETE FROM outbox_file WHERE node = ?1", [node])?;
             transaction.execute(
-                "INSERT OR REPLACE INTO stream(node, incarnation, in_band, active, start_unit, last_file, last_unit, last_hash) \
-                 VALUES(?1, ?2, ?3, 1, ?4, 0, ?4, ?5)",
-                params![node, incarnation.0, in_band, unit.0, ContentHash::default().0],
+                "INSERT OR REPLACE INTO stream(node, incarnation, active, start_unit, last_file, last_unit, last_hash) \
+                 VALUES(?1, ?2, 1, ?3, 0, ?3, ?4)",
+                params![node, incarnation.0, unit.0, ContentHash::default().0],
             )?;
         }
         NodeChange::Stopped { .. } => {
@@ -427,12 +423,11 @@ fn stream_row(row: &Row<'_>) -> rusqlite::Result<Stream> {
     Ok(Stream {
         node: node_name(row, 0)?,
         incarnation: Incarnation(row.get(1)?),
-        in_band: row.get(2)?,
-        active: row.get(3)?,
-        start_unit: TxnId(row.get(4)?),
-        last_file: FileNo(row.get::<_, i64>(5)?.unsigned_abs()),
-        last_unit: TxnId(row.get(6)?),
-        last_hash: ContentHash(row.get(7)?),
+        active: row.get(2)?,
+        start_unit: TxnId(row.get(3)?),
+        last_file: FileNo(row.get::<_, i64>(4)?.unsigned_abs()),
+        last_unit: TxnId(row.get(5)?),
+        last_hash: ContentHash(row.get(6)?),
     })
 }
 

@@ -165,11 +165,14 @@ fn operation_item<'a>(heading: &'a TableHeading, operation: &'a Operation) -> It
 fn schema_item(object: &SchemaObject) -> Item<'_> {
     let kind = match object.kind {
         SchemaKind::Table => "table",
+        SchemaKind::KeptTable => "kept table",
         SchemaKind::Index => "index",
         SchemaKind::View => "view",
     };
     let sql = object.sql.clone().unwrap_or_else(|| "gone".to_owned());
-    Item { name: "schema", attributes: vec![("kind", kind.to_owned()), ("name", object.name.clone()), ("sql", sql)], groups: Vec::new() }
+    let attributes =
+        vec![("kind", kind.to_owned()), ("name", object.name.clone()), ("keeps_rows", object.keeps_rows.to_string()), ("sql", sql)];
+    Item { name: "schema", attributes, groups: Vec::new() }
 }
 
 fn mark_item<'a>(mark: &Mark, node: Option<&NodeName>) -> Item<'a> {

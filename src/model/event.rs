@@ -61,8 +61,10 @@ pub struct SchemaObject {
     pub kind: SchemaKind,
     /// Its name.
     pub name: String,
-    /// The statement that makes it; `None` if it is gone. A table that exists keeps the columns that both shapes have.
+    /// The statement that makes it; `None` if it is gone.
     pub sql: Option<String>,
+    /// For a table that exists: whether its rows stay, with what both shapes have; else it begins empty, and the unit brings every row.
+    pub keeps_rows: bool,
 }
 
 /// Kinds of schema objects, in the order in which they are made.
@@ -70,6 +72,8 @@ pub struct SchemaObject {
 pub enum SchemaKind {
     /// A table.
     Table,
+    /// A table whose rows a node alone writes (upload-only): a reset leaves them.
+    KeptTable,
     /// An index of its own statement.
     Index,
     /// A view.

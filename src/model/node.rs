@@ -13,8 +13,11 @@ pub struct Node {
     pub name: NodeName,
     /// Whether it may call and gets files.
     pub state: NodeState,
-    /// How often it was extracted; its files carry the number.
+    /// How often its stream began; its files carry the number.
     pub incarnation: Incarnation,
+    /// The incarnation that its last extract began. Streams after that one began in band: their file 1 brings everything that the
+    /// node sees, so a database of any incarnation from this one on can go on with them.
+    pub extracted: Incarnation,
     /// Routing model; `None` = every rule.
     pub model: Option<String>,
     /// Values that the administrator set, by attribute name.

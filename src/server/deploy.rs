@@ -307,7 +307,10 @@ fn build_data_store(
     // The rows of the log that ended them are behind the position: told again, they end the streams at the Router too.
     for node in &ended {
         let now = server.node(&node.name)?;
-        server.append_control(&now.map_or_else(|| Control::NodeDeleted { name: node.name.clone() }, Control::Node))?;
+        server.append_control(&match now {
+            Some(now) => Control::Node { node: now, before: Some(node.clone()) },
+            None => Control::NodeDeleted { name: node.name.clone(), before: Some(node.clone()) },
+        })?;
     }
     // From here on the server database knows this data store as the one that read it last.
     server.write_tail(position, nonce, previous)?;

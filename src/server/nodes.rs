@@ -178,8 +178,25 @@ pub fn start(database: &ServerDatabase, name: &NodeName) -> Result<Incarnation, 
         NodeState::Registered | NodeState::Active => {
             node.state = NodeState::Active;
             node.incarnation = Incarnation(node.incarnation.0 + 1);
+            node.extracted = node.incarnation;
             Ok(())
         }
+    })?;
+    Ok(node.incarnation)
+}
+
+/// Begins a running node's stream anew without an extract: under its next incarnation, its file 1 brings everything that it sees,
+/// and the local database goes on with it (R26). What was on its way under the former incarnation is of no more use.
+///
+/// # Errors
+/// The node is unknown or does not run, or the database refused.
+pub fn restart(database: &ServerDatabase, name: &NodeName) -> Result<Incarnation, NodeError> {
+    let node = change(database, name, |_, node| match node.state {
+        NodeState::Active => {
+            node.incarnation = Incarnation(node.incarnation.0 + 1);
+            Ok(())
+        }
+        state => Err(NodeError::State { name: node.name.clone(), state, reason: "only a node that runs begins anew in its stream" }),
     })?;
     Ok(node.incarnation)
 }
@@ -247,7 +264,14 @@ fn add_in(writer: &NodeWriter<'_>, dock: &Dock, name: &NodeName, settings: &Node
         return Err(NodeError::Exists { name: name.clone() });
     }
     let incarnation = writer.last_incarnation(name)?;
-    let mut node = Node { name: name.clone(), state: NodeState::Registered, incarnation, model: None, attributes: BTreeMap::new() };
+    let mut node = Node {
+        name: name.clone(),
+        state: NodeState::Registered,
+        incarnation,
+        extracted: incarnation,
+        model: None,
+        attributes: BTreeMap::new(),
+    };
     apply(writer, dock, &mut node, settings)?;
     writer.put(&node)?;
     Ok(node)

@@ -356,10 +356,10 @@ fn change_of(unit: &UnitEvents, event: &NodeEvent) -> NodeChange {
     let keys = |keys: &[u32]| -> Vec<ScopeKey> { keys.iter().filter_map(|key| unit.keys.get(*key as usize)).cloned().collect() };
     match event {
         NodeEvent::Start { node, incarnation, keys: all } => {
-            NodeChange::Started { node: node.clone(), incarnation: *incarnation, in_band: false, unit: unit.unit, keys: keys(all) }
+            NodeChange::Started { node: node.clone(), incarnation: *incarnation, unit: unit.unit, keys: keys(all) }
         }
         NodeEvent::Restart { node, incarnation, keys: all } => {
-            NodeChange::Started { node: node.clone(), incarnation: *incarnation, in_band: true, unit: before(unit.unit), keys: keys(all) }
+            NodeChange::Started { node: node.clone(), incarnation: *incarnation, unit: before(unit.unit), keys: keys(all) }
         }
         NodeEvent::Stop { node } => NodeChange::Stopped { node: node.clone() },
         NodeEvent::Keys { node, gained, lost } => NodeChange::Keys { node: node.clone(), gained: keys(gained), lost: keys(lost) },
@@ -372,15 +372,6 @@ pub(crate) fn before(unit: TxnId) -> TxnId {
 }
 
 /// Returns the stream of a node that begins after `unit`.
-pub(crate) fn new_stream(node: NodeName, incarnation: Incarnation, in_band: bool, unit: TxnId) -> Stream {
-    Stream {
-        node,
-        incarnation,
-        in_band,
-        active: true,
-        start_unit: unit,
-        last_file: FileNo(0),
-        last_unit: unit,
-        last_hash: Default::default(),
-    }
+pub(crate) fn new_stream(node: NodeName, incarnation: Incarnation, unit: TxnId) -> Stream {
+    Stream { node, incarnation, active: true, start_unit: unit, last_file: FileNo(0), last_unit: unit, last_hash: Default::default() }
 }

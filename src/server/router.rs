@@ -294,11 +294,11 @@ impl Router {
                     if loaded.streams.get(node).is_some_and(|stream| stream.last_file.0 > 0) {
                         reading.restarted.push(node.clone());
                     }
-                    reading.streams.insert(node.clone(), new_stream(node.clone(), *incarnation, false, unit.unit));
+                    reading.streams.insert(node.clone(), new_stream(node.clone(), *incarnation, unit.unit));
                 }
                 NodeEvent::Restart { node, incarnation, .. } => {
                     reading.replaced.push(node.clone());
-                    reading.streams.insert(node.clone(), new_stream(node.clone(), *incarnation, true, before(unit.unit)));
+                    reading.streams.insert(node.clone(), new_stream(node.clone(), *incarnation, before(unit.unit)));
                 }
                 NodeEvent::Stop { .. } | NodeEvent::Keys { .. } => {}
             }
@@ -368,8 +368,8 @@ impl Router {
 fn remember(loaded: &mut Loaded, round: &Round) {
     for change in &round.nodes {
         match change {
-            NodeChange::Started { node, incarnation, in_band, unit, .. } => {
-                loaded.streams.insert(node.clone(), new_stream(node.clone(), *incarnation, *in_band, *unit));
+            NodeChange::Started { node, incarnation, unit, .. } => {
+                loaded.streams.insert(node.clone(), new_stream(node.clone(), *incarnation, *unit));
             }
             NodeChange::Stopped { node } => {
                 if let Some(stream) = loaded.streams.get_mut(node) {

@@ -243,8 +243,8 @@ impl TxnProc {
         }
         for control in reading.controls {
             match control {
-                Control::Node(node) => input.nodes.push(NodeChange::Set(node)),
-                Control::NodeDeleted { name } => input.nodes.push(NodeChange::Deleted(name)),
+                Control::Node { node, .. } => input.nodes.push(NodeChange::Set(node)),
+                Control::NodeDeleted { name, .. } => input.nodes.push(NodeChange::Deleted(name)),
                 Control::Definition { revision } => input.revision = Some(revision),
                 Control::Tick { day } => input.day = Some(day),
             }

@@ -13,12 +13,19 @@ use serde::{Deserialize, Serialize};
 pub enum Control {
     /// The full state of a node after any change of it: added, attributes set, started, disabled, enabled.
     ///
-    /// The node *starts* when it is active with an incarnation greater than the one known before.
-    Node(Node),
+    /// The node's stream begins anew when it is active with an incarnation greater than the one known before.
+    Node {
+        /// What it is from here on.
+        node: Node,
+        /// What it was before; `None` if it is new. A data store that is rebuilt rolls nodes back by it (R26).
+        before: Option<Node>,
+    },
     /// The node was deleted.
     NodeDeleted {
         /// Its name.
         name: NodeName,
+        /// What it was before.
+        before: Option<Node>,
     },
     /// That definition is in force from here on; its text stands in `dock_definition`.
     Definition {
@@ -46,12 +53,13 @@ mod tests {
             name: "ANNA".parse().unwrap(),
             state: NodeState::Active,
             incarnation: Incarnation(3),
+            extracted: Incarnation(2),
             model: Some("sales".into()),
             attributes: BTreeMap::from([("employee".to_owned(), vec![Value::Integer(1), Value::Text(vec![0xff, 0])])]),
         };
         let controls = [
-            Control::Node(node),
-            Control::NodeDeleted { name: "BERT".parse().unwrap() },
+            Control::Node { node: node.clone(), before: None },
+            Control::NodeDeleted { name: "ANNA".parse().unwrap(), before: Some(node) },
             Control::Definition { revision: Revision(2) },
             Control::Tick { day: 20_000 },
         ];

@@ -67,14 +67,19 @@ pub struct Built {
 pub fn check_local(dock: &Dock, schema: &Schema) -> Result<Vec<String>, BuildError> {
     let sql = |doing| move |source| BuildError::Sql { doing, source };
     let target = Connection::open_in_memory().map_err(sql("open a database in memory"))?;
+    check_into(&target, dock, schema)
+}
+
+/// Makes the tables, indexes and views of a local database in an empty one; returns what is left out.
+pub(crate) fn check_into(target: &Connection, dock: &Dock, schema: &Schema) -> Result<Vec<String>, BuildError> {
     let sources = sources(dock, schema)?;
     let mut left_out = Vec::new();
     let shape = extract_shape(&sources, &mut left_out)?;
     for source in &sources {
-        left_out.extend(create_table(&target, source, &shape)?);
-        left_out.extend(create_indexes(&target, source, &shape)?);
+        left_out.extend(create_table(target, source, &shape)?);
+        left_out.extend(create_indexes(target, source, &shape)?);
     }
-    left_out.extend(create_views(&target, schema, &shape).map_err(sql("create the views"))?);
+    left_out.extend(create_views(target, schema, &shape).map_err(|source| BuildError::Sql { doing: "create the views", source })?);
     Ok(left_out)
 }
 

@@ -53,7 +53,7 @@ impl ServerDatabase {
         let only = only.map(NodeName::as_str);
         let mut statement = self
             .connection
-            .prepare_cached("SELECT name, state, incarnation, model FROM main.dock_node WHERE ?1 IS NULL OR name = ?1")
+            .prepare_cached("SELECT name, state, incarnation, model, extracted FROM main.dock_node WHERE ?1 IS NULL OR name = ?1")
             .map_err(fault())?;
         let mut rows = statement.query([only]).map_err(fault())?;
         while let Some(row) = rows.next().map_err(fault())? {
@@ -64,6 +64,7 @@ impl ServerDatabase {
                 name: name.parse().map_err(|error: crate::base::ids::IdError| damaged(error.to_string()))?,
                 state: NodeState::from_name(&state).ok_or_else(|| damaged(format!("`{state}` is no state")))?,
                 incarnation: Incarnation(row.get(2).map_err(fault())?),
+                extracted: Incarnation(row.get(4).map_err(fault())?),
                 model: row.get(3).map_err(fault())?,
                 attributes: BTreeMap::new(),
             };
@@ -135,14 +136,15 @@ impl NodeWriter<'_> {
         let fault = || self.database.fault(&format!("writing node {}", node.name));
         let connection = &self.database.connection;
         let name = node.name.as_str();
-        let row = (name, node.state.to_string(), node.incarnation.0, &node.model);
+        let before = self.database.node(&node.name)?;
+        let row = (name, node.state.to_string(), node.incarnation.0, &node.model, node.extracted.0);
         let updated = connection
-            .execute("UPDATE main.dock_node SET state = ?2, incarnation = ?3, model = ?4 WHERE name = ?1", row.clone())
+            .execute("UPDATE main.dock_node SET state = ?2, incarnation = ?3, model = ?4, extracted = ?5 WHERE name = ?1", row.clone())
             .map_err(fault())?;
         if updated == 0 {
             connection
                 .execute(
-                    "INSERT INTO main.dock_node(name, state, incarnation, model, created_at) VALUES (?1, ?2, ?3, ?4, strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))",
+                    "INSERT INTO main.dock_node(name, state, incarnation, model, extracted, created_at) VALUES (?1, ?2, ?3, ?4, ?5, strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))",
                     row,
                 )
                 .map_err(fault())?;
@@ -158,7 +160,7 @@ impl NodeWriter<'_> {
                     .map_err(fault())?;
             }
         }
-        self.database.log_control(&Control::Node(node.clone()))
+        self.database.log_control(&Control::Node { node: node.clone(), before })
     }
 
     /// Deletes a node, with its control. Its last incarnation is remembered.
@@ -176,7 +178,7 @@ impl NodeWriter<'_> {
         if updated == 0 {
             connection.execute("INSERT INTO main.dock_meta(name, value) VALUES (?1, ?2)", remembered).map_err(fault())?;
         }
-        self.database.log_control(&Control::NodeDeleted { name: name.clone() })
+        self.database.log_control(&Control::NodeDeleted { name: name.clone(), before: Some(node) })
     }
 }
 

@@ -190,8 +190,7 @@ fn the_ledger_remembers_a_round_whole_or_not_at_all() {
     let mut ledger = Ledger::open(&path).unwrap();
     assert_eq!(ledger.state().unwrap(), RouterState::default());
     let looking = Ledger::look(&path).unwrap().unwrap();
-    let started =
-        NodeChange::Started { node: node(), incarnation: Incarnation(1), in_band: false, unit: TxnId(10), keys: all_keys.to_vec() };
+    let started = NodeChange::Started { node: node(), incarnation: Incarnation(1), unit: TxnId(10), keys: all_keys.to_vec() };
     let first = round(20, vec![started], vec![outbox_file(1, 20)]);
     ledger.commit(&first).unwrap();
     assert_eq!(looking.state().unwrap(), first.state);
@@ -230,7 +229,7 @@ fn the_ledger_remembers_a_round_whole_or_not_at_all() {
 
     ledger.commit(&round(40, vec![NodeChange::Stopped { node: node() }], vec![])).unwrap();
     assert!(!ledger.stream(&node()).unwrap().unwrap().active && keys(&ledger).is_empty());
-    let again = NodeChange::Started { node: node(), incarnation: Incarnation(2), in_band: false, unit: TxnId(50), keys: vec![] };
+    let again = NodeChange::Started { node: node(), incarnation: Incarnation(2), unit: TxnId(50), keys: vec![] };
     ledger.commit(&round(50, vec![again], vec![])).unwrap();
     let stream = &ledger.streams().unwrap()[0];
     assert_eq!((stream.incarnation, stream.last_file, stream.last_unit), (Incarnation(2), FileNo(0), TxnId(50)));

@@ -105,7 +105,8 @@ fn telling_unit() -> UnitEvents {
     let mut unit = unit(120);
     unit.day = 20_000;
     unit.schema = told().schema;
-    unit.whole_schema = vec![SchemaObject { kind: SchemaKind::Table, name: "b".to_owned(), sql: Some("CREATE TABLE b(id)".to_owned()) }];
+    unit.whole_schema =
+        vec![SchemaObject { kind: SchemaKind::Table, name: "b".to_owned(), sql: Some("CREATE TABLE b(id)".to_owned()), keeps_rows: false }];
     unit.marks = vec![MarkEvent { node: "SHOP-03".parse().unwrap(), mark: told().marks.remove(0) }];
     unit.nodes.push(NodeEvent::Restart { node: "SHOP-04".parse().unwrap(), incarnation: Incarnation(2), keys: vec![1] });
     unit
@@ -116,8 +117,13 @@ fn told() -> UnitControls {
     UnitControls {
         reset: true,
         schema: vec![
-            SchemaObject { kind: SchemaKind::Table, name: "a".to_owned(), sql: None },
-            SchemaObject { kind: SchemaKind::View, name: "v".to_owned(), sql: Some("CREATE VIEW v AS SELECT 1".to_owned()) },
+            SchemaObject { kind: SchemaKind::Table, name: "a".to_owned(), sql: None, keeps_rows: false },
+            SchemaObject {
+                kind: SchemaKind::View,
+                name: "v".to_owned(),
+                sql: Some("CREATE VIEW v AS SELECT 1".to_owned()),
+                keeps_rows: true,
+            },
         ],
         marks: vec![Mark { id: 9, tables: vec![TableDigest { heading: heading("Orders"), bucket_count: 2, buckets: vec![bucket] }] }],
     }

@@ -156,7 +156,10 @@ impl<'a> Random<'a> {
         *incarnation += 1;
         let incarnation = Incarnation(*incarnation);
         let (model, attributes) = (self.model(), self.attributes());
-        self.set(Node { name: name.clone(), state: NodeState::Active, incarnation, model, attributes }, steps);
+        // Now and then a node that ran begins anew in band.
+        let known = self.world.nodes.get(name).map(|node| node.extracted);
+        let extracted = known.filter(|_| self.rng.bool()).unwrap_or(incarnation);
+        self.set(Node { name: name.clone(), state: NodeState::Active, incarnation, extracted, model, attributes }, steps);
     }
 
     fn set(&mut self, node: Node, steps: &mut Vec<Step>) {

@@ -6,7 +6,9 @@
 
 use super::oracle::Closure;
 use dockmaster::model::dock::*;
+use dockmaster::model::schema::Schema;
 use dockmaster::model::value::{Collation, Value};
+use dockmaster::store::schema::read_schema;
 use fastrand::Rng;
 use std::collections::BTreeMap;
 
@@ -466,4 +468,22 @@ pub(crate) fn ships() -> Subject {
         given: vec![("vessel", Text(SHIPS), 3)],
         models: named(&["deck", "engine"]),
     }
+}
+
+/// A server schema in which the tables of a definition stand, all columns without a type.
+pub(crate) fn schema_of(dock: &Dock) -> Schema {
+    let conn = rusqlite::Connection::open_in_memory().unwrap();
+    for table in &dock.tables {
+        let name = |column: usize| format!("\"{}\"", table.columns[column].name);
+        let columns: Vec<String> =
+            (0..table.columns.len())
+                .map(|column| {
+                    if table.key_is_rowid && table.key == [column] { format!("{} INTEGER PRIMARY KEY", name(column)) } else { name(column) }
+                })
+                .collect();
+        let key: Vec<String> = table.key.iter().map(|column| name(*column)).collect();
+        let key = if table.key_is_rowid { String::new() } else { format!(", PRIMARY KEY({})", key.join(", ")) };
+        conn.execute_batch(&format!("CREATE TABLE \"{}\"({}{key})", table.name, columns.join(", "))).unwrap();
+    }
+    read_schema(&conn).unwrap()
 }

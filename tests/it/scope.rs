@@ -8,14 +8,13 @@
 use super::oracle::World;
 use super::oracle_random::{Random, Step};
 use super::oracle_router::{Fault, Router};
-use super::oracle_schemas::{Subject, crm, ships};
+use super::oracle_schemas::{Subject, crm, schema_of, ships};
 use dockmaster::base::ids::{ContentHash, Epoch, FileNo, NodeName, Nonce, Revision, ServerId, TxnId};
 use dockmaster::cds::fill::Filling;
 use dockmaster::cds::layout::{TxnprocFile, connect_read_only};
 use dockmaster::cds::unit::{NodeChange, RowChange, UnitInput};
 use dockmaster::cds::{Cds, CdsState, view};
 use dockmaster::model::event::{KeyIndex, UnitEvents};
-use dockmaster::model::schema::Schema;
 use dockmaster::model::value::{Row, RowKey, Value};
 use dockmaster::store::sqlite::value_of;
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,7 +43,7 @@ fn state(world: &World) -> CdsState {
 
 /// Fills a data store with a world.
 pub(crate) fn fill(path: &Path, world: &World) -> Cds {
-    let mut filling = Filling::create(path, world.dock.clone(), Schema::default(), state(world)).unwrap();
+    let mut filling = Filling::create(path, world.dock.clone(), schema_of(&world.dock), state(world)).unwrap();
     for (table, rows) in world.rows.iter().enumerate() {
         for row in rows {
             filling.add(table, row).unwrap();
@@ -151,6 +150,7 @@ fn bytes(events: &UnitEvents) -> Vec<u8> {
 fn node_keys(cds: &mut Cds, world: &World) -> Result<BTreeMap<NodeName, BTreeSet<dockmaster::model::event::ScopeKey>>, String> {
     let nodes = world.nodes.values().cloned().map(|mut node| {
         node.incarnation.0 += 1;
+        node.extracted = node.incarnation;
         NodeChange::Set(node)
     });
     let input = UnitInput { unit: TxnId(1), nodes: nodes.collect(), ..UnitInput::default() };

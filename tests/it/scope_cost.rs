@@ -43,6 +43,7 @@ fn node(number: i64) -> Node {
         name: format!("N{number}").parse().unwrap(),
         state: NodeState::Active,
         incarnation: Incarnation(1),
+        extracted: Incarnation(1),
         model: None,
         attributes: BTreeMap::from([("employee".to_owned(), vec![Value::Integer(number)])]),
     }
@@ -151,7 +152,7 @@ fn p8_a_change_costs_the_same_however_many_nodes_are_registered() {
         let world = registered(many);
         let row_change = |table: &str, key: i64, values: Option<&[i64]>| vec![change(&world, table, key, values)];
         let moved = Node { attributes: BTreeMap::from([("employee".to_owned(), vec![Value::Integer(3)])]), ..node(2) };
-        let again = Node { incarnation: Incarnation(2), ..node(4) };
+        let again = Node { incarnation: Incarnation(2), extracted: Incarnation(2), ..node(4) };
         let units = vec![
             ("first unit", row_change("grp", 1, Some(&[1, 5])), vec![]),
             ("a contact goes to another node", row_change("contact", 1, Some(&[1, 1, 2, 0])), vec![]),

@@ -53,7 +53,7 @@ fn r28_every_change_of_a_node_is_a_control_in_commit_order() {
         .controls
         .iter()
         .map(|control| match control {
-            Control::Node(node) => {
+            Control::Node { node, .. } => {
                 (node.state.to_string(), node.incarnation.0, node.attributes.get("employee").cloned(), node.model.is_some())
             }
             Control::NodeDeleted { .. } => ("deleted".into(), 0, None, false),

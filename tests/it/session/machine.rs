@@ -16,7 +16,14 @@ fn identity() -> ServerIdentity {
 }
 
 fn node() -> Node {
-    Node { name: name("A"), state: NodeState::Active, incarnation: Incarnation(1), model: None, attributes: Default::default() }
+    Node {
+        name: name("A"),
+        state: NodeState::Active,
+        incarnation: Incarnation(1),
+        extracted: Incarnation(1),
+        model: None,
+        attributes: Default::default(),
+    }
 }
 
 fn hello(mode: Mode) -> Hello {

@@ -184,7 +184,14 @@ impl Server {
     pub(crate) fn set_node(&self, node: &str, state: NodeState, incarnation: u32) {
         let name = name(node);
         fs::create_dir_all(self.outbox(node)).unwrap();
-        let node = Node { name: name.clone(), state, incarnation: Incarnation(incarnation), model: None, attributes: BTreeMap::default() };
+        let node = Node {
+            name: name.clone(),
+            state,
+            incarnation: Incarnation(incarnation),
+            extracted: Incarnation(incarnation),
+            model: None,
+            attributes: BTreeMap::default(),
+        };
         self.facts.nodes.lock().unwrap().insert(name, node);
     }
 
