@@ -179,6 +179,7 @@ impl Store {
             name: format!("N{number:06}").parse().unwrap(),
             state: NodeState::Active,
             incarnation: Incarnation(1),
+            extracted: Incarnation(1),
             model: None,
             attributes: BTreeMap::from([("employee".to_owned(), vec![Value::Integer(number)])]),
         };

@@ -143,6 +143,7 @@ fn node(number: usize, incarnation: u32) -> Node {
         name: node_name(number),
         state: NodeState::Active,
         incarnation: Incarnation(incarnation),
+        extracted: Incarnation(incarnation),
         model: None,
         attributes: BTreeMap::from([("number".to_owned(), vec![Value::Integer(number as i64)])]),
     }
