@@ -100,8 +100,8 @@ impl ServerDatabase {
                 reason: error.to_string(),
             })?;
             match control {
-                Control::Node(changed) if changed.name == *node => return Ok(Some(TxnId(id))),
-                Control::NodeDeleted { name } if name == *node => return Ok(Some(TxnId(id))),
+                Control::Node { node: changed, .. } if changed.name == *node => return Ok(Some(TxnId(id))),
+                Control::NodeDeleted { name, .. } if name == *node => return Ok(Some(TxnId(id))),
                 _ => {}
             }
         }
