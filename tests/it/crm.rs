@@ -187,7 +187,12 @@ pub fn routed(site: &Site) {
 
 /// Writes to the server database from this process, as any program may.
 pub fn server_sql(site: &Site, sql: &str) {
-    let conn = Connection::open(site.path("hq.db")).unwrap();
+    sql_on(&site.path("hq.db"), sql);
+}
+
+/// Writes to any database from this process, as any program may.
+pub fn sql_on(database: &Path, sql: &str) {
+    let conn = Connection::open(database).unwrap();
     conn.busy_timeout(std::time::Duration::from_secs(20)).unwrap();
     // As SQLite's default is; the library that is built in here has another.
     conn.execute_batch("PRAGMA foreign_keys = OFF").unwrap();

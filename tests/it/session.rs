@@ -5,7 +5,7 @@
 mod faults;
 mod init;
 mod machine;
-mod support;
+pub(crate) mod support;
 
 use dockmaster::base::ids::*;
 use dockmaster::client::daemon::watch;
