@@ -1,5 +1,6 @@
 //! Scenarios and counterexamples, each as a small case from outside.
 
+mod injected;
 mod life;
 mod routing;
 mod troubles;
