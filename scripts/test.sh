@@ -12,13 +12,21 @@ cd "$(dirname "$0")/.."
 step() { printf '\n== %s\n' "$*"; }
 
 step "set-up"
-if ! command -v sqlite3 >/dev/null; then
-    # The tests write through the sqlite3 program as well, because any program may write to the databases.
+# What the tests stand on beside Rust, by program or file and Debian package. They write through the sqlite3 program as well,
+# because any program may write to the databases; they inject errors of system calls, fake clocks, and run Django.
+missing=()
+command -v sqlite3 >/dev/null || missing+=(sqlite3)
+command -v strace >/dev/null || missing+=(strace)
+command -v mkfs.ext4 >/dev/null || [ -x /sbin/mkfs.ext4 ] || missing+=(e2fsprogs)
+command -v python3 >/dev/null || missing+=(python3)
+python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
+compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null || missing+=(libfaketime)
+if [ ${#missing[@]} -gt 0 ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends sqlite3
+        apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"
     else
-        echo "error: the program sqlite3 is missing" >&2
-        echo "hint: install it: sudo apt-get install sqlite3" >&2
+        echo "error: missing: ${missing[*]}" >&2
+        echo "hint: install them: sudo apt-get install ${missing[*]}" >&2
         exit 2
     fi
 fi
