@@ -7,6 +7,7 @@
 //! Written by the Transaction Processor alone. `cds.db` holds position, nonce, data, counts and the ledger of txnproc
 //! files, and one commit moves them all.
 
+pub mod compare;
 pub mod counts;
 pub mod emit;
 pub mod explain;

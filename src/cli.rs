@@ -19,6 +19,7 @@ pub mod logging;
 pub mod node_commands;
 pub mod output;
 pub mod project;
+mod reconcile_command;
 pub mod remote_sync;
 mod serve_command;
 pub mod server_commands;

@@ -7,6 +7,7 @@ pub mod extract;
 pub mod nodes;
 pub mod outbox;
 pub mod pass;
+pub mod reconcile;
 pub mod round;
 pub mod router;
 pub mod status;

@@ -24,7 +24,13 @@ CREATE TABLE IF NOT EXISTS dock_capture (
     stopped    TEXT
 );
 
-CREATE TABLE IF NOT EXISTS dock_definition (revision INTEGER PRIMARY KEY, text TEXT, deployed_at TEXT);
+CREATE TABLE IF NOT EXISTS dock_definition (
+    revision    INTEGER PRIMARY KEY,
+    text        TEXT,
+    deployed_at TEXT,
+    dock        TEXT,
+    schema      TEXT
+);
 
 CREATE TABLE IF NOT EXISTS dock_node (
     name        TEXT PRIMARY KEY,

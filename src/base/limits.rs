@@ -16,6 +16,9 @@ pub const VALUE_BYTES_MAX: usize = 32 << 20;
 /// Most bytes of the values of one row: with its key again and its scope keys it is one record.
 pub const ROW_BYTES_MAX: usize = 40 << 20;
 
+/// Comparisons with the server database that are remembered for people.
+pub const RECONCILED_KEPT_MAX: u32 = 1_000;
+
 /// Router: a round is closed after the unit with which some node reaches this many operations.
 pub const ROUTER_FILE_OPERATIONS_GOAL: u64 = 5_000;
 /// Router: a round is closed after the unit with which its frames reach this many bytes.

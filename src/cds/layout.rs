@@ -32,7 +32,11 @@ CREATE TABLE scope_path(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE scope_key(id INTEGER PRIMARY KEY, path INTEGER NOT NULL, value);
 CREATE INDEX scope_key_by_value ON scope_key(path, value);
 CREATE TABLE node(name TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE stopped(table_name TEXT PRIMARY KEY, reason TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE stopped(table_name TEXT PRIMARY KEY, reason TEXT NOT NULL, cause TEXT) WITHOUT ROWID;
+CREATE TABLE reconciled(
+    unit INTEGER NOT NULL, table_name TEXT NOT NULL, reason TEXT NOT NULL,
+    missing INTEGER NOT NULL, extra INTEGER NOT NULL, different INTEGER NOT NULL, at INTEGER NOT NULL,
+    PRIMARY KEY(unit, table_name)) WITHOUT ROWID;
 ";
 
 /// Creates every table of an empty data store. Indexes for searches come after the first filling.
@@ -281,10 +285,21 @@ impl Cds {
             .map_err(self.sql("read the ledger of txnproc files"))
     }
 
-    /// Returns the tables that are stopped, with the reason.
-    pub fn stopped(&self) -> Result<Vec<(String, String)>, CdsError> {
+    /// Returns the tables that stand still.
+    pub fn stopped(&self) -> Result<Vec<StoppedTable>, CdsError> {
         read_stopped(&self.conn).map_err(self.sql("read stopped tables"))
     }
+}
+
+/// A table that stands still.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoppedTable {
+    /// Its name.
+    pub table: String,
+    /// Why, for people.
+    pub reason: String,
+    /// The stopped table because of which this one stands still; `None` if it is one itself.
+    pub cause: Option<String>,
 }
 
 /// Returns the last unit for which a txnproc file stands; `None` if there is no file.
@@ -292,10 +307,10 @@ pub fn last_routable(conn: &Connection) -> rusqlite::Result<Option<TxnId>> {
     conn.query_row("SELECT max(last) FROM txnproc_file", [], |row| Ok(row.get::<_, Option<i64>>(0)?.map(TxnId)))
 }
 
-/// Reads the tables that are stopped, with the reason.
-pub fn read_stopped(conn: &Connection) -> rusqlite::Result<Vec<(String, String)>> {
-    conn.prepare("SELECT table_name, reason FROM stopped ORDER BY table_name")?
-        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+/// Reads the tables that stand still, sorted by name.
+pub fn read_stopped(conn: &Connection) -> rusqlite::Result<Vec<StoppedTable>> {
+    conn.prepare("SELECT table_name, reason, cause FROM stopped ORDER BY table_name")?
+        .query_map([], |row| Ok(StoppedTable { table: row.get(0)?, reason: row.get(1)?, cause: row.get(2)? }))?
         .collect()
 }
 

@@ -3,7 +3,8 @@
 //! `process` opens the transaction and leaves it open; the Transaction Processor writes the file of events and then
 //! calls `commit` with its ledger row, or `rollback`. Until the commit nobody else sees anything (R25).
 
-use super::layout::{self, TxnprocFile};
+use super::compare::Reconciled;
+use super::layout::{self, StoppedTable, TxnprocFile};
 use super::nodes::NodeChanges;
 use super::rows::key_of;
 use super::scope::{Touched, UnitScope};
@@ -29,8 +30,10 @@ pub struct UnitInput {
     pub nodes: Vec<NodeChange>,
     /// New day for windows, if a tick was read. Days only go forward (R39).
     pub day: Option<i64>,
-    /// Tables whose capture is in doubt, with the reason.
-    pub stopped: Vec<(String, String)>,
+    /// Every table that stands still from here on, if that changed.
+    pub stopped: Option<Vec<StoppedTable>>,
+    /// What was compared with the server database as of this unit.
+    pub reconciled: Vec<Reconciled>,
     /// Definition announced in the log.
     pub revision: Option<Revision>,
 }
@@ -99,14 +102,10 @@ impl Cds {
         if let Some(revision) = input.revision {
             state.revision = revision;
         }
-        for (table, reason) in &input.stopped {
-            self.conn
-                .execute(
-                    "INSERT INTO stopped(table_name, reason) VALUES(?1, ?2) ON CONFLICT(table_name) DO UPDATE SET reason = excluded.reason",
-                    [table, reason],
-                )
-                .map_err(self.sql("note a stopped table"))?;
+        if let Some(stopped) = &input.stopped {
+            self.note_stopped(stopped)?;
         }
+        self.note_reconciled(input)?;
         self.pending = Some((state, nodes));
         Ok(events)
     }

@@ -3,7 +3,8 @@
 use crate::cli::exit::{self, Outcome};
 use crate::cli::output::Output;
 use crate::cli::{
-    bench_commands, definition_commands, dx_commands, explain_command, logging, node_commands, serve_command, server_commands,
+    bench_commands, definition_commands, dx_commands, explain_command, logging, node_commands, reconcile_command, serve_command,
+    server_commands,
 };
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -70,6 +71,8 @@ enum Command {
     Node(node_commands::NodeCommand),
     /// Make a new extract for nodes: the ready local database that `remote-sync init` fetches
     Extract(server_commands::ExtractArgs),
+    /// Compare tables with the data store and send nodes the difference
+    Reconcile(reconcile_command::ReconcileArgs),
     /// Show how far everybody is, and what needs a person
     Status,
     /// Say why a node has a row or has not: rule by rule, then stage by stage
@@ -107,6 +110,7 @@ fn run(arguments: &Arguments) -> Outcome {
         Command::Run(args) => server_commands::run(named, args, output),
         Command::Node(command) => node_commands::node(named, command, output),
         Command::Extract(args) => server_commands::extract(named, args, output),
+        Command::Reconcile(args) => reconcile_command::reconcile(named, args, output),
         Command::Status => server_commands::status(named, output),
         Command::Explain(args) => explain_command::explain(named, args, output),
         Command::Bench(command) => bench_commands::bench(command, output),

@@ -1,5 +1,7 @@
 //! How `status` looks: one line for the stages, one per node, and for each thing that needs a person the command to type.
 
+use crate::base::clock::now_seconds;
+use crate::cds::compare::Reconciled;
 use crate::cli::output::{ago, bytes, count, some, table};
 use crate::server::status::{NodeCondition, NodeStatus, ServerStatus};
 use serde_json::{Value as Json, json};
@@ -9,6 +11,9 @@ pub fn server_text(status: &ServerStatus) -> String {
     let mut lines = vec![stages(status)];
     for need in &status.needs {
         lines.push(format!("! {}: {}", need.what, need.command));
+    }
+    for of in &status.reconciled {
+        lines.push(comparison(of));
     }
     if !status.nodes.is_empty() {
         let headings = ["node", "state", "last sync", "to node", "needs a person"];
@@ -23,6 +28,20 @@ pub fn server_text(status: &ServerStatus) -> String {
         several => lines.push(format!("{several} nodes need a person.")),
     }
     lines.join("\n")
+}
+
+fn comparison(of: &Reconciled) -> String {
+    let parts = [(of.found.missing, "missing"), (of.found.extra, "extra"), (of.found.different, "different")];
+    let parts: Vec<String> =
+        parts.iter().filter(|(rows, _)| *rows > 0).map(|(rows, what)| format!("{} {what}", count(rows.cast_signed()))).collect();
+    format!(
+        "table {} was put right at unit {} ({}): {}; {}",
+        of.table,
+        count(of.unit),
+        ago(now_seconds() - of.at),
+        parts.join(", "),
+        of.reason
+    )
 }
 
 fn stages(status: &ServerStatus) -> String {
@@ -86,7 +105,7 @@ pub fn server_json(status: &ServerStatus) -> Json {
         "server": status.server_name, "revision": status.revision.map(|revision| revision.0),
         "log": status.log.map(|position| position.0), "txnproc": status.txnproc.map(|position| position.0),
         "router": status.router.map(|position| position.0), "free_bytes": status.free_bytes,
-        "nodes": nodes, "needs": needs(&status.needs),
+        "nodes": nodes, "needs": needs(&status.needs), "reconciled": status.reconciled,
     })
 }
 
@@ -121,6 +140,7 @@ mod tests {
             free_bytes: Some(41_000_000_000),
             nodes: vec![node("SHOP-01", NodeCondition::Watching, Some(3), 0), node("SHOP-02", NodeCondition::Ok, Some(720), 3), lost],
             needs: Vec::new(),
+            reconciled: Vec::new(),
         }
     }
 

@@ -101,6 +101,16 @@ impl Value {
         }
     }
 
+    /// Compares as SQLite's `ORDER BY` does under the collation BINARY: NULL, numbers by value, text, blobs. `1` and `1.0` are equal here.
+    pub fn sql_order(&self, other: &Value) -> Ordering {
+        match (self, other) {
+            (Value::Integer(a), Value::Real(b)) => integer_to_real(*a, *b),
+            (Value::Real(a), Value::Integer(b)) => integer_to_real(*b, *a).reverse(),
+            (Value::Real(a), Value::Real(b)) => a.partial_cmp(b).unwrap_or(Ordering::Equal),
+            _ => self.cmp(other),
+        }
+    }
+
     /// Returns the bytes that the value takes in memory and, about, in a file.
     pub fn size(&self) -> usize {
         match self {
@@ -130,6 +140,18 @@ impl Value {
             Value::Blob(_) => 4,
         }
     }
+}
+
+/// Compares exactly: neither number is converted to the other's type where that loses anything.
+fn integer_to_real(integer: i64, real: f64) -> Ordering {
+    // 2^63 as f64, the first real above every integer.
+    if real >= 9.223_372_036_854_776e18 {
+        return Ordering::Less;
+    }
+    if real < -9.223_372_036_854_776e18 {
+        return Ordering::Greater;
+    }
+    integer.cmp(&(real.trunc() as i64)).then_with(|| 0.0f64.partial_cmp(&real.fract()).unwrap_or(Ordering::Equal))
 }
 
 impl PartialEq for Value {
@@ -222,5 +244,40 @@ mod tests {
         assert_ne!(Value::text("Smith").fold(Collation::Binary), Value::text("smith").fold(Collation::Binary));
         assert_eq!(Value::text("a  ").fold(Collation::Rtrim), Value::text("a").fold(Collation::Rtrim));
         assert_eq!(Value::Real(9.3e18).fold(Collation::Binary), Value::Real(9.3e18));
+    }
+
+    #[test]
+    fn r6_the_order_of_a_comparison_is_sqlites() {
+        let values = [
+            Value::Null,
+            Value::Real(f64::NEG_INFINITY),
+            Value::Integer(i64::MIN),
+            Value::Real(-1.5),
+            Value::Integer(-1),
+            Value::Real(-0.5),
+            Value::Real(-0.0),
+            Value::Integer(0),
+            Value::Real(0.25),
+            Value::Integer(1),
+            Value::Real(1.0),
+            Value::Real(9_007_199_254_740_992.0),
+            Value::Integer(9_007_199_254_740_993),
+            Value::Integer(i64::MAX),
+            Value::Real(9.223_372_036_854_776e18),
+            Value::Real(f64::INFINITY),
+            Value::text(""),
+            Value::text("1"),
+            Value::text("A"),
+            Value::text("a"),
+            Value::Blob(vec![]),
+            Value::Blob(vec![0xff]),
+        ];
+        for (at, a) in values.iter().enumerate() {
+            for (other, b) in values.iter().enumerate() {
+                let equal = a == b || [(6, 7), (7, 6), (9, 10), (10, 9)].contains(&(at, other));
+                let expected = if equal { Ordering::Equal } else { at.cmp(&other) };
+                assert_eq!(a.sql_order(b), expected, "{a} {b}");
+            }
+        }
     }
 }

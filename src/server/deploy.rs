@@ -7,7 +7,7 @@ use super::txnproc::{TxnProcError, new_nonce};
 use crate::base::crash::{self, CrashPoint};
 use crate::base::ids::{Epoch, Nonce, Revision, ServerId, TxnId};
 use crate::cds::fill::Filling;
-use crate::cds::layout::{connect_read_only, is_superseded, read_state, read_stopped, reinstate, running_nodes, supersede};
+use crate::cds::layout::{StoppedTable, connect_read_only, is_superseded, read_state, read_stopped, reinstate, running_nodes, supersede};
 use crate::cds::{CdsError, CdsState};
 use crate::docking::root::DockingRoot;
 use crate::model::dock::Dock;
@@ -253,7 +253,7 @@ fn data_store_state(path: &Path) -> Result<Option<CdsState>, CdsError> {
     })
 }
 
-fn data_store_stopped(path: &Path) -> Result<Vec<(String, String)>, CdsError> {
+fn data_store_stopped(path: &Path) -> Result<Vec<StoppedTable>, CdsError> {
     connect_read_only(path).and_then(|conn| read_stopped(&conn)).map_err(|source| CdsError::Sql {
         path: path.to_owned(),
         what: "read stopped tables",

@@ -8,6 +8,7 @@ use super::trail::{self, Downstream, Place, Sent, Target, Trail, TrailError};
 use crate::base::ids::{FileNo, NodeName};
 use crate::cds::Cds;
 use crate::cds::explain::NodeView;
+use crate::cds::layout::StoppedTable;
 use crate::cds::verdict::RowVerdict;
 use crate::docking::error::DockingError;
 use crate::docking::root::{Access, DockingRoot};
@@ -214,11 +215,11 @@ fn held_by(
     trail: &Trail,
     place: Place,
     alerts: &[AlertRow],
-    stopped: &[(String, String)],
+    stopped: &[StoppedTable],
 ) -> Vec<Held> {
     let (name, dock) = (&view.node.name, cds.dock());
     let mut all = Vec::new();
-    if let Some((table, reason)) = stopped.iter().find(|(stopped, _)| dock.table(stopped) == Some(table)) {
+    if let Some(StoppedTable { table, reason, .. }) = stopped.iter().find(|stopped| dock.table(&stopped.table) == Some(table)) {
         all.push(held(format!("table {table} is stopped ({reason}): its changes are left out"), "dockmaster deploy"));
     }
     if is_upload_only(cds, table) {

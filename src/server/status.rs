@@ -6,8 +6,10 @@
 //! first, so that `log >= txnproc >= router >= applied` holds in every answer.
 
 use crate::base::ids::{Incarnation, NodeName, Revision, TxnId};
+use crate::base::limits::RECONCILED_KEPT_MAX;
 use crate::base::space::free_bytes;
-use crate::cds::layout::{connect_read_only, last_routable, read_state, read_stopped};
+use crate::cds::compare::{Found, Reconciled, read_reconciled};
+use crate::cds::layout::{StoppedTable, connect_read_only, last_routable, read_state, read_stopped};
 use crate::docking::backlog::{Backlog, LedgerView};
 use crate::docking::error::DockingError;
 use crate::docking::root::{Access, DockingRoot};
@@ -22,6 +24,9 @@ use std::path::PathBuf;
 pub const SILENT_AFTER_SECONDS: i64 = 30 * 86_400;
 /// A node that watches says something at least so often, in seconds; after twice that it is not connected any more.
 const HEARD_WITHIN_SECONDS: i64 = 90;
+
+/// So many comparisons of tables are shown.
+const COMPARISONS_SHOWN: usize = 5;
 
 /// Why there is no status.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +82,8 @@ pub struct ServerStatus {
     pub nodes: Vec<NodeStatus>,
     /// What waits for a person and is not of one node.
     pub needs: Vec<Need>,
+    /// The last comparisons of tables with the data store that found something, newest first.
+    pub reconciled: Vec<Reconciled>,
 }
 
 /// How a node is doing, in one word.
@@ -165,6 +172,7 @@ pub fn status(options: &StatusOptions) -> Result<ServerStatus, StatusError> {
         free_bytes: free_bytes(root.path()).or_else(|| free_bytes(root.path().parent()?)),
         nodes: Vec::new(),
         needs: Vec::new(),
+        reconciled: Vec::new(),
     };
     if !database.is_installed()? {
         status.needs.push(need(format!("nothing is deployed in {}", options.database.display()), "dockmaster deploy"));
@@ -186,6 +194,9 @@ pub fn status(options: &StatusOptions) -> Result<ServerStatus, StatusError> {
     status.server_name = identity.server_name;
     status.revision = Some(identity.revision);
     let stopped = database.stopped_tables()?;
+    if status.txnproc.is_some() {
+        status.reconciled = last_comparisons(root.cds_db())?;
+    }
     let noted = if status.txnproc.is_some() { noted_stops(root.cds_db())? } else { Vec::new() };
     for (table, reason) in stopped.iter().chain(noted.iter().filter(|(table, _)| !stopped.iter().any(|(known, _)| known == table))) {
         status.needs.push(need(format!("table {table} is stopped: {reason}; other tables go on"), "dockmaster deploy"));
@@ -216,7 +227,17 @@ fn txnproc_position(path: PathBuf) -> Result<Option<(TxnId, Option<TxnId>)>, Sta
 /// Returns the tables that the data store holds as stopped, with those that stand still because of them.
 fn noted_stops(path: PathBuf) -> Result<Vec<(String, String)>, StatusError> {
     let read = connect_read_only(&path).and_then(|connection| read_stopped(&connection));
-    read.map_err(|source| StatusError::DataStore { path, source })
+    let pair = |note: StoppedTable| (note.table, note.reason);
+    read.map(|notes| notes.into_iter().map(pair).collect()).map_err(|source| StatusError::DataStore { path, source })
+}
+
+/// Returns the last comparisons that found something.
+fn last_comparisons(path: PathBuf) -> Result<Vec<Reconciled>, StatusError> {
+    let read = connect_read_only(&path).and_then(|connection| read_reconciled(&connection, 0, RECONCILED_KEPT_MAX as usize));
+    let mut found = read.map_err(|source| StatusError::DataStore { path, source })?;
+    found.retain(|of| of.found != Found::default());
+    found.truncate(COMPARISONS_SHOWN);
+    Ok(found)
 }
 
 fn node_status(

@@ -5,12 +5,14 @@
 //! commit of `cds.db` that holds position, data, counts and the file's ledger row. A crash between any two leaves a
 //! file without a row, which is deleted and made anew, perhaps longer (R25).
 
+use super::reconcile::{self, Compared, Standing};
 use crate::base::clock::now_micros;
 use crate::base::crash::{self, CrashPoint};
 use crate::base::disk::DiskError;
 use crate::base::ids::{ContentHash, FileNo, NodeName, Nonce, TxnId};
 use crate::base::step::Progress;
-use crate::cds::layout::{TxnprocFile, pin_snapshot};
+use crate::cds::compare::Reconciled;
+use crate::cds::layout::{StoppedTable, TxnprocFile, pin_snapshot};
 use crate::cds::nodes::NodeScope;
 use crate::cds::unit::{NodeChange, RowChange, UnitInput};
 use crate::cds::view::visible_rows;
@@ -24,13 +26,12 @@ use crate::dx::writer::TxnprocWriter;
 use crate::model::dock::Dock;
 use crate::model::event::NodeEvent;
 use crate::model::schema::Schema;
-use crate::rules::frozen::frozen;
 use crate::rules::graph::ScopeGraph;
 use crate::store::control::Control;
+use crate::store::heal::Healing;
 use crate::store::log::{ReadOptions, UnitReading};
 use crate::store::sqlite::{ServerDatabase, StoreError};
 use rusqlite::Connection;
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -136,6 +137,8 @@ pub struct TxnProc {
     last_hash: ContentHash,
     last_unit: TxnId,
     purged_upto: TxnId,
+    /// What stood in doubt when healing was tried last: trying again would find the same.
+    tried: Option<(i64, Vec<String>)>,
 }
 
 impl TxnProc {
@@ -155,7 +158,7 @@ impl TxnProc {
                 root.disk().remove(&file.path)?;
             }
         }
-        Ok(TxnProc { server, cds, root, last_file, last_hash, last_unit, purged_upto: TxnId::default() })
+        Ok(TxnProc { server, cds, root, last_file, last_hash, last_unit, purged_upto: TxnId::default(), tried: None })
     }
 
     /// Returns the data store.
@@ -173,7 +176,15 @@ impl TxnProc {
         let idle = Step { progress: Progress::Idle, extracts: Vec::new() };
         let state = self.cds.state().clone();
         let options = ReadOptions { after: state.position, known: Some(state.nonce) };
-        let Some(reading) = self.server.read_unit(&options)? else {
+        // Nothing is written to a database that is not the one read last.
+        self.server.check_mark(&options)?;
+        self.heal()?;
+        let read = self.server.read_unit_with(&options, |snapshot, unit| {
+            let mut compared = reconcile::compare(&self.cds, snapshot, unit)?;
+            let uncarried = std::mem::take(&mut compared.uncarried);
+            Ok::<_, TxnProcError>((compared, uncarried))
+        })?;
+        let Some((reading, compared)) = read else {
             self.purge_log()?;
             return Ok(idle);
         };
@@ -184,7 +195,7 @@ impl TxnProc {
         crash::at(CrashPoint::CaptureTail);
 
         let unit = reading.upto;
-        let input = self.input(reading)?;
+        let input = self.input(reading, compared)?;
         let events = self.cds.process(&input)?;
         crash::at(CrashPoint::TxnprocProcessed);
         let written = self.write_file(&state, unit, &events);
@@ -213,6 +224,31 @@ impl TxnProc {
         Ok(Step { progress: Progress::Worked, extracts })
     }
 
+    /// Puts capture right where it was interrupted, and asks for a comparison of what may have been missed.
+    fn heal(&mut self) -> Result<(), TxnProcError> {
+        let noted: Vec<StoppedTable> = self.cds.stopped()?.into_iter().filter(|note| note.cause.is_none()).collect();
+        let doubts = self.server.stopped_tables()?;
+        if noted.is_empty() && doubts.is_empty() {
+            self.tried = None;
+            return Ok(());
+        }
+        let tables = doubts.iter().map(|(table, _)| table.clone()).chain(noted.iter().map(|note| note.table.clone()));
+        let now = (self.server.schema_version()?, tables.collect());
+        if self.tried.as_ref() == Some(&now) {
+            return Ok(());
+        }
+        let noted: Vec<(String, String)> = noted.into_iter().map(|note| (note.table, note.reason)).collect();
+        for healing in self.server.heal_capture(&noted)? {
+            let Healing { table, reason, unfit } = &healing;
+            match unfit {
+                None => tracing::warn!(stage = "txnproc", table, reason, "capture was interrupted; it goes on, and the table is compared"),
+                Some(unfit) => tracing::warn!(stage = "txnproc", table, reason, unfit, "the table is stopped; `dockmaster deploy` goes on"),
+            }
+        }
+        self.tried = Some(now);
+        Ok(())
+    }
+
     /// Takes log rows out of the server database that no stage will read again. The last ones stay, for people.
     pub fn purge_log(&mut self) -> Result<(), TxnProcError> {
         let upto = self.cds.state().position;
@@ -231,43 +267,32 @@ impl TxnProc {
         self.cds.nodes().iter().filter(|(_, scope)| missing(scope)).map(|(name, _)| name.clone()).collect()
     }
 
-    fn input(&self, reading: UnitReading) -> Result<UnitInput, TxnProcError> {
+    fn input(&self, reading: UnitReading, compared: Compared) -> Result<UnitInput, TxnProcError> {
         let mut input = UnitInput { unit: reading.upto, read_at_micros: now_micros(), ..UnitInput::default() };
-        let frozen = self.frozen(reading.stopped, &mut input)?;
+        // Once more, now that what the comparison found is known.
+        let standing = Standing::of(&self.cds, &reading)?;
+        input.stopped = standing.noted;
+        let is_compared = |table: usize| standing.compared.iter().any(|(compared, _)| *compared == table);
         for change in reading.changes {
             let table = self.cds.dock().table(&change.table).ok_or_else(|| CdsError::UnknownTable(change.table.clone()))?;
-            if frozen.contains(&table) {
-                continue;
+            // What was compared as a whole is among the differences, once.
+            if !standing.frozen.contains(&table) && !is_compared(table) {
+                input.changes.push(RowChange { table, key: change.key, row: change.row });
             }
-            input.changes.push(RowChange { table, key: change.key, row: change.row });
         }
+        input.changes.extend(compared.changes.into_iter().filter(|change| is_compared(change.table)));
+        let is_found = |found: &Reconciled| self.cds.dock().table(&found.table).is_some_and(is_compared);
+        input.reconciled = compared.found.into_iter().filter(is_found).collect();
         for control in reading.controls {
             match control {
                 Control::Node { node, .. } => input.nodes.push(NodeChange::Set(node)),
                 Control::NodeDeleted { name, .. } => input.nodes.push(NodeChange::Deleted(name)),
                 Control::Definition { revision } => input.revision = Some(revision),
+                Control::Reconcile { .. } => {}
                 Control::Tick { day } => input.day = Some(day),
             }
         }
         Ok(input)
-    }
-
-    /// Returns the tables that stand still, and notes in the unit those that are new. A table that stopped once stays so
-    /// until `deploy`, even if it looks right again: its changes since then were left out.
-    fn frozen(&self, stopped: Vec<(String, String)>, input: &mut UnitInput) -> Result<BTreeSet<usize>, TxnProcError> {
-        let dock = self.cds.dock();
-        let noted = self.cds.stopped()?;
-        let direct = stopped.iter().chain(&noted).filter_map(|(table, _)| dock.table(table)).collect();
-        let frozen = frozen(dock, self.cds.graph(), &direct);
-        input.stopped = stopped.into_iter().filter(|(table, _)| !noted.iter().any(|(known, _)| known == table)).collect();
-        let cause = input.stopped.first().map(|(table, _)| table.clone());
-        for table in frozen.iter().filter_map(|table| dock.tables.get(*table)) {
-            let is_known = noted.iter().chain(&input.stopped).any(|(known, _)| *known == table.name);
-            if let (false, Some(cause)) = (is_known, &cause) {
-                input.stopped.push((table.name.clone(), format!("what nodes see of it depends on {cause}")));
-            }
-        }
-        Ok(frozen)
     }
 
     fn write_file(&self, state: &CdsState, unit: TxnId, events: &crate::model::event::UnitEvents) -> Result<TxnprocFile, TxnProcError> {

@@ -32,6 +32,13 @@ pub enum Control {
         /// Number of the definition.
         revision: Revision,
     },
+    /// Tables are to be compared with the data store: what capture missed becomes part of the unit that holds this (R6).
+    Reconcile {
+        /// Names of the tables; empty = every captured table.
+        tables: Vec<String>,
+        /// Why, for people.
+        reason: String,
+    },
     /// A day began, for time windows.
     Tick {
         /// Days since 1970-01-01.
@@ -61,6 +68,7 @@ mod tests {
             Control::Node { node: node.clone(), before: None },
             Control::NodeDeleted { name: "ANNA".parse().unwrap(), before: Some(node) },
             Control::Definition { revision: Revision(2) },
+            Control::Reconcile { tables: vec!["Orders".into()], reason: "a trigger was missing".into() },
             Control::Tick { day: 20_000 },
         ];
         for control in controls {

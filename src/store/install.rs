@@ -4,7 +4,7 @@
 //! trigger is missing, a shape changed or a table was stopped, the table gets a new capture id, so that old log rows keep being read
 //! by the columns that they were written with.
 
-use crate::base::ids::{Epoch, Revision, ServerId};
+use crate::base::ids::{Epoch, Revision, ServerId, TxnId};
 use crate::base::limits::COLUMNS_MAX;
 use crate::model::dock::{Dock, DockTable};
 use crate::model::schema::{Schema, TableShape, TermKind};
@@ -93,6 +93,7 @@ impl ServerDatabase {
         }
         let transaction = self.begin_write("installing")?;
         self.connection.execute_batch(SERVER_SQL).map_err(fault())?;
+        self.add_columns("dock_definition", &["dock", "schema"])?;
         self.write_identity(plan.server_name)?;
         let schema = read_schema(&self.connection).map_err(fault())?;
         let tables: Vec<Target<'_>> =
@@ -108,7 +109,7 @@ impl ServerDatabase {
                 interrupted.push(target.dock.name.clone());
             }
         }
-        let revision = self.write_definition(plan.revision_text, moved)?;
+        let revision = self.write_definition(plan, moved)?;
         let identity = self.identity()?;
         transaction.commit().map_err(fault())?;
         Ok(Installed { server_id: identity.server_id, epoch: identity.epoch, revision, interrupted })
@@ -191,17 +192,6 @@ impl ServerDatabase {
         })
     }
 
-    /// Returns the text of a deployed definition; `None` if there is no such revision.
-    ///
-    /// # Errors
-    /// A statement failed.
-    pub fn definition(&self, revision: Revision) -> Result<Option<String>, StoreError> {
-        self.connection
-            .prepare_cached("SELECT text FROM main.dock_definition WHERE revision = ?1")
-            .and_then(|mut statement| statement.query_row([revision.0], |row| row.get(0)).optional())
-            .map_err(self.fault("reading the definition"))
-    }
-
     /// Before the first installation: nobody else may use our prefix, or `uninstall` could not tell what is whose.
     fn refuse_strangers(&self) -> Result<(), StoreError> {
         match our_objects(&self.connection).map_err(self.fault("looking for our tables"))?.into_iter().next() {
@@ -244,7 +234,19 @@ impl ServerDatabase {
         Ok(())
     }
 
-    fn captures(&self) -> Result<Vec<Capture>, StoreError> {
+    /// Adds columns that a table of an older installation lacks.
+    fn add_columns(&self, table: &str, columns: &[&str]) -> Result<(), StoreError> {
+        for column in columns {
+            let has = self.connection.column_exists(Some("main"), table, *column).map_err(self.fault("looking at our tables"))?;
+            if !has {
+                let sql = format!("ALTER TABLE main.{table} ADD COLUMN {column} TEXT");
+                self.connection.execute_batch(&sql).map_err(self.fault("widening our tables"))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn captures(&self) -> Result<Vec<Capture>, StoreError> {
         read_captures(&self.connection).map_err(self.fault("reading the catalogue"))?.map_err(|(id, reason)| StoreError::Damaged {
             path: self.path.clone(),
             what: format!("row {id} of dock_capture"),
@@ -253,7 +255,7 @@ impl ServerDatabase {
     }
 
     /// Finds a table of the definition in the live schema, and what speaks against capturing it.
-    fn target<'a>(&self, checked: &Schema, schema: &'a Schema, dock: &'a DockTable) -> Result<Target<'a>, StoreError> {
+    pub(crate) fn target<'a>(&self, checked: &Schema, schema: &'a Schema, dock: &'a DockTable) -> Result<Target<'a>, StoreError> {
         let refuse = |reason: String| StoreError::Table { table: dock.name.clone(), reason };
         let table = schema.table(&dock.name).ok_or_else(|| refuse("there is no such table".into()))?;
         if let Some(was) = checked.table(&dock.name)
@@ -326,7 +328,7 @@ impl ServerDatabase {
     }
 
     /// Sees to it that a table is captured in its present shape.
-    fn capture_table(&self, target: &Target<'_>, captures: &[Capture]) -> Result<Outcome, StoreError> {
+    pub(crate) fn capture_table(&self, target: &Target<'_>, captures: &[Capture]) -> Result<Outcome, StoreError> {
         let fault = || self.fault(&format!("installing triggers on {}", target.dock.name));
         let shape = capture_shape(target.table);
         let columns: Vec<String> = target.dock.columns.iter().map(|column| column.name.clone()).collect();
@@ -409,26 +411,6 @@ impl ServerDatabase {
         Ok(())
     }
 
-    fn write_definition(&self, text: &str, moved: bool) -> Result<Revision, StoreError> {
-        let fault = || self.fault("writing the definition");
-        let was = self.identity()?.revision;
-        if !moved && self.definition(was)?.as_deref() == Some(text) {
-            return Ok(was);
-        }
-        let revision = Revision(was.0 + 1);
-        self.connection
-            .execute(
-                "INSERT INTO main.dock_definition(revision, text, deployed_at) VALUES (?1, ?2, strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))",
-                (revision.0, text),
-            )
-            .map_err(fault())?;
-        self.connection
-            .execute("UPDATE main.dock_meta SET value = ?1 WHERE name = 'revision'", [revision.0.to_string()])
-            .map_err(fault())?;
-        self.log_control(&Control::Definition { revision })?;
-        Ok(revision)
-    }
-
     /// Appends a control to the log; the caller's transaction commits it with what it tells of (R28).
     pub(crate) fn log_control(&self, control: &Control) -> Result<(), StoreError> {
         let json = serde_json::to_string(control).map_err(|error| StoreError::Damaged {
@@ -442,27 +424,29 @@ impl ServerDatabase {
         Ok(())
     }
 
-    /// Appends a control of its own to the log, durably.
+    /// Appends a control of its own to the log, durably. Returns its position.
     ///
     /// # Errors
     /// Nothing is installed, or a statement failed.
-    pub fn append_control(&self, control: &Control) -> Result<(), StoreError> {
+    pub fn append_control(&self, control: &Control) -> Result<TxnId, StoreError> {
         self.require_installed()?;
         let transaction = self.begin_write("writing a control to the log")?;
         self.log_control(control)?;
-        transaction.commit().map_err(self.fault("writing a control to the log"))
+        let position = TxnId(self.connection.last_insert_rowid());
+        transaction.commit().map_err(self.fault("writing a control to the log"))?;
+        Ok(position)
     }
 }
 
 /// A table of the definition and what it is in the database.
-struct Target<'a> {
+pub(crate) struct Target<'a> {
     dock: &'a DockTable,
     table: &'a TableShape,
     columns: Vec<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
+pub(crate) enum Outcome {
     /// Nothing to do.
     Kept,
     /// Captured for the first time, or in a new shape.

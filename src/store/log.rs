@@ -15,14 +15,12 @@ use crate::model::value::{Row, RowKey, Value, display_key};
 use crate::store::capture::{Capture, capture_shape, difference, key_condition, may_end_statement, newer_triggers, read_captures};
 use crate::store::control::Control;
 use crate::store::schema::read_shape;
+use crate::store::snapshot::Snapshot;
 use crate::store::sqlite::{ServerDatabase, SqlValue, StoreError, quote_name, value_of};
+use rusqlite::Connection;
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OptionalExtension};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-
-/// Most log rows that one purging transaction deletes.
-const PURGE_CHUNK_ROWS: i64 = 5_000;
 
 /// Where to read from.
 #[derive(Debug, Clone, Copy, Default)]
@@ -48,6 +46,16 @@ pub struct UnitReading {
     pub schema_version: i64,
 }
 
+impl UnitReading {
+    /// Returns whether the unit asks for a comparison of a table.
+    pub fn is_compared(&self, table: &str) -> bool {
+        self.controls.iter().any(|control| match control {
+            Control::Reconcile { tables, .. } => tables.is_empty() || tables.iter().any(|named| named.eq_ignore_ascii_case(table)),
+            _ => false,
+        })
+    }
+}
+
 /// What one unit made of one row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NetChange {
@@ -71,17 +79,6 @@ pub(crate) struct Catalogue {
     stopped: BTreeMap<i64, String>,
 }
 
-/// The tail row: what was read last, and under which mark (R13).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tail {
-    /// Position up to which the log was read.
-    pub position: TxnId,
-    /// Mark of that reading.
-    pub nonce: Nonce,
-    /// Mark of the reading before.
-    pub previous: Option<Nonce>,
-}
-
 impl ServerDatabase {
     /// Returns the position of the last log row ever committed.
     ///
@@ -100,15 +97,36 @@ impl ServerDatabase {
     /// [`StoreError::NotTheSameDatabase`], [`StoreError::LogReset`] and [`StoreError::LogGap`] if the log is not the one that was
     /// read last; otherwise nothing is installed, a row of ours is damaged, or a statement failed.
     pub fn read_unit(&self, options: &ReadOptions) -> Result<Option<UnitReading>, StoreError> {
+        Ok(self.read_unit_with(options, |_, _| Ok::<_, StoreError>(((), Vec::new())))?.map(|(unit, ())| unit))
+    }
+
+    /// Like [`ServerDatabase::read_unit`]; `look` sees the same snapshot (R6). Beside what it came for, `look` returns tables that it
+    /// found cannot be carried, with the reason: they stop with this unit.
+    ///
+    /// # Errors
+    /// As [`ServerDatabase::read_unit`], and those of `look`.
+    pub fn read_unit_with<T, E: From<StoreError>>(
+        &self,
+        options: &ReadOptions,
+        look: impl FnOnce(&Snapshot<'_>, &UnitReading) -> Result<(T, Vec<(String, String)>), E>,
+    ) -> Result<Option<(UnitReading, T)>, E> {
         let snapshot = self.connection.unchecked_transaction().map_err(self.fault("beginning to read the log"))?;
-        let reading = self.read_in_snapshot(options)?;
+        let Some((mut unit, mut found)) = self.read_in_snapshot(options)? else {
+            snapshot.rollback().map_err(self.fault("ending the read of the log"))?;
+            return Ok(None);
+        };
+        let (looked, uncarried) = look(&Snapshot { database: self }, &unit)?;
+        let catalogue = self.catalogue()?;
         snapshot.rollback().map_err(self.fault("ending the read of the log"))?;
-        let Some((mut unit, found)) = reading else { return Ok(None) };
+        for (table, reason) in uncarried {
+            found.extend(catalogue.active.get(&table.to_ascii_lowercase()).map(|id| (*id, reason.clone())));
+            unit.stopped.push((table, reason));
+        }
         for (id, reason) in found {
             self.stop_capture(id, &reason)?;
         }
         unit.stopped.sort();
-        Ok(Some(unit))
+        Ok(Some((unit, looked)))
     }
 
     fn read_in_snapshot(&self, options: &ReadOptions) -> Result<Option<Read>, StoreError> {
@@ -132,7 +150,8 @@ impl ServerDatabase {
         let mut found = touched.null_keys;
         for (name, keys) in touched.keys {
             let Some(capture) = catalogue.active.get(&name).and_then(|id| catalogue.captures.get(id)) else { continue };
-            if stopped.contains_key(&capture.id) {
+            // What is compared as a whole needs no second look.
+            if stopped.contains_key(&capture.id) || unit.is_compared(&capture.table) {
                 continue;
             }
             let before = unit.changes.len();
@@ -148,20 +167,6 @@ impl ServerDatabase {
             .filter_map(|(id, reason)| catalogue.captures.get(id).map(|capture| (capture.table.clone(), reason.clone())))
             .collect();
         Ok(Some((unit, found.into_iter().collect())))
-    }
-
-    fn check_mark(&self, options: &ReadOptions) -> Result<(), StoreError> {
-        let Some(known) = options.known else { return Ok(()) };
-        let tail = self.tail()?;
-        match tail {
-            Some(tail) if tail.nonce == known || tail.previous == Some(known) => Ok(()),
-            _ => Err(StoreError::NotTheSameDatabase {
-                path: self.path.clone(),
-                known,
-                found: tail.map(|tail| tail.nonce),
-                previous: tail.and_then(|tail| tail.previous),
-            }),
-        }
     }
 
     /// Streams the log rows of a unit and keeps the keys that they name.
@@ -250,10 +255,19 @@ impl ServerDatabase {
         let snapshot = self.connection.unchecked_transaction().map_err(self.fault("beginning to read the catalogue"))?;
         let catalogue = self.catalogue()?;
         snapshot.rollback().map_err(self.fault("ending the read of the catalogue"))?;
-        let named = |(id, reason): (&i64, &String)| catalogue.captures.get(id).map(|capture| (capture.table.clone(), reason.clone()));
-        let mut stopped: Vec<_> = catalogue.stopped.iter().filter_map(named).collect();
-        stopped.sort();
-        Ok(stopped)
+        Ok(catalogue.stopped_tables())
+    }
+
+    /// Returns the tables that are captured now, sorted.
+    ///
+    /// # Errors
+    /// As [`ServerDatabase::stopped_tables`].
+    pub fn captured_tables(&self) -> Result<Vec<String>, StoreError> {
+        self.require_installed()?;
+        let snapshot = self.connection.unchecked_transaction().map_err(self.fault("beginning to read the catalogue"))?;
+        let catalogue = self.catalogue()?;
+        snapshot.rollback().map_err(self.fault("ending the read of the catalogue"))?;
+        Ok(catalogue.active.values().filter_map(|id| catalogue.captures.get(id)).map(|capture| capture.table.clone()).collect())
     }
 
     /// Returns the catalogue, compared anew with the schema if either changed since the last look.
@@ -300,82 +314,6 @@ impl ServerDatabase {
         transaction.execute("UPDATE main.dock_capture SET stopped = ?2 WHERE id = ?1 AND stopped IS NULL", (id, reason)).map_err(fault())?;
         transaction.commit().map_err(fault())
     }
-
-    /// Returns the tail row; `None` before the first reading.
-    ///
-    /// # Errors
-    /// The row is damaged, or a statement failed.
-    pub fn tail(&self) -> Result<Option<Tail>, StoreError> {
-        let found = self
-            .connection
-            .prepare_cached("SELECT position, nonce, previous FROM main.dock_tail")
-            .and_then(|mut statement| {
-                statement
-                    .query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, Option<String>>(2)?)))
-                    .optional()
-            })
-            .map_err(self.fault("reading the tail"))?;
-        let Some((position, nonce, previous)) = found else { return Ok(None) };
-        let parse = |text: &str| {
-            text.parse::<Nonce>().map_err(|error| StoreError::Damaged {
-                path: self.path.clone(),
-                what: "dock_tail".into(),
-                reason: error.to_string(),
-            })
-        };
-        Ok(Some(Tail { position: TxnId(position), nonce: parse(&nonce)?, previous: previous.as_deref().map(parse).transpose()? }))
-    }
-
-    /// Commits the tail, durably and by itself: with it every commit that was read is on the disk, so what was made of it may be
-    /// published (I7). Log ids up to `position` are never given again from here on.
-    ///
-    /// # Errors
-    /// A statement failed; then nothing may be published.
-    pub fn write_tail(&self, position: TxnId, nonce: Nonce, previous: Option<Nonce>) -> Result<(), StoreError> {
-        let fault = || self.fault("writing the tail");
-        // The connection opens with synchronous=FULL; said again, since everything published rests on it.
-        self.connection.pragma_update(None, "synchronous", "FULL").map_err(fault())?;
-        let transaction = self.begin_write("writing the tail")?;
-        let row = (position.0, nonce.to_string(), previous.map(|nonce| nonce.to_string()));
-        let updated =
-            transaction.execute("UPDATE main.dock_tail SET position = ?1, nonce = ?2, previous = ?3", row.clone()).map_err(fault())?;
-        if updated == 0 {
-            transaction.execute("INSERT INTO main.dock_tail(position, nonce, previous) VALUES (?1, ?2, ?3)", row).map_err(fault())?;
-        }
-        // A statement that ended by OR FAIL keeps its log rows but not the sequence: after a purge their ids would come back.
-        let raised = transaction
-            .execute("UPDATE main.sqlite_sequence SET seq = max(seq, ?1) WHERE name = 'dock_txn_log'", [position.0])
-            .map_err(fault())?;
-        if raised == 0 && position.0 > 0 {
-            transaction.execute("INSERT INTO main.sqlite_sequence(name, seq) VALUES ('dock_txn_log', ?1)", [position.0]).map_err(fault())?;
-        }
-        transaction.commit().map_err(fault())
-    }
-
-    /// Deletes log rows up to `upto`, but none that stands among the last `keep` of them and none behind the tail. Returns how many.
-    ///
-    /// # Errors
-    /// A statement failed; what was deleted by then stays deleted.
-    pub fn purge_log(&self, upto: TxnId, keep: u64) -> Result<u64, StoreError> {
-        let fault = || self.fault("purging the log");
-        let Some(tail) = self.tail()? else { return Ok(0) };
-        let last = upto.min(tail.position).0.saturating_sub(i64::try_from(keep).unwrap_or(i64::MAX));
-        let mut deleted = 0;
-        loop {
-            let transaction = self.begin_write("purging the log")?;
-            let chunk = transaction
-                .execute(
-                    "DELETE FROM main.dock_txn_log WHERE id IN (SELECT id FROM main.dock_txn_log WHERE id <= ?1 ORDER BY id LIMIT ?2)",
-                    [last, PURGE_CHUNK_ROWS],
-                )
-                .map_err(fault())?;
-            transaction.commit().map_err(fault())?;
-            if chunk == 0 {
-                return Ok(deleted);
-            }
-            deleted += chunk as u64;
-        }
-    }
 }
 
 /// Returns what makes a row longer than a file can carry it, `None` if nothing does.
@@ -418,6 +356,14 @@ impl Catalogue {
     /// Returns the captures of every shape that a table had.
     pub(crate) fn of_table<'a>(&'a self, table: &'a str) -> impl Iterator<Item = &'a Capture> {
         self.captures.values().filter(move |capture| capture.table.eq_ignore_ascii_case(table))
+    }
+
+    /// Returns the stopped tables with the reason, sorted.
+    pub(crate) fn stopped_tables(&self) -> Vec<(String, String)> {
+        let named = |(id, reason): (&i64, &String)| self.captures.get(id).map(|capture| (capture.table.clone(), reason.clone()));
+        let mut stopped: Vec<_> = self.stopped.iter().filter_map(named).collect();
+        stopped.sort();
+        stopped
     }
 
     /// Returns the lower-case name of the table that a log row concerns, if the table is captured now and by the same key.

@@ -5,7 +5,7 @@
 use crate::base::ids::TxnId;
 use crate::model::node::Node;
 use crate::model::schema::Schema;
-use crate::model::value::Row;
+use crate::model::value::{Row, Value};
 use crate::store::install::Identity;
 use crate::store::log::too_long;
 use crate::store::sqlite::{ServerDatabase, StoreError, quote_name, value_of};
@@ -13,7 +13,7 @@ use crate::store::sqlite::{ServerDatabase, StoreError, quote_name, value_of};
 /// A read transaction on the server database.
 #[derive(Debug)]
 pub struct Snapshot<'a> {
-    database: &'a ServerDatabase,
+    pub(crate) database: &'a ServerDatabase,
 }
 
 impl ServerDatabase {
@@ -68,15 +68,42 @@ impl Snapshot<'_> {
     ///
     /// # Errors
     /// Those of `visit`, or a statement failed.
-    pub fn scan<E: From<StoreError>>(
+    pub fn scan<E: From<StoreError>>(&self, table: &str, columns: &[String], visit: impl FnMut(Row) -> Result<(), E>) -> Result<u64, E> {
+        self.visit(table, columns, "", visit)
+    }
+
+    /// Like [`Snapshot::scan`], in the order of the table's key by [`Value::sql_order`]; `key` holds positions in `columns`.
+    ///
+    /// # Errors
+    /// [`StoreError::Table`] at a row that cannot be carried; those of `visit`; or a statement failed.
+    pub fn scan_by_key<E: From<StoreError>>(
         &self,
         table: &str,
         columns: &[String],
+        key: &[usize],
+        mut visit: impl FnMut(Row) -> Result<(), E>,
+    ) -> Result<u64, E> {
+        let terms: Vec<String> =
+            key.iter().filter_map(|at| columns.get(*at)).map(|name| format!("{} COLLATE BINARY", quote_name(name))).collect();
+        self.visit(table, columns, &format!(" ORDER BY {}", terms.join(", ")), |row| {
+            if key.iter().any(|at| row.get(*at).is_none_or(Value::is_null)) {
+                let reason = "a row has NULL in its primary key".to_owned();
+                return Err(StoreError::Table { table: table.to_owned(), reason }.into());
+            }
+            visit(row)
+        })
+    }
+
+    fn visit<E: From<StoreError>>(
+        &self,
+        table: &str,
+        columns: &[String],
+        order: &str,
         mut visit: impl FnMut(Row) -> Result<(), E>,
     ) -> Result<u64, E> {
         let fault = || self.database.fault(&format!("reading {table}"));
         let names: Vec<String> = columns.iter().map(|name| quote_name(name)).collect();
-        let sql = format!("SELECT {} FROM main.{}", names.join(", "), quote_name(table));
+        let sql = format!("SELECT {} FROM main.{}{order}", names.join(", "), quote_name(table));
         let mut statement = self.database.connection.prepare(&sql).map_err(fault())?;
         let mut rows = statement.query([]).map_err(fault())?;
         let mut count = 0;

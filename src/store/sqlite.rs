@@ -205,6 +205,14 @@ impl ServerDatabase {
         crate::store::schema::read_schema(&self.connection).map_err(self.fault("reading the schema"))
     }
 
+    /// Returns the number that SQLite raises at every change of the schema.
+    ///
+    /// # Errors
+    /// A statement failed.
+    pub fn schema_version(&self) -> Result<i64, StoreError> {
+        self.connection.query_row("PRAGMA main.schema_version", [], |row| row.get(0)).map_err(self.fault("reading the schema version"))
+    }
+
     /// Returns whether the journal mode is WAL.
     ///
     /// # Errors

@@ -28,6 +28,7 @@ mod oracle;
 mod oracle_random;
 mod oracle_router;
 mod oracle_schemas;
+mod reconcile;
 mod route;
 mod router;
 mod scenarios;

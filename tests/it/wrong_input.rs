@@ -297,12 +297,10 @@ fn a_table_changed_under_the_running_service_stops_by_name_and_the_others_go_on(
             format!("table account_team is stopped: {because}; other tables go on"),
         ]
     );
-    // What was left out meanwhile does not come back by itself, even if the table looks right again.
-    server_sql(&site, "ALTER TABLE contact DROP COLUMN phone; UPDATE contact SET name = 'renamed again'");
-    routed(&site);
-    assert_eq!(needs(&site).len(), 3);
-    site.remote_sync_ok(&["sync", "anna.db"]);
-    assert!(literals(&site.path("anna.db"), "SELECT id FROM contact WHERE name LIKE 'renamed%'").is_empty());
+    // The definition would send the new column, so only `deploy` helps; without it the table fits again, and what was left out comes.
+    server_sql(&site, "ALTER TABLE contact DROP COLUMN phone; UPDATE contact SET name = 'renamed again' WHERE id < 10");
+    in_step(&site, &["ANNA"]);
+    assert_eq!(needs(&site), [""; 0]);
     site.stop();
 }
 
