@@ -5,6 +5,7 @@
 pub mod backlog;
 pub mod error;
 pub mod ledger;
+pub mod purge_rows;
 pub mod queue;
 pub mod root;
 pub mod sessions;

@@ -13,6 +13,7 @@ mod nodes;
 mod objects;
 pub mod problem;
 pub mod reader;
+pub mod retention;
 pub mod route;
 pub mod settings;
 mod sqltext;

@@ -7,6 +7,7 @@ pub mod extract;
 pub mod nodes;
 pub mod outbox;
 pub mod pass;
+pub mod purge;
 pub mod reconcile;
 pub mod round;
 pub mod router;
@@ -18,5 +19,7 @@ pub mod syncsession;
 pub mod trail;
 pub mod txnproc;
 
+#[cfg(test)]
+mod purge_crash;
 #[cfg(test)]
 mod router_crash;

@@ -26,6 +26,11 @@ pub const ROUTER_ROUND_BYTES_GOAL: usize = 16 << 20;
 /// Router: frames for a group of nodes are shared from this many bytes on; smaller ones are copied to each node.
 pub const ROUTER_SHARED_FRAME_BYTES_MIN: usize = 2 << 10;
 
+/// Purge: most nodes looked at in one step.
+pub const PURGE_NODES_PER_STEP: usize = 64;
+/// Purge: most files of one queue deleted, or looked for, in one step.
+pub const PURGE_FILES_PER_STEP: usize = 256;
+
 /// Longest control message of a session, in bytes.
 pub const SESSION_MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Bytes of file content in one session message.

@@ -234,7 +234,7 @@ fn refused(node: &str, code: RefusalCode) -> Option<String> {
         RefusalCode::Protocol | RefusalCode::DxFormat => {
             some("one of the two programs is too old: compare `remote-sync --version` and `dockmaster --version`")
         }
-        RefusalCode::Incarnation | RefusalCode::Fork | RefusalCode::Ahead | RefusalCode::Epoch => {
+        RefusalCode::Incarnation | RefusalCode::Fork | RefusalCode::Ahead | RefusalCode::Epoch | RefusalCode::Stale => {
             some("this copy cannot go on; fetch the database anew: remote-sync init --replace --renew")
         }
         RefusalCode::Initialised => some("one node is one local database; if the other copy is gone: remote-sync init --renew"),

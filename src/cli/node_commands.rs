@@ -85,6 +85,9 @@ pub(crate) struct SetArgs {
     /// No routing model: every rule holds
     #[arg(long, conflicts_with = "model")]
     no_model: bool,
+    /// After how many days of silence the node is stale, e.g. `180d`; `default` = as [server] stale_days says
+    #[arg(long, value_name = "DAYS", value_parser = stale_after)]
+    stale_after: Option<StaleAfter>,
 }
 
 /// The name of a node.
@@ -104,6 +107,20 @@ pub(crate) struct DeleteArgs {
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
+}
+
+/// What `--stale-after` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StaleAfter(Option<u32>);
+
+fn stale_after(text: &str) -> Result<StaleAfter, String> {
+    if text == "default" {
+        return Ok(StaleAfter(None));
+    }
+    match text.strip_suffix('d').unwrap_or(text).parse() {
+        Ok(days) if (1..=36_500).contains(&days) => Ok(StaleAfter(Some(days))),
+        _ => Err("write a number of days, e.g. 180d, or `default`".to_owned()),
+    }
 }
 
 fn name_and_value(text: &str) -> Result<(String, String), String> {
@@ -192,11 +209,17 @@ fn set(named: Option<&Path>, args: &SetArgs, output: Output) -> Outcome {
     if args.no_model {
         settings.model = Some(None);
     }
-    if settings.model.is_none() && settings.attributes.is_empty() {
-        bail!("nothing to set: name --set NAME=VALUE, --model NAME or --no-model");
+    if settings.model.is_none() && settings.attributes.is_empty() && args.stale_after.is_none() {
+        bail!("nothing to set: name --set NAME=VALUE, --model NAME, --no-model or --stale-after DAYS");
     }
     let node = nodes::set(&project.database, &dock, &args.name, &settings)?;
-    done(&node, &format!("{}: {}", node.name, attributes_text(&node)), output)
+    let mut sentence = format!("{}: {}", node.name, attributes_text(&node));
+    if let Some(StaleAfter(days)) = args.stale_after {
+        nodes::set_stale_after(&project.database, &node.name, days)?;
+        let days = days.map_or_else(|| "the usual time".to_owned(), |days| some(u64::from(days), "day", "days"));
+        sentence.push_str(&format!("; stale after {days} of silence"));
+    }
+    done(&node, &sentence, output)
 }
 
 fn delete(named: Option<&Path>, args: &DeleteArgs, output: Output) -> Outcome {

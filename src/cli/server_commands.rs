@@ -61,6 +61,7 @@ pub(crate) fn serve_options(settings: &Settings) -> ServeOptions {
         database: settings.database.clone(),
         listen: settings.server.listen.clone(),
         day_starts_minutes: i64::from(settings.server.day_starts_minutes),
+        retention: settings.server.retention,
     }
 }
 
@@ -77,7 +78,7 @@ pub(crate) fn run(named: Option<&Path>, args: &RunArgs, output: Output) -> Outco
         .collect();
     let done = pass::run(&serve_options(&settings), &root, &stages)?;
     if output.is_json() {
-        output.json(json!({ "units": done.units, "rounds": done.rounds, "extracts": done.extracts }))?;
+        output.json(json!({ "units": done.units, "rounds": done.rounds, "extracts": done.extracts, "purged": done.purged }))?;
     }
     output.say(pass_text(done, &stages))?;
     Ok(Exit::Done)
@@ -93,6 +94,9 @@ fn pass_text(done: Pass, stages: &[Stage]) -> String {
     }
     if stages.contains(&Stage::Router) {
         parts.push(format!("router: {}", some(done.rounds, "round", "rounds")));
+        if done.purged > 0 {
+            parts.push(format!("{} purged", some(done.purged, "file", "files")));
+        }
     }
     parts.join("; ")
 }

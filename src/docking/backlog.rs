@@ -61,18 +61,20 @@ impl LedgerView {
     /// # Errors
     /// If SQLite refuses.
     pub fn backlog(&self, node: &NodeName, incarnation: Incarnation, after: FileNo) -> Result<Backlog, DockingError> {
+        Backlog::read(&self.connection, node, incarnation, after).map_err(self.sql("sum up the outbox"))
+    }
+}
+
+impl Backlog {
+    /// Sums up the files of a node after one of them, on a connection to `ledger.db`.
+    pub(super) fn read(connection: &Connection, node: &NodeName, incarnation: Incarnation, after: FileNo) -> rusqlite::Result<Backlog> {
         let sql = "SELECT count(*), ifnull(sum(bytes), 0), ifnull(sum(operations), 0) FROM outbox_file \
                    WHERE node = ?1 AND incarnation = ?2 AND file_no > ?3";
         let after = i64::try_from(after.0).unwrap_or(i64::MAX);
         let number = |row: &rusqlite::Row<'_>, column: usize| row.get::<_, i64>(column).map(i64::unsigned_abs);
-        self.connection
-            .prepare_cached(sql)
-            .and_then(|mut statement| {
-                statement.query_row(params![node.as_str(), incarnation.0, after], |row| {
-                    Ok(Backlog { files: number(row, 0)?, bytes: number(row, 1)?, operations: number(row, 2)? })
-                })
-            })
-            .map_err(self.sql("sum up the outbox"))
+        connection.prepare_cached(sql)?.query_row(params![node.as_str(), incarnation.0, after], |row| {
+            Ok(Backlog { files: number(row, 0)?, bytes: number(row, 1)?, operations: number(row, 2)? })
+        })
     }
 }
 

@@ -17,7 +17,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// `PRAGMA user_version` of the ledger.
-const LEDGER_VERSION: i64 = 2;
+const LEDGER_VERSION: i64 = 3;
+/// The oldest one that is brought up to date.
+const LEDGER_VERSION_MIN: i64 = 2;
 
 const SCHEMA: &str = "
 CREATE TABLE router(
@@ -34,7 +36,14 @@ CREATE TABLE outbox_file(
     first INTEGER NOT NULL, last INTEGER NOT NULL, content_hash BLOB NOT NULL, byte_hash BLOB NOT NULL,
     bytes INTEGER NOT NULL, operations INTEGER NOT NULL, created TEXT NOT NULL,
     PRIMARY KEY(node, incarnation, file_no)) WITHOUT ROWID;
-PRAGMA user_version = 2;
+";
+
+/// What version 3 adds. `outbox_left` names nodes that began anew while files of a former incarnation lay in their outbox:
+/// the row goes once these files are gone. `purge` is the clock of retention.
+const SCHEMA_3: &str = "
+CREATE TABLE outbox_left(node TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE purge(id INTEGER PRIMARY KEY CHECK(id = 1), looked INTEGER NOT NULL, owed INTEGER NOT NULL);
+PRAGMA user_version = 3;
 ";
 
 /// Where the Router is.
@@ -185,7 +194,8 @@ impl Ledger {
 
     fn check_version(&self) -> Result<(), DockingError> {
         let version = self.version()?;
-        if version == LEDGER_VERSION {
+        // An older one is brought up to date when the Router opens it; whoever looks reads nothing that is new.
+        if (LEDGER_VERSION_MIN..=LEDGER_VERSION).contains(&version) {
             return Ok(());
         }
         let what = format!("it has version {version}, this program knows version {LEDGER_VERSION}");
@@ -202,6 +212,9 @@ impl Ledger {
         let version: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         if version == 0 {
             transaction.execute_batch(SCHEMA)?;
+        }
+        if version == 0 || version == LEDGER_VERSION_MIN {
+            transaction.execute_batch(SCHEMA_3)?;
         }
         transaction.commit()
     }
@@ -290,17 +303,21 @@ impl Ledger {
         self.query(sql, params![node.as_str(), incarnation.0, file_number(after), limit], outbox_row)
     }
 
-    /// Calls `each` with node, incarnation and number of every file, nodes and numbers in order.
+    /// Returns the nodes in whose outbox files of a former incarnation may lie.
     ///
     /// # Errors
     /// If SQLite refuses or a row makes no sense.
-    pub fn file_numbers(&self, mut each: impl FnMut(NodeName, Incarnation, FileNo)) -> Result<(), DockingError> {
-        let sql = "SELECT node, incarnation, file_no FROM outbox_file ORDER BY node, incarnation, file_no";
-        let read = |row: &Row<'_>| {
-            each(node_name(row, 0)?, Incarnation(row.get(1)?), FileNo(row.get::<_, i64>(2)?.unsigned_abs()));
-            Ok(())
-        };
-        self.query(sql, [], read).map(|_: Vec<()>| ())
+    pub fn outboxes_left(&self) -> Result<Vec<NodeName>, DockingError> {
+        self.query("SELECT node FROM outbox_left ORDER BY node", [], |row| node_name(row, 0))
+    }
+
+    /// Takes note that no file of a former incarnation is left in a node's outbox.
+    ///
+    /// # Errors
+    /// If SQLite refuses.
+    pub fn outbox_cleared(&self, node: &NodeName) -> Result<(), DockingError> {
+        let sql = "DELETE FROM outbox_left WHERE node = ?1";
+        self.connection.execute(sql, [node.as_str()]).map(drop).map_err(self.sql("take note of a cleared outbox"))
     }
 
     /// Commits a round: one transaction, on disk when this returns.
@@ -371,6 +388,8 @@ fn write_change(
         NodeChange::Started { incarnation, unit, .. } => {
             transaction.execute("DELETE FROM node_key WHERE node = ?1", [node])?;
             transaction.execute("DELETE FROM outbox_file WHERE node = ?1", [node])?;
+            // Whoever had files may have some left in the folder, with or without rows.
+            transaction.execute("INSERT OR IGNORE INTO outbox_left SELECT node FROM stream WHERE node = ?1 AND last_file > 0", [node])?;
             transaction.execute(
                 "INSERT OR REPLACE INTO stream(node, incarnation, active, start_unit, last_file, last_unit, last_hash) \
                  VALUES(?1, ?2, 1, ?3, 0, ?3, ?4)",
@@ -446,7 +465,7 @@ fn outbox_row(row: &Row<'_>) -> rusqlite::Result<OutboxFile> {
     })
 }
 
-fn node_name(row: &Row<'_>, column: usize) -> rusqlite::Result<NodeName> {
+pub(super) fn node_name(row: &Row<'_>, column: usize) -> rusqlite::Result<NodeName> {
     let text: String = row.get(column)?;
     text.parse().map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error)))
 }

@@ -10,6 +10,7 @@ use crate::base::lock::{Hold, Lock, Taken};
 use crate::docking::error::DockingError;
 use crate::model::toc;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How a root is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +28,7 @@ pub enum Access {
 pub struct DockingRoot {
     path: PathBuf,
     disk: Disk,
+    outboxes: Mutex<()>,
     _lock: Option<Lock>,
 }
 
@@ -55,15 +57,16 @@ impl DockingRoot {
             Taken::Held(lock) => lock,
             Taken::Busy(holder) => return Err(DockingError::InUse { root: path, holder }),
         };
-        let root = DockingRoot { path, disk, _lock: Some(lock) };
+        let root = DockingRoot { path, disk, outboxes: Mutex::default(), _lock: Some(lock) };
         root.disk.ensure_folder(&root.txnproc())?;
         root.disk.ensure_folder(&root.txnproc_tmp())?;
+        root.disk.ensure_folder(&root.router_tmp())?;
         Ok(root)
     }
 
     /// Returns a root to look at while others work on it ([`Access::Look`]); touches nothing.
     pub fn look(path: &Path) -> DockingRoot {
-        DockingRoot { path: path.to_owned(), disk: Disk::new(), _lock: None }
+        DockingRoot { path: path.to_owned(), disk: Disk::new(), outboxes: Mutex::default(), _lock: None }
     }
 
     /// Returns the root folder.
@@ -76,6 +79,12 @@ impl DockingRoot {
         &self.disk
     }
 
+    /// Keeps others of this process from giving names in outboxes, or taking them away, until the guard is dropped. A number
+    /// that the purge is about to delete may be that of a new incarnation's file otherwise.
+    pub fn hold_outboxes(&self) -> MutexGuard<'_, ()> {
+        self.outboxes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Returns the queue from Transaction Processor to Router.
     pub fn txnproc(&self) -> PathBuf {
         self.path.join("txnproc")
@@ -84,6 +93,11 @@ impl DockingRoot {
     /// Returns the folder of its unfinished files.
     pub fn txnproc_tmp(&self) -> PathBuf {
         self.txnproc().join("tmp")
+    }
+
+    /// Returns the folder of the Router's unfinished files, of all nodes: one look at it tells what a crash left.
+    pub fn router_tmp(&self) -> PathBuf {
+        self.path.join("tmp")
     }
 
     /// Returns the path of a txnproc file.

@@ -34,12 +34,16 @@ pub enum NodeState {
     Active,
     /// Ended by the administrator: refused by the Synchronization Manager, nothing is routed to it.
     Disabled,
+    /// Away for too long, or too much waited for it: its files are gone and nothing is routed to it until it comes back.
+    Stale,
 }
 
 impl NodeState {
     /// Returns the state of that spelling.
     pub fn from_name(name: &str) -> Option<NodeState> {
-        [NodeState::Registered, NodeState::Active, NodeState::Disabled].into_iter().find(|state| state.to_string() == name)
+        [NodeState::Registered, NodeState::Active, NodeState::Disabled, NodeState::Stale]
+            .into_iter()
+            .find(|state| state.to_string() == name)
     }
 }
 
@@ -49,6 +53,7 @@ impl fmt::Display for NodeState {
             NodeState::Registered => "registered",
             NodeState::Active => "active",
             NodeState::Disabled => "disabled",
+            NodeState::Stale => "stale",
         })
     }
 }

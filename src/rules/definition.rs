@@ -4,6 +4,7 @@
 //! since one file holds both.
 
 use crate::rules::problem::{At, Text};
+use crate::rules::retention::Retention;
 
 /// `[server]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub struct ServerSettings {
     pub root: String,
     /// When a day begins for windows, minutes after midnight. Default 03:00.
     pub day_starts_minutes: u16,
+    /// How long delivered files are kept, and when a node is stale.
+    pub retention: Retention,
 }
 
 impl Default for ServerSettings {
@@ -28,6 +31,7 @@ impl Default for ServerSettings {
             listen: "127.0.0.1:40400".into(),
             root: "docking".into(),
             day_starts_minutes: 180,
+            retention: Retention::default(),
         }
     }
 }

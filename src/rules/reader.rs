@@ -4,10 +4,15 @@
 
 use crate::rules::definition::{Definition, RawAttribute, RawMember, RawModel, RawObject, RawRule, RawSource, RawTable};
 use crate::rules::problem::{At, Problem, Report, SourceFile, Text, did_you_mean};
+use crate::rules::retention::DAY_SECONDS;
+use std::ops::RangeInclusive;
 use toml_edit::{Document, Item, TableLike, Value};
 
 /// Words that cannot name a rule, since `visible` may hold them itself.
 const RULE_KEYS: &[&str] = &["rule", "where", "window"];
+/// What `[server]` may hold.
+const SERVER_KEYS: &[&str] =
+    &["name", "database", "listen", "root", "day_starts", "keep_days", "keep_files", "stale_days", "stale_outbox_mb"];
 /// Version of the definition language.
 const VERSION: i64 = 1;
 
@@ -113,7 +118,7 @@ impl Reader<'_, '_> {
     }
 
     fn server(&mut self, server: &dyn TableLike, definition: &mut Definition) {
-        self.known(server, &["name", "database", "listen", "root", "day_starts"], "[server]");
+        self.known(server, SERVER_KEYS, "[server]");
         let settings = &mut definition.settings.server;
         if let Some(name) = self.optional_text(server, "name") {
             let fits = (1..=64).contains(&name.value.len()) && !name.value.chars().any(char::is_control);
@@ -144,6 +149,19 @@ impl Reader<'_, '_> {
                     self.report.problem(time.at, format!("day_starts: `{}` is not a time of day", time.value), Some("\"03:00\"".into()))
                 }
             }
+        }
+        let retention = &mut settings.retention;
+        if let Some(days) = self.optional_number(server, "keep_days", 0..=36_500) {
+            retention.keep_seconds = days * DAY_SECONDS;
+        }
+        if let Some(files) = self.optional_number(server, "keep_files", 0..=i64::MAX) {
+            retention.keep_files = files.unsigned_abs();
+        }
+        if let Some(days) = self.optional_number(server, "stale_days", 1..=36_500) {
+            retention.stale_seconds = days * DAY_SECONDS;
+        }
+        if let Some(megabytes) = self.optional_number(server, "stale_outbox_mb", 1..=1 << 40) {
+            retention.stale_bytes = megabytes.unsigned_abs() << 20;
         }
     }
 
@@ -379,6 +397,16 @@ impl Reader<'_, '_> {
 
     fn optional_text(&mut self, table: &dyn TableLike, key: &str) -> Option<Text> {
         table.get(key).and_then(|item| self.text(item, key))
+    }
+
+    fn optional_number(&mut self, table: &dyn TableLike, key: &str, range: RangeInclusive<i64>) -> Option<i64> {
+        let item = table.get(key)?;
+        let number = item.as_integer().filter(|number| range.contains(number));
+        if number.is_none() {
+            let at = self.item_at(item);
+            self.report.problem(at, format!("`{key}` takes a whole number from {} to {}", range.start(), range.end()), None);
+        }
+        number
     }
 
     fn flag(&mut self, table: &dyn TableLike, key: &str) -> bool {

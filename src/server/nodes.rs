@@ -175,7 +175,7 @@ pub fn start(database: &ServerDatabase, name: &NodeName) -> Result<Incarnation, 
         NodeState::Disabled => {
             Err(NodeError::State { name: node.name.clone(), state: node.state, reason: "it must be enabled before it is extracted" })
         }
-        NodeState::Registered | NodeState::Active => {
+        NodeState::Registered | NodeState::Active | NodeState::Stale => {
             node.state = NodeState::Active;
             node.incarnation = Incarnation(node.incarnation.0 + 1);
             node.extracted = node.incarnation;
@@ -199,6 +199,32 @@ pub fn restart(database: &ServerDatabase, name: &NodeName) -> Result<Incarnation
         state => Err(NodeError::State { name: node.name.clone(), state, reason: "only a node that runs begins anew in its stream" }),
     })?;
     Ok(node.incarnation)
+}
+
+/// Makes an active node stale, unless it began anew meanwhile: nothing is routed to it until it comes back. Returns whether it
+/// is stale now.
+///
+/// # Errors
+/// The node is unknown, or the database refused.
+pub fn mark_stale(database: &ServerDatabase, name: &NodeName, incarnation: Incarnation) -> Result<bool, NodeError> {
+    let node = change(database, name, |_, node| {
+        if node.state == NodeState::Active && node.incarnation == incarnation {
+            node.state = NodeState::Stale;
+        }
+        Ok(())
+    })?;
+    Ok(node.state == NodeState::Stale)
+}
+
+/// Sets after how many days of silence a node is stale; `None` = as `[server] stale_days` says.
+///
+/// # Errors
+/// The node is unknown, or the database refused.
+pub fn set_stale_after(database: &ServerDatabase, name: &NodeName, days: Option<u32>) -> Result<(), NodeError> {
+    database.change_nodes(|writer| match writer.set_stale_after(name, days) {
+        Err(StoreError::UnknownNode { name }) => Err(NodeError::Unknown { name }),
+        other => Ok(other?),
+    })
 }
 
 /// Registers the nodes of a CSV text, all or none. Its first line names the columns: `name`, optionally `model`, and attributes;

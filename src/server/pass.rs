@@ -1,6 +1,7 @@
 //! What the stages do, one pass at a time: `run` for cron; the service calls the same pieces from its threads.
 
 use super::extract::{self, ExtractError, ExtractJob};
+use super::purge::{Purge, PurgeError};
 use super::router::{Router, RouterError, RouterOptions};
 use super::txnproc::{PendingExtracts, TxnProc, TxnProcError};
 use crate::base::clock;
@@ -9,6 +10,7 @@ use crate::base::step::Progress;
 use crate::cds::nodes::NodeScope;
 use crate::docking::root::DockingRoot;
 use crate::docking::sessions::SessionsDb;
+use crate::rules::retention::Retention;
 use crate::store::control::Control;
 use crate::store::sqlite::StoreError;
 use std::path::PathBuf;
@@ -34,6 +36,9 @@ pub enum ServeError {
         /// Why.
         source: rusqlite::Error,
     },
+    /// The purge.
+    #[error("purge: {0}")]
+    Purge(#[from] PurgeError),
     /// The Synchronization Manager.
     #[error("Synchronization Manager: {0}")]
     Sync(#[from] super::syncmgr::SyncError),
@@ -64,6 +69,7 @@ impl ServeError {
             ServeError::Router(error) => error.is_transient(),
             ServeError::Extract(ExtractError::Disk { source, .. }) => source.is_no_space(),
             ServeError::Store(error) => error.is_busy(),
+            ServeError::Purge(error) => error.is_transient(),
             _ => false,
         }
     }
@@ -78,6 +84,15 @@ pub struct ServeOptions {
     pub listen: String,
     /// Minutes after midnight UTC at which a new day begins for time windows.
     pub day_starts_minutes: i64,
+    /// How long delivered files are kept, and when a node is stale.
+    pub retention: Retention,
+}
+
+impl ServeOptions {
+    /// Returns options with the ordinary limits; a day begins at midnight.
+    pub fn new(database: impl Into<PathBuf>, listen: impl Into<String>) -> ServeOptions {
+        ServeOptions { database: database.into(), listen: listen.into(), day_starts_minutes: 0, retention: Retention::default() }
+    }
 }
 
 /// What one pass did.
@@ -89,6 +104,8 @@ pub struct Pass {
     pub rounds: u64,
     /// Extracts built.
     pub extracts: u64,
+    /// Files deleted that nobody needs any more.
+    pub purged: u64,
 }
 
 /// Stages of one pass.
@@ -132,6 +149,9 @@ pub fn run(options: &ServeOptions, root: &Arc<DockingRoot>, stages: &[Stage]) ->
         while router.step()? == Progress::Worked {
             pass.rounds += 1;
         }
+        let mut purge = Purge::new(Arc::clone(root), &options.database, options.retention);
+        while purge.step(clock::now_seconds())? == Progress::Worked {}
+        pass.purged = purge.deleted();
     }
     Ok(pass)
 }

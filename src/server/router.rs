@@ -6,10 +6,10 @@
 //!   without a ledger row; nobody has seen them, they are deleted and made anew, perhaps over a longer range (R25).
 //! - A file that the ledger names is never written again and never deleted here.
 //! - A node without operations costs nothing: no file, no row, no look at its folder.
+//! - A start costs one look per node, however many files lie in the outboxes (fault 37).
 
 use crate::base::crash::{self, CrashPoint};
 use crate::base::disk::DiskError;
-use crate::base::folder::{self, EntryKind};
 use crate::base::ids::{ContentHash, Epoch, FileNo, Incarnation, NodeName, ServerId, TxnId};
 use crate::base::step::Progress;
 use crate::docking::error::DockingError;
@@ -52,7 +52,8 @@ impl RouterError {
     pub fn is_transient(&self) -> bool {
         match self {
             RouterError::Docking(error) => error.is_transient(),
-            RouterError::Disk(error) => error.is_no_space(),
+            // A file in the way was never named by the ledger: the recovery before the next step takes it away.
+            RouterError::Disk(error) => error.is_no_space() || matches!(error, DiskError::Exists { .. }),
             _ => false,
         }
     }
@@ -118,8 +119,6 @@ struct Loaded {
     streams: HashMap<NodeName, Stream>,
     /// Nodes whose folders are known to exist.
     folders: HashSet<NodeName>,
-    /// Files that the ledger names and the outbox lacked when this was loaded.
-    missing: Vec<(NodeName, FileNo)>,
 }
 
 /// The Transaction Router.
@@ -155,9 +154,6 @@ impl Router {
         let sealer = Sealer::new(options.zstd_level).map_err(DockingError::from)?;
         let txnproc = TxnprocFiles::new(&root.cds_db());
         let mut router = Router { root, options, txnproc, sealer, loaded: None };
-        for node in router.root.nodes()? {
-            router.root.disk().clean_tmp(&router.root.tmp(&node))?;
-        }
         router.loaded = Some(router.recover()?);
         Ok(router)
     }
@@ -165,11 +161,6 @@ impl Router {
     /// Returns the last unit routed, as of the last step that went well.
     pub fn position(&self) -> TxnId {
         self.loaded.as_ref().map(|loaded| loaded.state.position).unwrap_or_default()
-    }
-
-    /// Returns the files that the ledger names and the outbox lacked at the start (S5): their nodes need a new extract.
-    pub fn missing_files(&self) -> &[(NodeName, FileNo)] {
-        self.loaded.as_ref().map(|loaded| loaded.missing.as_slice()).unwrap_or_default()
     }
 
     /// Does one round.
@@ -191,22 +182,18 @@ impl Router {
         let ledger = Ledger::open(&self.root.ledger_db())?;
         let state = ledger.state()?;
         let streams: HashMap<NodeName, Stream> = ledger.streams()?.into_iter().map(|stream| (stream.node.clone(), stream)).collect();
-        let mut present: HashSet<(NodeName, FileNo)> = HashSet::new();
+        self.root.disk().clean_tmp(&self.root.router_tmp())?;
+        // What a crash can leave is the next file of a stream, or those of a former incarnation: nobody's outbox is listed for more.
         for node in self.root.nodes()? {
-            for entry in folder::list(&self.root.tmp(&node))? {
-                // An extract may be growing there now.
-                if entry.kind != EntryKind::Folder && !entry.name.to_string_lossy().starts_with("extract-") {
-                    self.root.disk().remove(&entry.path)?;
-                }
+            let last = streams.get(&node).map(|stream| stream.last_file);
+            let is_next_there = |last: FileNo| self.root.outbox_file(&node, last.next()).symlink_metadata().is_ok();
+            if last.is_none_or(is_next_there) {
+                self.delete_above(&node, last.unwrap_or_default())?;
             }
-            let last = streams.get(&node).map(|stream| stream.last_file).unwrap_or_default();
-            present.extend(self.delete_above(&node, last)?.into_iter().map(|file_no| (node.clone(), file_no)));
         }
-        let mut missing = Vec::new();
-        ledger.file_numbers(|node, _, file_no| missing.push((node, file_no)))?;
-        missing.retain(|file| !present.contains(file));
-        for (node, file_no) in &missing {
-            tracing::error!(stage = "router", %node, file = %file_no, "the ledger names a file that is not in the outbox");
+        for node in ledger.outboxes_left()? {
+            self.delete_above(&node, streams.get(&node).map(|stream| stream.last_file).unwrap_or_default())?;
+            ledger.outbox_cleared(&node)?;
         }
         let mut nodes = NodeKeys::new();
         let mut active: Vec<&Stream> = streams.values().filter(|stream| stream.active).collect();
@@ -219,22 +206,16 @@ impl Router {
                 nodes.gain(index, &key);
             }
         })?;
-        Ok(Loaded { ledger, state, nodes, streams, folders: HashSet::new(), missing })
+        Ok(Loaded { ledger, state, nodes, streams, folders: HashSet::new() })
     }
 
     /// Deletes outbox files above a number: they were never named by the ledger, or belong to a former incarnation.
-    /// Returns the others.
-    fn delete_above(&self, node: &NodeName, last: FileNo) -> Result<Vec<FileNo>, RouterError> {
-        let mut kept = Vec::new();
-        for file in queue::list(&self.root.outbox(node))?.files {
-            if file.file_no > last {
-                tracing::info!(stage = "router", %node, file = %file.file_no, "file without ledger row deleted");
-                self.root.disk().remove(&file.path)?;
-            } else {
-                kept.push(file.file_no);
-            }
+    fn delete_above(&self, node: &NodeName, last: FileNo) -> Result<(), RouterError> {
+        for file in queue::list(&self.root.outbox(node))?.files.into_iter().filter(|file| file.file_no > last) {
+            tracing::info!(stage = "router", %node, file = %file.file_no, "file without ledger row deleted");
+            self.root.disk().remove(&file.path)?;
         }
-        Ok(kept)
+        Ok(())
     }
 
     fn round(&mut self, loaded: &mut Loaded) -> Result<Progress, RouterError> {
@@ -322,6 +303,9 @@ impl Router {
         crash::at(CrashPoint::RouterCollected);
         let created = jiff::Timestamp::now().to_string();
         let disk = self.root.disk().clone();
+        // From the first name to the last: the purge works by names and rows too.
+        let root = Arc::clone(&self.root);
+        let _outboxes = root.hold_outboxes();
         // Before the commit: a crash behind this does the round again, and until then nobody is offered anything else of use.
         for node in &replaced {
             self.delete_above(node, FileNo(0))?;
@@ -334,7 +318,7 @@ impl Router {
                 self.root.ensure_node(node)?;
                 loaded.folders.insert(node.clone());
             }
-            let written = group.add(&self.root.tmp(node), &self.root.outbox(node), &file.header.file_no.file_name(), |out| {
+            let written = group.add(&self.root.router_tmp(), &self.root.outbox(node), &file.header.file_no.file_name(), |out| {
                 NodeFile::write(&file.header, &file.frames, out).map_err(std::io::Error::from)
             });
             match written {
@@ -357,6 +341,9 @@ impl Router {
         remember(loaded, &round);
         for node in &restarted {
             self.delete_above(node, FileNo(0))?;
+        }
+        for node in restarted.iter().chain(&replaced) {
+            loaded.ledger.outbox_cleared(node)?;
         }
         crash::at(CrashPoint::RouterRound);
         tracing::debug!(stage = "router", units, files = round.files.len(), position = %state.position, "round");

@@ -124,7 +124,7 @@ fn outcome(path: &Path) -> Outcome {
         let rows = ledger.files_after(&node, stream.incarnation, FileNo(0), 100).unwrap();
         let names: Vec<FileNo> = queue::list(&root.outbox(&node)).unwrap().files.iter().map(|file| file.file_no).collect();
         assert_eq!(names, rows.iter().map(|row| row.file_no).collect::<Vec<_>>(), "outbox of {node} is what the ledger says");
-        assert_eq!(std::fs::read_dir(root.tmp(&node)).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(root.router_tmp()).unwrap().count(), 0);
         let mut operations = Vec::new();
         for row in &rows {
             let mut reader = DownloadReader::open(File::open(root.outbox_file(&node, row.file_no)).unwrap()).unwrap();

@@ -103,6 +103,8 @@ pub enum NodeCondition {
     Stopped,
     /// Ended by the administrator.
     Disabled,
+    /// Away for too long: its files are gone, it holds nothing back, and it begins anew when it comes back.
+    Stale,
 }
 
 impl fmt::Display for NodeCondition {
@@ -115,6 +117,7 @@ impl fmt::Display for NodeCondition {
             NodeCondition::Silent => "silent",
             NodeCondition::Stopped => "stopped",
             NodeCondition::Disabled => "disabled",
+            NodeCondition::Stale => "stale",
         })
     }
 }
@@ -263,6 +266,12 @@ fn node_status(
     }
     let condition = match (node.state, mark) {
         (NodeState::Disabled, _) => NodeCondition::Disabled,
+        (NodeState::Stale, _) => {
+            let days = heard_ago.map_or_else(String::new, |ago| format!("not heard for {} days, ", ago / 86_400));
+            let what = format!("{days}its files are gone; it holds nothing back. On its machine");
+            needs.push(need(what, "remote-sync init --replace --renew"));
+            NodeCondition::Stale
+        }
         _ if !alerts.is_empty() => NodeCondition::Stopped,
         (NodeState::Registered, _) => NodeCondition::Registered,
         (NodeState::Active, None) => NodeCondition::Extracted,

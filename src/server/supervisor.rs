@@ -5,6 +5,7 @@
 
 use super::directory::{Directory, Routed};
 use super::pass::{ServeError, ServeOptions, build_extract, restart_lost_extracts, tick};
+use super::purge::Purge;
 use super::router::{Router, RouterError, RouterOptions};
 use super::syncmgr::{self, SyncOptions};
 use super::txnproc::{PendingExtracts, TxnProc};
@@ -30,6 +31,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// First pause before the log is looked at again after an event that brought nothing, and the last one.
 const LOOK_AGAIN_FIRST: Duration = Duration::from_micros(100);
 const LOOK_AGAIN_LAST: Duration = Duration::from_millis(500);
+/// Pause between two ways of the purge through all nodes.
+const PURGE_PAUSE: Duration = Duration::from_secs(60);
 /// Extracts built at once.
 const EXTRACT_WORKERS: usize = 2;
 
@@ -118,6 +121,17 @@ pub fn serve(
                 match router.step().map_err(ServeError::from) {
                     Ok(Progress::Worked) => extracts_routed.send_modify(|round| *round += 1),
                     Ok(Progress::Idle) => drop(route_wake.wait(POLL)),
+                    Err(error) => pause_or_fail(error, stop, fail),
+                }
+            }
+        });
+        threads.spawn(move || {
+            let mut purge = Purge::new(Arc::clone(root), &options.database, options.retention);
+            let pause = stop.wake();
+            while !stop.is_stopped() {
+                match purge.step(now_seconds()).map_err(ServeError::from) {
+                    Ok(Progress::Worked) => {}
+                    Ok(Progress::Idle) => drop(pause.wait(PURGE_PAUSE)),
                     Err(error) => pause_or_fail(error, stop, fail),
                 }
             }

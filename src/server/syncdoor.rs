@@ -5,6 +5,7 @@ use crate::base::clock::now_seconds;
 use crate::base::crash::{self, CrashPoint};
 use crate::base::ids::{ContentHash, FileNo, Incarnation, NodeName};
 use crate::docking::sessions::{Begin, End, Mark};
+use crate::model::node::Node;
 use crate::server::syncmgr::{BoxError, Claim, OutboxIndex, Shared};
 use crate::server::syncsession::{Answer, blocking};
 use crate::session::admission::{self, Admitted, NodeFacts, ServerIdentity, Turned};
@@ -88,6 +89,7 @@ impl Door {
         let mut facts = NodeFacts::default();
         if let (Some(node), true) = (&node, hello.mode != Mode::Init) {
             facts.last_file = shared.index.last_file(&node.name, node.incarnation)?;
+            facts.purged_upto = purged_upto(shared.index.as_ref(), node, hello.received.min(facts.last_file), facts.last_file)?;
             facts.applied_hash = ledger_hash(shared.index.as_ref(), &node.name, node.incarnation, hello.applied)?;
             if let Some(mark) = shared.sessions().mark(&node.name, node.incarnation)? {
                 facts.bound_install = Some(mark.install_id);
@@ -135,6 +137,12 @@ impl Door {
             }
         }
     }
+}
+
+/// Returns the last file before the first one that is still there for a node after file `received`.
+fn purged_upto(index: &dyn OutboxIndex, node: &Node, received: FileNo, last: FileNo) -> Result<FileNo, BoxError> {
+    let next = index.files_after(&node.name, node.incarnation, received, 1)?;
+    Ok(next.first().map_or(last, |next| FileNo(next.file_no.0 - 1)))
 }
 
 /// Returns the content hash that the ledger has for a file; `None` if it does not know the file any more.

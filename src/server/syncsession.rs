@@ -31,6 +31,9 @@ const OUTGOING_MAX: usize = 64;
 /// How often an extract that is being made is looked for, should no event tell.
 const EXTRACT_POLL: Duration = Duration::from_secs(1);
 
+/// So often it is kept that a connected node was heard, in seconds.
+const HEARD_SECONDS: i64 = 60;
+
 /// What a call for the machine brings.
 pub(super) enum Answer {
     /// An event, as it is.
@@ -332,6 +335,12 @@ impl Task {
                 let shared = self.shared.clone();
                 self.looking = Some(tokio::task::spawn_blocking(move || shared.directory.node(&node)));
             }
+        }
+        // One that watches and gets nothing is heard all the same: it must not count as silent.
+        let is_due =
+            self.seat.as_ref().and_then(|seat| seat.mark.as_ref()).is_some_and(|mark| now_seconds() - mark.last_seen >= HEARD_SECONDS);
+        if is_due && self.machine.is_open() && pulse.silence() <= timing.heartbeat * 2 {
+            self.note(|_| ());
         }
         if pulse.silence() > timing.heartbeat && self.pinged.elapsed() > timing.heartbeat {
             self.pinged = Instant::now();

@@ -32,6 +32,8 @@ pub struct NodeFacts {
     pub bound_install: Option<InstallId>,
     /// What that database had applied when it was seen last.
     pub last_applied: AppliedTo,
+    /// Last file before the first one that the ledger still has of those that the node has not received; 0 = none is gone.
+    pub purged_upto: FileNo,
 }
 
 /// An accepted `Hello`.
@@ -145,6 +147,9 @@ pub fn admit(
         if node.state == NodeState::Registered {
             return Err(Turned::plain(RefusalCode::NotInitialised, format!("{} was enabled again and needs a new extract", node.name)));
         }
+        if node.state == NodeState::Stale {
+            return Err(stale(format!("{} was away for too long, and what waited for it is gone", node.name)));
+        }
         if node.incarnation != hello.incarnation {
             return Err(Turned::plain(
                 RefusalCode::Incarnation,
@@ -155,6 +160,12 @@ pub fn admit(
             ));
         }
         check_history(hello, node, facts)?;
+        if hello.received < facts.purged_upto {
+            return Err(stale(format!(
+                "{} has received file {}, but what was sent to it up to file {} is not kept any more: its database is an old copy",
+                node.name, hello.received.0, facts.purged_upto.0
+            )));
+        }
         if hello.applied.file < facts.last_applied.file {
             remark = Some(format!(
                 "{} had applied file {} and now says {}: its database was restored from an older copy, or there are two",
@@ -176,6 +187,11 @@ pub fn admit(
         features: Vec::new(),
     };
     Ok(Admitted { node: node.clone(), welcome, remark })
+}
+
+/// Refuses a node whose next file is gone.
+fn stale(why: String) -> Turned {
+    Turned::plain(RefusalCode::Stale, format!("{why}: fetch the database anew"))
 }
 
 /// The node's history must be a prefix of the server's.
@@ -216,7 +232,7 @@ fn check_history(hello: &Hello, node: &Node, facts: &NodeFacts) -> Result<(), Tu
 /// # Errors
 /// The current extract is in use and no new one was asked for.
 pub fn needs_extract(node: &Node, facts: &NodeFacts, renew: bool) -> Result<bool, Turned> {
-    if renew || node.state == NodeState::Registered || node.incarnation == Incarnation(0) {
+    if renew || matches!(node.state, NodeState::Registered | NodeState::Stale) || node.incarnation == Incarnation(0) {
         return Ok(true);
     }
     if facts.bound_install.is_some() {

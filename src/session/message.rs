@@ -182,11 +182,13 @@ pub enum RefusalCode {
     Internal,
     /// The peer broke the protocol.
     Violation,
+    /// What the node would need next is gone: it was away for too long, or its database is older than what is kept.
+    Stale,
     /// A code that this program does not know.
     Other(u16),
 }
 
-const REFUSALS: [(u16, RefusalCode); 15] = [
+const REFUSALS: [(u16, RefusalCode); 16] = [
     (1, RefusalCode::Protocol),
     (2, RefusalCode::DxFormat),
     (3, RefusalCode::WrongServer),
@@ -202,6 +204,7 @@ const REFUSALS: [(u16, RefusalCode); 15] = [
     (13, RefusalCode::NotInitialised),
     (14, RefusalCode::Internal),
     (15, RefusalCode::Violation),
+    (16, RefusalCode::Stale),
 ];
 
 impl RefusalCode {

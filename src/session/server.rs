@@ -543,6 +543,9 @@ impl ServerSession {
         match node {
             None => self.turn(Turned::node("the node was deleted while connected")),
             Some(node) if node.state == NodeState::Disabled => self.turn(Turned::node("the node was disabled while connected")),
+            Some(node) if node.state == NodeState::Stale && !matches!(self.state, State::InitDeciding | State::InitStarting) => {
+                self.turn(Turned::plain(RefusalCode::Stale, format!("{} became stale while connected: fetch the database anew", node.name)))
+            }
             // While the session itself starts the node, the number is about to change.
             Some(node) if node.incarnation != self.incarnation && !matches!(self.state, State::InitDeciding | State::InitStarting) => self
                 .turn(Turned::plain(

@@ -86,6 +86,30 @@ impl ServerDatabase {
         Ok(nodes.into_values().collect())
     }
 
+    /// Returns the nodes that have a limit of silence of their own, in days.
+    ///
+    /// # Errors
+    /// A row is damaged, or a statement failed.
+    pub fn stale_after(&self) -> Result<BTreeMap<NodeName, u32>, StoreError> {
+        self.require_installed()?;
+        let fault = || self.fault("reading dock_meta");
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT substr(name, ?2), value FROM main.dock_meta WHERE substr(name, 1, ?2 - 1) = ?1")
+            .map_err(fault())?;
+        let place = i64::try_from(STALE_AFTER.len() + 1).unwrap_or(i64::MAX);
+        let rows = statement.query_map((STALE_AFTER, place), |row| Ok((row.get(0)?, row.get(1)?))).map_err(fault())?;
+        let mut limits = BTreeMap::new();
+        for row in rows {
+            let (name, days): (String, String) = row.map_err(fault())?;
+            let damaged =
+                |reason: String| StoreError::Damaged { path: self.path.clone(), what: format!("dock_meta `{STALE_AFTER}{name}`"), reason };
+            let days = days.parse().map_err(|_| damaged(format!("`{days}` is no number of days")))?;
+            limits.insert(name.parse().map_err(|error: crate::base::ids::IdError| damaged(error.to_string()))?, days);
+        }
+        Ok(limits)
+    }
+
     /// Returns whether a column holds a value, by the column's own comparison.
     ///
     /// # Errors
@@ -163,6 +187,26 @@ impl NodeWriter<'_> {
         self.database.log_control(&Control::Node { node: node.clone(), before })
     }
 
+    /// Sets after how many days of silence a node is stale; `None` = as the settings say. Nothing is routed by it, so it is no
+    /// control.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownNode`], or a statement failed.
+    pub fn set_stale_after(&self, name: &NodeName, days: Option<u32>) -> Result<(), StoreError> {
+        self.database.node(name)?.ok_or_else(|| StoreError::UnknownNode { name: name.clone() })?;
+        self.put_meta(&format!("{STALE_AFTER}{name}"), days.map(|days| days.to_string()))
+    }
+
+    fn put_meta(&self, name: &str, value: Option<String>) -> Result<(), StoreError> {
+        let fault = || self.database.fault("writing dock_meta");
+        let connection = &self.database.connection;
+        connection.execute("DELETE FROM main.dock_meta WHERE name = ?1", [name]).map_err(fault())?;
+        if let Some(value) = value {
+            connection.execute("INSERT INTO main.dock_meta(name, value) VALUES (?1, ?2)", [name, &value]).map_err(fault())?;
+        }
+        Ok(())
+    }
+
     /// Deletes a node, with its control. Its last incarnation is remembered.
     ///
     /// # Errors
@@ -173,14 +217,14 @@ impl NodeWriter<'_> {
         let connection = &self.database.connection;
         connection.execute("DELETE FROM main.dock_node_attribute WHERE node = ?1", [name.as_str()]).map_err(fault())?;
         connection.execute("DELETE FROM main.dock_node WHERE name = ?1", [name.as_str()]).map_err(fault())?;
-        let remembered = (last_incarnation_name(name), node.incarnation.0.to_string());
-        let updated = connection.execute("UPDATE main.dock_meta SET value = ?2 WHERE name = ?1", remembered.clone()).map_err(fault())?;
-        if updated == 0 {
-            connection.execute("INSERT INTO main.dock_meta(name, value) VALUES (?1, ?2)", remembered).map_err(fault())?;
-        }
+        self.put_meta(&format!("{STALE_AFTER}{name}"), None)?;
+        self.put_meta(&last_incarnation_name(name), Some(node.incarnation.0.to_string()))?;
         self.database.log_control(&Control::NodeDeleted { name: name.clone(), before: Some(node) })
     }
 }
+
+/// Beginning of the names in `dock_meta` under which a node's own limit of silence stands.
+const STALE_AFTER: &str = "stale_after:";
 
 fn last_incarnation_name(name: &NodeName) -> String {
     format!("last_incarnation:{name}")

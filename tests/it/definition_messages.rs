@@ -77,6 +77,7 @@ fn the_file_itself() {
         ("string", "version = 1\n[server]\nname = 5\n", &["d:3:8 `name` is an integer, expected a string"]),
         ("list", "version = 1\nreference = \"Shippers\"\n", &["d:2:13 `reference` is a string, expected a list   reference = [\"..\"]"]),
         ("address", "version = 1\n[server]\nlisten = \"nowhere\"\n", &["d:3:10 listen: `nowhere` is not an address   \"0.0.0.0:40400\""]),
+        ("number", "version = 1\n[server]\nkeep_days = \"7\"\n", &["d:3:13 `keep_days` takes a whole number from 0 to 36500"]),
         ("time", "version = 1\n[server]\nday_starts = \"25:00\"\n", &["d:3:14 day_starts: `25:00` is not a time of day   \"03:00\""]),
         (
             "flag",

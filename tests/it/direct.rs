@@ -100,7 +100,7 @@ impl Direct {
     }
 
     pub fn stages(&self, stages: &[Stage]) -> Pass {
-        let options = ServeOptions { database: self.site.path("hq.db"), listen: "127.0.0.1:0".into(), day_starts_minutes: 0 };
+        let options = ServeOptions::new(self.site.path("hq.db"), "127.0.0.1:0");
         run(&options, &self.root, stages).unwrap()
     }
 

@@ -113,7 +113,7 @@ fn sr1_to_sr22_without_the_network() {
         nodes::add(&server, &options.dock, &name, &settings).unwrap();
         nodes::start(&server, &name).unwrap();
     }
-    let serve = ServeOptions { database: hq.clone(), listen: "127.0.0.1:0".into(), day_starts_minutes: 0 };
+    let serve = ServeOptions::new(&hq, "127.0.0.1:0");
     let pass = run(&serve, &root, &[Stage::TxnProc, Stage::Router]).unwrap();
     assert_eq!(pass.extracts, 2);
 
@@ -189,7 +189,7 @@ fn h1_a_pass_purges_what_was_read_and_keeps_the_last_rows_for_people() {
     let many =
         "WITH RECURSIVE n(i) AS (SELECT 100 UNION ALL SELECT i + 1 FROM n WHERE i < 15099) INSERT INTO customer SELECT i, 'c' FROM n";
     Connection::open(&hq).unwrap().execute_batch(many).unwrap();
-    let serve = ServeOptions { database: hq.clone(), listen: "127.0.0.1:0".into(), day_starts_minutes: 0 };
+    let serve = ServeOptions::new(&hq, "127.0.0.1:0");
     assert_eq!(run(&serve, &root, &[Stage::TxnProc]).unwrap().units, 1);
     assert_eq!(rows(&hq, "SELECT count(*) FROM dock_txn_log"), ["Integer(10000)"]);
     // What is not read yet is never taken away.

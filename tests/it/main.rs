@@ -5,6 +5,7 @@
 
 mod apply;
 mod bench;
+mod bounds;
 mod capture;
 mod cli;
 mod crash_points;
