@@ -49,6 +49,7 @@ pub fn place_text(place: Place) -> String {
     match place {
         Place::NotStarted => "the node has no extract yet".to_owned(),
         Place::Disabled => "the node is disabled".to_owned(),
+        Place::Stale => "the node was away for too long and begins anew when it comes back".to_owned(),
         Place::Log(at) => format!("its last change waits in the log at {}", count(at.0)),
         Place::Txnproc(at) => file(at, "its last change waits for the router in txnproc"),
         Place::Extract => "it is in the extract, with which the node has not synchronised yet".to_owned(),
@@ -284,6 +285,7 @@ fn place_json(place: Place) -> Json {
     let (name, at) = match place {
         Place::NotStarted => ("not started", Json::Null),
         Place::Disabled => ("disabled", Json::Null),
+        Place::Stale => ("stale", Json::Null),
         Place::Log(txn) => ("log", json!({ "txn": txn.0 })),
         Place::Txnproc(at) => ("txnproc", at_json(at)),
         Place::Extract => ("extract", Json::Null),

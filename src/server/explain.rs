@@ -233,6 +233,10 @@ fn held_by(
             all.push(held(format!("{name} was never extracted"), format!("remote-sync init on its machine, or dockmaster extract {name}")))
         }
         Place::Disabled => all.push(held(format!("{name} is disabled: nothing is routed to it"), format!("dockmaster node enable {name}"))),
+        Place::Stale => all.push(held(
+            format!("{name} was away for too long: what waited for it is gone"),
+            "remote-sync init --replace --renew on its machine".to_owned(),
+        )),
         Place::Log(_) => all.push(held(
             format!("the Transaction Processor is at {} of {}", trail.position, trail.log_end),
             "dockmaster run txnproc, unless the service runs",

@@ -126,6 +126,8 @@ pub enum Place {
     NotStarted,
     /// The node was ended.
     Disabled,
+    /// The node was away for too long: what waited for it is gone, and it begins anew when it comes back.
+    Stale,
     /// In the log, not read yet.
     Log(TxnId),
     /// In a txnproc file, not routed yet.
@@ -150,6 +152,7 @@ impl Trail {
         match self.state {
             NodeState::Registered => return Place::NotStarted,
             NodeState::Disabled => return Place::Disabled,
+            NodeState::Stale => return Place::Stale,
             NodeState::Active => {}
         }
         if let Some(at) = self.node_change.filter(|_| !self.running) {

@@ -245,6 +245,7 @@ fn kind(place: Place) -> &'static str {
     match place {
         Place::NotStarted => "not started",
         Place::Disabled => "disabled",
+        Place::Stale => "stale",
         Place::Log(_) => "log",
         Place::Txnproc(_) => "txnproc",
         Place::Extract => "extract",
