@@ -15,6 +15,7 @@ use crate::docking::error::DockingError;
 use crate::docking::purge_rows::{PurgeRows, PurgeStream};
 use crate::docking::root::DockingRoot;
 use crate::docking::sessions::{SessionsDb, SessionsError};
+use crate::model::node::NodeState;
 use crate::rules::retention::{DAY_SECONDS, Retention, Silence, Stale, TxnprocReaders, applied_upto};
 use crate::server::nodes::{self, NodeError};
 use crate::server::txnproc::is_transient;
@@ -192,9 +193,12 @@ impl Purge {
         if files.len() == PURGE_FILES_PER_STEP {
             return Ok(NodeStep::More);
         }
-        // The table of contents first: an extract whose database is gone must not be offered.
-        self.root.disk().remove(&self.root.extract_toc(&stream.node, stream.incarnation))?;
-        self.root.disk().remove(&self.root.extract(&stream.node, stream.incarnation))?;
+        let node = cycle.server.node(&stream.node)?;
+        if let Some(node) = node.filter(|node| matches!(node.state, NodeState::Disabled | NodeState::Stale)) {
+            // The table of contents first: an extract whose database is gone must not be offered.
+            self.root.disk().remove(&self.root.extract_toc(&stream.node, node.extracted))?;
+            self.root.disk().remove(&self.root.extract(&stream.node, node.extracted))?;
+        }
         Ok(NodeStep::Done)
     }
 
