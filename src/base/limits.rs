@@ -1,7 +1,9 @@
 //! Every bound of the program, in one place. A limit is checked before anything is allocated (T8, T9).
 
 /// Longest `.dx` file that is written or read, in bytes.
-pub const DX_FILE_BYTES_MAX: u64 = 4 << 30;
+pub const DX_FILE_BYTES_MAX: u64 = 64 << 30;
+/// Most frames of a `.dx` file: what a reader keeps of each stays in memory.
+pub const DX_FRAMES_MAX: u32 = 1 << 20;
 /// Longest frame of a `.dx` file, uncompressed, in bytes. A larger row or unit spans frames.
 pub const DX_FRAME_RAW_BYTES_MAX: usize = 64 << 20;
 /// A writer closes a frame at this many uncompressed bytes.

@@ -2,7 +2,7 @@
 //! fits; only then can anything be asked of it. Memory is bounded by one frame at a time plus a small cache.
 
 use crate::base::ids::{ByteHash, TxnId};
-use crate::base::limits::{DX_FILE_BYTES_MAX, DX_FRAME_RAW_BYTES_MAX};
+use crate::base::limits::{DX_FILE_BYTES_MAX, DX_FRAME_RAW_BYTES_MAX, DX_FRAMES_MAX};
 use crate::dx::codec;
 use crate::dx::error::DxError;
 use crate::dx::format::*;
@@ -70,6 +70,9 @@ impl<R: Read + Seek> DxFile<R> {
         let (mut frames, mut operations, mut raw_bytes, mut cached_bytes) = (Vec::new(), 0u64, 0u64, 0usize);
         while at < body_end {
             let left = body_end - at;
+            if frames.len() >= DX_FRAMES_MAX as usize {
+                return Err(DxError::TooLarge { what: "number of frames", value: frames.len() as u64 + 1, limit: DX_FRAMES_MAX.into() });
+            }
             if left < FRAME_HEADER_BYTES as u64 {
                 return Err(DxError::Damaged { what: "bytes that belong to no frame", at });
             }

@@ -1,7 +1,7 @@
 //! Writing `.dx` files: frames of units, then header + frames + trailer.
 
 use crate::base::ids::{ByteHash, ContentHash, TxnId};
-use crate::base::limits::{DX_FILE_BYTES_MAX, DX_FRAME_RAW_BYTES_GOAL};
+use crate::base::limits::{DX_FILE_BYTES_MAX, DX_FRAME_RAW_BYTES_GOAL, DX_FRAMES_MAX};
 use crate::dx::codec;
 use crate::dx::error::DxError;
 use crate::dx::format::*;
@@ -11,6 +11,7 @@ use crate::dx::record::{self, UnitBegin, UnitEnd};
 use crate::model::event::{MarkEvent, NodeEvent, RowEvent, SchemaObject, ScopeKey, TableHeading, UnitEvents};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use std::fmt;
 use std::io::Write;
 use std::sync::Arc;
 
@@ -33,13 +34,126 @@ pub struct FileSummary {
     pub operations: u64,
 }
 
-/// Returns the content hash of a file with that header and those frames.
-pub(crate) fn content_hash<'a>(header: &[u8; HEADER_BYTES], raw_hashes: impl Iterator<Item = &'a [u8; 32]>) -> ContentHash {
+/// Returns a hash that already holds what a header adds to the content hash; the raw hashes of the frames follow, in order.
+fn content_hash_of(header: &[u8; HEADER_BYTES]) -> Sha256 {
     let mut hash = Sha256::new();
     hash.update(CONTENT_HASH_DOMAIN);
     hash.update(header.get(CONTENT_HASH_HEADER).unwrap_or_default());
+    hash
+}
+
+/// Returns the content hash of a file with that header and those frames.
+pub(crate) fn content_hash<'a>(header: &[u8; HEADER_BYTES], raw_hashes: impl Iterator<Item = &'a [u8; 32]>) -> ContentHash {
+    let mut hash = content_hash_of(header);
     raw_hashes.for_each(|raw_hash| hash.update(raw_hash));
     ContentHash(hash.finalize().into())
+}
+
+/// A file while it is written: the header, frame after frame, and the trailer last. Of a frame nothing stays in memory but the
+/// units that it names, so a file of any length can be written.
+pub struct FileWriter<'o> {
+    out: &'o mut dyn Write,
+    header: Header,
+    /// Of every byte.
+    seal: Sha256,
+    content: Sha256,
+    /// Each unit at least once.
+    units: Vec<TxnId>,
+    bytes: u64,
+    raw_bytes: u64,
+    frames: u32,
+    operations: u64,
+}
+
+impl fmt::Debug for FileWriter<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileWriter").field("file_no", &self.header.file_no).field("frames", &self.frames).finish_non_exhaustive()
+    }
+}
+
+impl<'o> FileWriter<'o> {
+    /// Writes the header.
+    ///
+    /// # Errors
+    /// If the header breaks a rule, or `out` fails.
+    pub fn begin(header: &Header, out: &'o mut dyn Write) -> Result<FileWriter<'o>, DxError> {
+        header.check()?;
+        let head = header.to_bytes();
+        let mut writer = FileWriter {
+            out,
+            header: header.clone(),
+            seal: Sha256::new(),
+            content: content_hash_of(&head),
+            units: Vec::new(),
+            bytes: TRAILER_BYTES as u64,
+            raw_bytes: 0,
+            frames: 0,
+            operations: 0,
+        };
+        writer.put(&head)?;
+        writer.bytes += HEADER_BYTES as u64;
+        Ok(writer)
+    }
+
+    /// Appends a frame.
+    ///
+    /// # Errors
+    /// If it is out of the header's range or makes the file too long, or `out` fails. The writer can then only be dropped.
+    pub fn frame(&mut self, frame: &SealedFrame) -> Result<(), DxError> {
+        if let Some(unit) = frame.units.iter().find(|unit| **unit < self.header.first || **unit > self.header.last) {
+            let Header { file_no, first, last, .. } = &self.header;
+            return Err(DxError::Content(format!("file {file_no}: unit {unit} lies outside of its range {first}..{last}")));
+        }
+        self.bytes += frame.bytes.len() as u64;
+        if self.bytes > DX_FILE_BYTES_MAX {
+            return Err(DxError::TooLarge { what: "file", value: self.bytes, limit: DX_FILE_BYTES_MAX });
+        }
+        self.frames += 1;
+        if self.frames > DX_FRAMES_MAX {
+            return Err(DxError::TooLarge { what: "number of frames", value: self.frames.into(), limit: DX_FRAMES_MAX.into() });
+        }
+        self.put(&frame.bytes)?;
+        self.content.update(frame.raw_hash);
+        // A large unit fills frame after frame.
+        let known = self.units.last().copied();
+        self.units.extend(frame.units.iter().filter(|unit| Some(**unit) != known));
+        self.raw_bytes += u64::from(frame.raw_len);
+        self.operations += frame.operations;
+        Ok(())
+    }
+
+    /// Writes the trailer.
+    ///
+    /// # Errors
+    /// If `out` fails.
+    pub fn finish(mut self) -> Result<FileSummary, DxError> {
+        self.units.sort_unstable();
+        self.units.dedup();
+        let trailer = Trailer {
+            frames: self.frames,
+            units: self.units.len() as u64,
+            operations: self.operations,
+            raw_bytes: self.raw_bytes,
+            content_hash: ContentHash(self.content.clone().finalize().into()),
+        };
+        self.put(&trailer.to_bytes())?;
+        let seal: [u8; 32] = self.seal.clone().finalize().into();
+        self.put(&seal)?;
+        Ok(FileSummary {
+            content_hash: trailer.content_hash,
+            byte_hash: ByteHash(self.seal.finalize().into()),
+            bytes: self.bytes,
+            raw_bytes: trailer.raw_bytes,
+            frames: trailer.frames,
+            units: trailer.units,
+            operations: trailer.operations,
+        })
+    }
+
+    fn put(&mut self, part: &[u8]) -> Result<(), DxError> {
+        self.seal.update(part);
+        self.out.write_all(part).map_err(|source| DxError::Io { operation: "write a .dx file", source })
+    }
 }
 
 /// Writes a file of `frames`, in this order. Deterministic but for what compression did to the frames.
@@ -47,54 +161,9 @@ pub(crate) fn content_hash<'a>(header: &[u8; HEADER_BYTES], raw_hashes: impl Ite
 /// # Errors
 /// If the header breaks a rule, the frames are out of its range or too many, or `out` fails.
 pub fn write_file(header: &Header, frames: &[Arc<SealedFrame>], out: &mut dyn Write) -> Result<FileSummary, DxError> {
-    header.check()?;
-    let mut units: Vec<TxnId> = frames.iter().flat_map(|frame| frame.units.iter().copied()).collect();
-    units.sort_unstable();
-    units.dedup();
-    if units.first().is_some_and(|first| *first < header.first) || units.last().is_some_and(|last| *last > header.last) {
-        return Err(DxError::Content(format!(
-            "file {}: a unit lies outside of its range {}..{}",
-            header.file_no, header.first, header.last
-        )));
-    }
-    let bytes = (HEADER_BYTES + TRAILER_BYTES) as u64 + frames.iter().map(|frame| frame.bytes.len() as u64).sum::<u64>();
-    if bytes > DX_FILE_BYTES_MAX {
-        return Err(DxError::TooLarge { what: "file", value: bytes, limit: DX_FILE_BYTES_MAX });
-    }
-    let mut hash = Sha256::new();
-    let mut put = |part: &[u8], hash: &mut Sha256| {
-        hash.update(part);
-        out.write_all(part).map_err(|source| DxError::Io { operation: "write a .dx file", source })
-    };
-    let header_bytes = header.to_bytes();
-    put(&header_bytes, &mut hash)?;
-    for frame in frames {
-        put(&frame.bytes, &mut hash)?;
-    }
-    let content_hash = content_hash(&header_bytes, frames.iter().map(|frame| &frame.raw_hash));
-    let trailer = Trailer {
-        frames: u32::try_from(frames.len()).map_err(|_| DxError::TooLarge {
-            what: "number of frames",
-            value: frames.len() as u64,
-            limit: u64::from(u32::MAX),
-        })?,
-        units: units.len() as u64,
-        operations: frames.iter().map(|frame| frame.operations).sum(),
-        raw_bytes: frames.iter().map(|frame| u64::from(frame.raw_len)).sum(),
-        content_hash,
-    };
-    put(&trailer.to_bytes(), &mut hash)?;
-    let seal: [u8; 32] = hash.clone().finalize().into();
-    put(&seal, &mut hash)?;
-    Ok(FileSummary {
-        content_hash,
-        byte_hash: ByteHash(hash.finalize().into()),
-        bytes,
-        raw_bytes: trailer.raw_bytes,
-        frames: trailer.frames,
-        units: trailer.units,
-        operations: trailer.operations,
-    })
+    let mut file = FileWriter::begin(header, out)?;
+    frames.iter().try_for_each(|frame| file.frame(frame))?;
+    file.finish()
 }
 
 /// The trailer without its seal.
@@ -145,30 +214,28 @@ impl NodeFile {
     }
 }
 
-/// Collects the units of one txnproc file, compressed as they come.
+/// Writes the units of one txnproc file, compressed as they come; what is compressed leaves memory at once.
 #[derive(Debug)]
-pub struct TxnprocWriter {
+pub struct TxnprocWriter<'o> {
     sealer: Sealer,
     current: RawFrame,
-    frames: Vec<Arc<SealedFrame>>,
-    sealed_bytes: usize,
+    file: FileWriter<'o>,
     last_unit: Option<TxnId>,
     /// What the open unit is made of so far.
     counts: UnitEnd,
 }
 
-impl TxnprocWriter {
-    /// Returns an empty file.
+impl<'o> TxnprocWriter<'o> {
+    /// Begins a file.
     ///
     /// # Errors
-    /// If zstd refuses the level.
-    pub fn new(zstd_level: i32) -> Result<TxnprocWriter, DxError> {
-        let sealer = Sealer::new(zstd_level)?;
+    /// If the header is not a txnproc file's, zstd refuses the level, or `out` fails.
+    pub fn begin(header: &Header, zstd_level: i32, out: &'o mut dyn Write) -> Result<TxnprocWriter<'o>, DxError> {
+        expect_direction(header, DxDirection::Txnproc)?;
         Ok(TxnprocWriter {
-            sealer,
+            sealer: Sealer::new(zstd_level)?,
             current: RawFrame::default(),
-            frames: Vec::new(),
-            sealed_bytes: 0,
+            file: FileWriter::begin(header, out)?,
             last_unit: None,
             counts: UnitEnd::default(),
         })
@@ -179,6 +246,16 @@ impl TxnprocWriter {
     /// # Errors
     /// If units do not ascend, indices of the unit do not fit, or a value is over its limit.
     pub fn unit(&mut self, events: &UnitEvents) -> Result<(), DxError> {
+        self.unit_head(events)?;
+        events.rows.iter().try_for_each(|row| self.row(row))?;
+        self.end_unit()
+    }
+
+    /// Begins a unit and appends everything of `events` but its rows; more headings and keys, the rows and the end follow piece by piece.
+    ///
+    /// # Errors
+    /// As [`TxnprocWriter::unit`].
+    pub fn unit_head(&mut self, events: &UnitEvents) -> Result<(), DxError> {
         record::check_unit(events)?;
         self.begin_unit(&UnitBegin::of(events))?;
         events.schema.iter().try_for_each(|object| self.schema(object))?;
@@ -186,9 +263,7 @@ impl TxnprocWriter {
         events.tables.iter().try_for_each(|table| self.heading(table).map(drop))?;
         events.keys.iter().try_for_each(|key| self.key(key).map(drop))?;
         events.nodes.iter().try_for_each(|node| self.node(node))?;
-        events.marks.iter().try_for_each(|mark| self.mark(mark))?;
-        events.rows.iter().try_for_each(|row| self.row(row))?;
-        self.end_unit()
+        events.marks.iter().try_for_each(|mark| self.mark(mark))
     }
 
     /// Begins a unit that is written piece by piece: schema objects, node events and marks before the first row; headings and keys
@@ -283,29 +358,13 @@ impl TxnprocWriter {
         self.record(RECORD_UNIT_END, "end of a unit", &counts, 0)
     }
 
-    /// Returns about how many bytes the file has by now.
-    pub fn bytes(&self) -> usize {
-        self.sealed_bytes + self.current.bytes.len()
-    }
-
-    /// Returns the bytes of the finished file.
+    /// Ends the file.
     ///
     /// # Errors
-    /// As [`write_file`]; also if the header is not a txnproc file's.
-    pub fn finish(self, header: &Header) -> Result<(Vec<u8>, FileSummary), DxError> {
-        let mut bytes = Vec::with_capacity(self.bytes() + HEADER_BYTES + TRAILER_BYTES);
-        let summary = self.finish_into(header, &mut bytes)?;
-        Ok((bytes, summary))
-    }
-
-    /// Writes the finished file to `out`.
-    ///
-    /// # Errors
-    /// As [`TxnprocWriter::finish`].
-    pub fn finish_into(mut self, header: &Header, out: &mut dyn Write) -> Result<FileSummary, DxError> {
-        expect_direction(header, DxDirection::Txnproc)?;
+    /// If zstd or the output fails.
+    pub fn finish(mut self) -> Result<FileSummary, DxError> {
         self.seal()?;
-        write_file(header, &self.frames, out)
+        self.file.finish()
     }
 
     fn record<T: Serialize>(&mut self, kind: u8, what: &'static str, value: &T, operations: u64) -> Result<(), DxError> {
@@ -322,9 +381,7 @@ impl TxnprocWriter {
             return Ok(());
         }
         let frame = self.sealer.seal(std::mem::take(&mut self.current))?;
-        self.sealed_bytes += frame.bytes.len();
-        self.frames.push(frame);
-        Ok(())
+        self.file.frame(&frame)
     }
 }
 
@@ -338,9 +395,11 @@ impl TxnprocFile {
     /// # Errors
     /// As [`TxnprocWriter`].
     pub fn assemble(header: &Header, units: &[UnitEvents], zstd_level: i32) -> Result<(Vec<u8>, FileSummary), DxError> {
-        let mut writer = TxnprocWriter::new(zstd_level)?;
+        let mut bytes = Vec::new();
+        let mut writer = TxnprocWriter::begin(header, zstd_level, &mut bytes)?;
         units.iter().try_for_each(|unit| writer.unit(unit))?;
-        writer.finish(header)
+        let summary = writer.finish()?;
+        Ok((bytes, summary))
     }
 }
 

@@ -9,7 +9,7 @@ use super::reconcile::{self, Compared, Standing};
 use crate::base::clock::now_micros;
 use crate::base::crash::{self, CrashPoint};
 use crate::base::disk::DiskError;
-use crate::base::ids::{ContentHash, FileNo, NodeName, Nonce, TxnId};
+use crate::base::ids::{ContentHash, FileNo, NodeName, Nonce, Revision, TxnId};
 use crate::base::step::Progress;
 use crate::cds::compare::Reconciled;
 use crate::cds::layout::{StoppedTable, TxnprocFile, pin_snapshot};
@@ -32,6 +32,7 @@ use crate::store::heal::Healing;
 use crate::store::log::{ReadOptions, UnitReading};
 use crate::store::sqlite::{ServerDatabase, StoreError};
 use rusqlite::Connection;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -198,7 +199,8 @@ impl TxnProc {
         let input = self.input(reading, compared)?;
         let events = self.cds.process(&input)?;
         crash::at(CrashPoint::TxnprocProcessed);
-        let written = self.write_file(&state, unit, &events);
+        let written = self
+            .write_file(&state, unit, events.revision, |writer| writer.unit(&events).map_err(|source| TxnProcError::Dx { unit, source }));
         let file = match written {
             Ok(file) => file,
             Err(error) => {
@@ -295,8 +297,14 @@ impl TxnProc {
         Ok(input)
     }
 
-    fn write_file(&self, state: &CdsState, unit: TxnId, events: &crate::model::event::UnitEvents) -> Result<TxnprocFile, TxnProcError> {
-        let dx = |source| TxnProcError::Dx { unit, source };
+    /// Writes the next file; `fill` appends its one unit. Nothing stands under the file's name unless all went well.
+    fn write_file(
+        &self,
+        state: &CdsState,
+        unit: TxnId,
+        revision: Revision,
+        fill: impl FnOnce(&mut TxnprocWriter<'_>) -> Result<(), TxnProcError>,
+    ) -> Result<TxnprocFile, TxnProcError> {
         let header = Header {
             direction: DxDirection::Txnproc,
             server_id: state.server_id,
@@ -306,15 +314,33 @@ impl TxnProc {
             file_no: self.last_file.next(),
             first: TxnId(self.last_unit.0 + 1),
             last: unit,
-            revision: events.revision,
+            revision,
             previous: self.last_hash,
             install_id: Default::default(),
             applied_unit: TxnId::default(),
         };
-        let mut writer = TxnprocWriter::new(ZSTD_LEVEL).map_err(dx)?;
-        writer.unit(events).map_err(dx)?;
-        let (bytes, summary) = writer.finish(&header).map_err(dx)?;
-        self.root.disk().put(&self.root.txnproc_tmp(), &self.root.txnproc(), &header.file_no.file_name(), &bytes)?;
+        let dx = |source| TxnProcError::Dx { unit, source };
+        let mut failed = None;
+        let name = header.file_no.file_name();
+        let written = self.root.disk().put_with(&self.root.txnproc_tmp(), &self.root.txnproc(), &name, |out| {
+            let write = || {
+                let mut writer = TxnprocWriter::begin(&header, ZSTD_LEVEL, out).map_err(dx)?;
+                fill(&mut writer)?;
+                writer.finish().map_err(dx)
+            };
+            write().map_err(|error| match error {
+                // A full disk is the disk's matter, not the unit's.
+                TxnProcError::Dx { source: DxError::Io { source, .. }, .. } => source,
+                other => {
+                    failed = Some(other);
+                    io::Error::other("its content could not be made")
+                }
+            })
+        });
+        let summary = match (written, failed) {
+            (Err(_), Some(error)) => return Err(error),
+            (written, _) => written?,
+        };
         Ok(TxnprocFile {
             file_no: header.file_no,
             first: header.first,

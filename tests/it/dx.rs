@@ -422,7 +422,7 @@ fn sizes_over_their_limits_are_refused_by_the_writer() {
     assert!(matches!(encode_operation(&wide), Err(DxError::TooLarge { .. })));
     let mut events = unit(105);
     events.rows[0].row = Some(vec![Value::Integer(0), Value::Real(f64::NAN)]);
-    assert!(TxnprocWriter::new(3).unwrap().unit(&events).is_err());
+    assert!(TxnprocWriter::begin(&txnproc_header(), 3, &mut Vec::new()).unwrap().unit(&events).is_err());
     let raw = RawFrame { bytes: vec![0; DX_FRAME_RAW_BYTES_MAX + 1], units: vec![], operations: 0 };
     assert!(matches!(Sealer::new(3).unwrap().seal(raw), Err(DxError::TooLarge { .. })));
     const { assert!(DX_RECORD_BYTES_MAX < DX_FRAME_RAW_BYTES_MAX) };
