@@ -13,4 +13,5 @@ pub mod header;
 pub mod reader;
 pub mod record;
 pub mod show;
+pub mod txnproc_reader;
 pub mod writer;

@@ -11,6 +11,7 @@ pub mod purge;
 pub mod reconcile;
 pub mod round;
 pub mod router;
+pub(crate) mod spool;
 pub mod status;
 pub mod supervisor;
 pub mod syncdoor;

@@ -8,6 +8,8 @@ pub const DX_FRAMES_MAX: u32 = 1 << 20;
 pub const DX_FRAME_RAW_BYTES_MAX: usize = 64 << 20;
 /// A writer closes a frame at this many uncompressed bytes.
 pub const DX_FRAME_RAW_BYTES_GOAL: usize = 1 << 20;
+/// A reader hands out a larger unit in parts of about this many bytes of rows.
+pub const DX_PART_BYTES_GOAL: usize = 4 << 20;
 /// Longest single record of a frame, in bytes (one row with its values).
 pub const DX_RECORD_BYTES_MAX: usize = 48 << 20;
 /// Most columns that one row may have (SQLite's own limit is 2,000; the log holds two images and four fields).
@@ -25,6 +27,8 @@ pub const RECONCILED_KEPT_MAX: u32 = 1_000;
 pub const ROUTER_FILE_OPERATIONS_GOAL: u64 = 5_000;
 /// Router: a round is closed after the unit with which its frames reach this many bytes.
 pub const ROUTER_ROUND_BYTES_GOAL: usize = 16 << 20;
+/// Router: from this many bytes of operations on, what was collected of a unit that has not ended goes to disk.
+pub const ROUTER_HELD_BYTES_MAX: usize = 24 << 20;
 /// Router: frames for a group of nodes are shared from this many bytes on; smaller ones are copied to each node.
 pub const ROUTER_SHARED_FRAME_BYTES_MIN: usize = 2 << 10;
 

@@ -8,9 +8,9 @@ use crate::dx::error::DxError;
 use crate::dx::format::*;
 use crate::dx::frame::{FrameHeader, Opener};
 use crate::dx::header::{DxDirection, Header, fixed};
-use crate::dx::record::{self, Record, Records, UnitBegin, UnitBeginV1, UnitEnd};
+use crate::dx::record::{self, Record, Records};
 use crate::dx::writer::{FileSummary, Trailer, content_hash};
-use crate::model::event::{TableHeading, UnitControls, UnitEvents};
+use crate::model::event::{TableHeading, UnitControls};
 use crate::model::operation::Operation;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,11 +30,11 @@ struct FrameEntry {
 
 /// A file whose bytes are proved to be what was written.
 #[derive(Debug)]
-struct DxFile<R> {
+pub(super) struct DxFile<R> {
     source: R,
-    version: u16,
-    header: Header,
-    summary: FileSummary,
+    pub(super) version: u16,
+    pub(super) header: Header,
+    pub(super) summary: FileSummary,
     frames: Vec<FrameEntry>,
     opener: Opener,
 }
@@ -42,7 +42,7 @@ struct DxFile<R> {
 impl<R: Read + Seek> DxFile<R> {
     /// Checks a file but for its number of units; `look` sees each frame's number and uncompressed bytes, and returns
     /// how many operations are in it.
-    fn open(
+    pub(super) fn open(
         mut source: R,
         wanted: DxDirection,
         mut look: impl FnMut(&Header, usize, &[u8]) -> Result<u64, DxError>,
@@ -123,7 +123,7 @@ impl<R: Read + Seek> DxFile<R> {
     }
 
     /// Checks the number of units against the trailer.
-    fn expect_units(&self, units: usize) -> Result<(), DxError> {
+    pub(super) fn expect_units(&self, units: usize) -> Result<(), DxError> {
         if self.summary.units == units as u64 {
             Ok(())
         } else {
@@ -132,8 +132,13 @@ impl<R: Read + Seek> DxFile<R> {
         }
     }
 
+    /// Returns how many frames there are.
+    pub(super) fn frames(&self) -> usize {
+        self.frames.len()
+    }
+
     /// Returns the uncompressed bytes of a frame; read again from the source if they were not kept.
-    fn frame(&mut self, index: usize) -> Result<Arc<Vec<u8>>, DxError> {
+    pub(super) fn frame(&mut self, index: usize) -> Result<Arc<Vec<u8>>, DxError> {
         let Some(entry) = self.frames.get(index) else {
             return Err(DxError::Content(format!("frame {index} does not exist")));
         };
@@ -425,141 +430,5 @@ impl<R> Units<'_, R> {
         }
         let (txn, controls) = self.waiting.pop_first()?;
         Some(Ok(Unit { txn, controls, operations: Vec::new() }))
-    }
-}
-
-/// A txnproc file, checked whole.
-#[derive(Debug)]
-pub struct TxnprocReader<R> {
-    file: DxFile<R>,
-}
-
-impl<R: Read + Seek> TxnprocReader<R> {
-    /// Reads and checks a whole file.
-    ///
-    /// # Errors
-    /// Whatever is wrong with it.
-    pub fn open(source: R) -> Result<TxnprocReader<R>, DxError> {
-        let mut units = 0;
-        let file = DxFile::open(source, DxDirection::Txnproc, |_, frame, raw| {
-            let mut rows = 0;
-            for item in Records::new(raw) {
-                match item?.kind {
-                    RECORD_UNIT_BEGIN => units += 1,
-                    RECORD_UNIT_ROW => rows += 1,
-                    RECORD_UNIT_TABLE | RECORD_UNIT_KEY | RECORD_UNIT_NODE => {}
-                    RECORD_UNIT_SCHEMA | RECORD_UNIT_WHOLE_SCHEMA | RECORD_UNIT_MARK | RECORD_UNIT_END => {}
-                    kind => return Err(DxError::UnknownRecord { kind, frame }),
-                }
-            }
-            Ok(rows)
-        })?;
-        file.expect_units(units)?;
-        Ok(TxnprocReader { file })
-    }
-
-    /// Returns the header.
-    pub fn header(&self) -> &Header {
-        &self.file.header
-    }
-
-    /// Returns counts and hashes.
-    pub fn summary(&self) -> &FileSummary {
-        &self.file.summary
-    }
-
-    /// Returns the units in ascending order; a unit that spans frames comes whole.
-    pub fn units(&mut self) -> TxnprocUnits<'_, R> {
-        TxnprocUnits { reader: self, frame: 0, at: 0, last: None, failed: false }
-    }
-}
-
-/// See [`TxnprocReader::units`].
-#[derive(Debug)]
-pub struct TxnprocUnits<'a, R> {
-    reader: &'a mut TxnprocReader<R>,
-    frame: usize,
-    at: usize,
-    last: Option<TxnId>,
-    failed: bool,
-}
-
-impl<R: Read + Seek> TxnprocUnits<'_, R> {
-    fn read(&mut self) -> Result<Option<UnitEvents>, DxError> {
-        let mut unit: Option<UnitEvents> = None;
-        // A unit of version 1 says at its beginning how long it is.
-        let mut begun_v1: Option<UnitBeginV1> = None;
-        let is_v1 = self.reader.file.version == 1;
-        while self.frame < self.reader.file.frames.len() {
-            let raw = self.reader.file.frame(self.frame)?;
-            let from = self.at;
-            for item in Records::new(raw.get(from..).unwrap_or_default()) {
-                let found = item?;
-                self.at = from + found.end;
-                let mut ended = false;
-                match (&mut unit, found.kind) {
-                    (None, RECORD_UNIT_BEGIN) if is_v1 => {
-                        let begin: UnitBeginV1 = codec::decode("unit", found.payload)?;
-                        let (read_at_micros, revision) = (begin.read_at_micros, begin.revision);
-                        unit = Some(UnitEvents { unit: begin.unit, read_at_micros, revision, ..UnitEvents::default() });
-                        begun_v1 = Some(begin);
-                    }
-                    (None, RECORD_UNIT_BEGIN) => {
-                        let UnitBegin { unit: txn, read_at_micros, revision, day } = codec::decode("unit", found.payload)?;
-                        unit = Some(UnitEvents { unit: txn, read_at_micros, revision, day, ..UnitEvents::default() });
-                    }
-                    (Some(events), RECORD_UNIT_TABLE) => events.tables.push(codec::decode("heading", found.payload)?),
-                    (Some(events), RECORD_UNIT_KEY) => events.keys.push(codec::decode("key", found.payload)?),
-                    (Some(events), RECORD_UNIT_NODE) => events.nodes.push(codec::decode("node event", found.payload)?),
-                    (Some(events), RECORD_UNIT_SCHEMA) if !is_v1 => events.schema.push(codec::decode("schema object", found.payload)?),
-                    (Some(events), RECORD_UNIT_WHOLE_SCHEMA) if !is_v1 => {
-                        events.whole_schema.push(codec::decode("schema object", found.payload)?);
-                    }
-                    (Some(events), RECORD_UNIT_MARK) if !is_v1 => events.marks.push(codec::decode("mark", found.payload)?),
-                    (Some(events), RECORD_UNIT_ROW) => events.rows.push(codec::decode("row event", found.payload)?),
-                    (Some(events), RECORD_UNIT_END) if !is_v1 => {
-                        let counted: UnitEnd = codec::decode("end of a unit", found.payload)?;
-                        if counted != UnitEnd::of(events) {
-                            return Err(DxError::Content(format!("unit {} is not complete", events.unit)));
-                        }
-                        ended = true;
-                    }
-                    _ => return Err(DxError::Content(format!("a record outside of its unit in frame {}", self.frame))),
-                }
-                let complete = |events: &mut UnitEvents| ended || begun_v1.as_ref().is_some_and(|begin| begin.is_complete(events));
-                if let Some(events) = unit.take_if(complete) {
-                    return self.checked(events).map(Some);
-                }
-            }
-            self.frame += 1;
-            self.at = 0;
-        }
-        match unit {
-            None => Ok(None),
-            Some(events) => Err(DxError::Content(format!("unit {} is not complete", events.unit))),
-        }
-    }
-
-    fn checked(&mut self, events: UnitEvents) -> Result<UnitEvents, DxError> {
-        let header = &self.reader.file.header;
-        if events.unit < header.first || events.unit > header.last || self.last.is_some_and(|last| events.unit <= last) {
-            return Err(DxError::Content(format!("unit {} is out of order or outside of {}..{}", events.unit, header.first, header.last)));
-        }
-        self.last = Some(events.unit);
-        record::check_unit(&events)?;
-        Ok(events)
-    }
-}
-
-impl<R: Read + Seek> Iterator for TxnprocUnits<'_, R> {
-    type Item = Result<UnitEvents, DxError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.failed {
-            return None;
-        }
-        let item = self.read().transpose();
-        self.failed = matches!(item, Some(Err(_)));
-        item
     }
 }

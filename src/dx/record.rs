@@ -65,7 +65,8 @@ pub(crate) struct UnitEnd {
 }
 
 impl UnitEnd {
-    pub(crate) fn of(events: &UnitEvents) -> UnitEnd {
+    /// Counts a unit; `rows_before` were handed out before the rows in `events`.
+    pub(crate) fn of(events: &UnitEvents, rows_before: u64) -> UnitEnd {
         UnitEnd {
             schema: events.schema.len() as u64,
             whole_schema: events.whole_schema.len() as u64,
@@ -73,7 +74,7 @@ impl UnitEnd {
             keys: events.keys.len() as u64,
             nodes: events.nodes.len() as u64,
             marks: events.marks.len() as u64,
-            rows: events.rows.len() as u64,
+            rows: rows_before + events.rows.len() as u64,
         }
     }
 }

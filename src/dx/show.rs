@@ -7,7 +7,8 @@ use crate::base::ids::{NodeName, TxnId};
 use crate::dx::error::DxError;
 use crate::dx::format::HEADER_BYTES;
 use crate::dx::header::{DxDirection, Header};
-use crate::dx::reader::{DownloadReader, TxnprocReader};
+use crate::dx::reader::DownloadReader;
+use crate::dx::txnproc_reader::{TxnprocReader, UnitPart};
 use crate::dx::writer::FileSummary;
 use crate::model::event::{Mark, MarkEvent, NodeEvent, RowEvent, SchemaKind, SchemaObject, TableHeading, UnitControls, UnitEvents};
 use crate::model::operation::Operation;
@@ -108,21 +109,23 @@ fn show_into<R: Read + Seek>(mut source: R, sink: &mut Sink<'_>) -> Result<Verif
             let mut reader = TxnprocReader::open(source)?;
             let summary = *reader.summary();
             sink.begin(&header)?;
-            for unit in reader.units() {
-                let unit = unit?;
-                let read_at = jiff::Timestamp::from_microsecond(unit.read_at_micros).map(|time| time.to_string()).unwrap_or_default();
-                sink.unit(unit.unit, &[("revision", unit.revision.to_string()), ("read_at", read_at)])?;
-                for object in unit.schema.iter().chain(&unit.whole_schema) {
-                    sink.item(&schema_item(object))?;
-                }
-                for MarkEvent { node, mark } in &unit.marks {
-                    sink.item(&mark_item(mark, Some(node)))?;
-                }
-                for event in &unit.nodes {
-                    sink.item(&node_item(&unit, event))?;
+            let mut parts = reader.parts();
+            while let Some(UnitPart { unit, is_first, .. }) = parts.next_part()? {
+                if is_first {
+                    let read_at = jiff::Timestamp::from_microsecond(unit.read_at_micros).map(|time| time.to_string()).unwrap_or_default();
+                    sink.unit(unit.unit, &[("revision", unit.revision.to_string()), ("read_at", read_at)])?;
+                    for object in unit.schema.iter().chain(&unit.whole_schema) {
+                        sink.item(&schema_item(object))?;
+                    }
+                    for MarkEvent { node, mark } in &unit.marks {
+                        sink.item(&mark_item(mark, Some(node)))?;
+                    }
+                    for event in &unit.nodes {
+                        sink.item(&node_item(unit, event))?;
+                    }
                 }
                 for event in &unit.rows {
-                    sink.item(&row_item(&unit, event))?;
+                    sink.item(&row_item(unit, event))?;
                 }
             }
             summary

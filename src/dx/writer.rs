@@ -194,23 +194,25 @@ impl Trailer {
 pub struct NodeFile;
 
 impl NodeFile {
+    /// Begins a node's file.
+    ///
+    /// # Errors
+    /// As [`FileWriter::begin`]; also if the header is not a download's.
+    pub fn begin<'o>(header: &Header, out: &'o mut dyn Write) -> Result<FileWriter<'o>, DxError> {
+        expect_direction(header, DxDirection::Download)?;
+        FileWriter::begin(header, out)
+    }
+
     /// Returns the bytes of a node's file and its hashes.
     ///
     /// # Errors
-    /// As [`write_file`]; also if the header is not a download's.
+    /// As [`NodeFile::begin`] and [`FileWriter`].
     pub fn assemble(header: &Header, frames: &[Arc<SealedFrame>]) -> Result<(Vec<u8>, FileSummary), DxError> {
         let mut bytes = Vec::new();
-        let summary = NodeFile::write(header, frames, &mut bytes)?;
+        let mut file = NodeFile::begin(header, &mut bytes)?;
+        frames.iter().try_for_each(|frame| file.frame(frame))?;
+        let summary = file.finish()?;
         Ok((bytes, summary))
-    }
-
-    /// Writes a node's file to `out`.
-    ///
-    /// # Errors
-    /// As [`NodeFile::assemble`].
-    pub fn write(header: &Header, frames: &[Arc<SealedFrame>], out: &mut dyn Write) -> Result<FileSummary, DxError> {
-        expect_direction(header, DxDirection::Download)?;
-        write_file(header, frames, out)
     }
 }
 

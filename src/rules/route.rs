@@ -40,7 +40,7 @@ pub struct Delivery {
     pub audience: usize,
 }
 
-/// What a unit means for the nodes.
+/// What a unit, or a part of it, means for the nodes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Routed {
     /// Groups of nodes, each once.
@@ -77,6 +77,9 @@ struct Holder {
 
 /// A key that some node holds: index into [`NodeKeys::holders`].
 type KeyId = u32;
+
+/// Holders, before a unit, of the keys that its node events change.
+type HoldersBefore = HashMap<Arc<ScopeKey>, Vec<NodeIndex>>;
 
 /// Which nodes hold which key: the Router's only state for routing.
 #[derive(Debug, Clone, Default)]
@@ -185,13 +188,17 @@ impl NodeKeys {
         self.by_name.is_empty()
     }
 
-    /// Returns the holders of any of the keys, sorted, each once.
-    fn holders_of(&self, unit: &UnitEvents, keys: &[KeyIndex]) -> Result<Vec<NodeIndex>, RouteError> {
+    /// Returns the holders of any of the keys, sorted, each once; where `instead` has a key, it tells its holders.
+    fn holders_of(&self, unit: &UnitEvents, keys: &[KeyIndex], instead: &HoldersBefore) -> Result<Vec<NodeIndex>, RouteError> {
         let mut all: Vec<NodeIndex> = Vec::new();
         let mut sources = 0;
         for key in keys {
-            let held = self.key_ids.get(key_at(unit, *key)?).and_then(|id| self.holders.get(*id as usize));
-            if let Some((_, nodes)) = held {
+            let key = key_at(unit, *key)?;
+            let nodes = match instead.get(key) {
+                Some(nodes) => nodes.as_slice(),
+                None => self.holders(key),
+            };
+            if !nodes.is_empty() {
                 all.extend_from_slice(nodes);
                 sources += 1;
             }
@@ -201,6 +208,49 @@ impl NodeKeys {
             all.dedup();
         }
         Ok(all)
+    }
+
+    /// Returns the active nodes that hold a key, sorted.
+    fn holders(&self, key: &ScopeKey) -> &[NodeIndex] {
+        let id = self.key_ids.get(key);
+        id.and_then(|id| self.holders.get(*id as usize)).map(|(_, nodes)| nodes.as_slice()).unwrap_or_default()
+    }
+
+    /// Returns who holds each key that the node events of a unit change, before they are applied.
+    fn holders_before(&self, unit: &UnitEvents) -> Result<HoldersBefore, RouteError> {
+        let mut before = HoldersBefore::new();
+        for event in &unit.nodes {
+            let (NodeEvent::Start { node, keys: named, .. }
+            | NodeEvent::Restart { node, keys: named, .. }
+            | NodeEvent::Keys { node, gained: named, .. }) = event
+            else {
+                let NodeEvent::Stop { node } = event else { continue };
+                self.keep_holders_of(node, &mut before);
+                continue;
+            };
+            let lost: &[KeyIndex] = match event {
+                NodeEvent::Keys { lost, .. } => lost,
+                _ => {
+                    self.keep_holders_of(node, &mut before);
+                    &[]
+                }
+            };
+            for key in named.iter().chain(lost) {
+                let key = key_at(unit, *key)?;
+                if !before.contains_key(key) {
+                    before.insert(Arc::new(key.clone()), self.holders(key).to_vec());
+                }
+            }
+        }
+        Ok(before)
+    }
+
+    /// Adds the holders of every key of a node.
+    fn keep_holders_of(&self, node: &NodeName, before: &mut HoldersBefore) {
+        let holder = self.index_of(node).and_then(|index| self.nodes.get(index as usize)).and_then(Option::as_ref);
+        for (key, nodes) in holder.iter().flat_map(|holder| &holder.keys).filter_map(|id| self.holders.get(*id as usize)) {
+            before.entry(key.clone()).or_insert_with(|| nodes.clone());
+        }
     }
 
     /// Applies the node changes of a unit.
@@ -286,8 +336,8 @@ impl<'a> KeySets<'a> {
         })
     }
 
-    fn holders(&self, unit: &UnitEvents, nodes: &NodeKeys) -> Result<Vec<Vec<NodeIndex>>, RouteError> {
-        self.sets.iter().map(|keys| nodes.holders_of(unit, keys)).collect()
+    fn holders(&self, unit: &UnitEvents, nodes: &NodeKeys, instead: &HoldersBefore) -> Result<Vec<Vec<NodeIndex>>, RouteError> {
+        self.sets.iter().map(|keys| nodes.holders_of(unit, keys, instead)).collect()
     }
 }
 
@@ -299,35 +349,76 @@ struct Groups {
     only_before: Option<usize>,
 }
 
+/// A unit that is routed part by part: its node events are applied, and who held what before them is remembered, so that each part
+/// can be tested with the keys before the unit and after it (R7).
+#[derive(Debug)]
+pub struct UnitRoute {
+    before: HoldersBefore,
+    silent: Vec<NodeIndex>,
+    /// What the unit means for nodes as such; told with the first part.
+    head: Routed,
+}
+
+impl UnitRoute {
+    /// Begins a unit: brings `nodes` to its end. Keys of its node events must be listed already.
+    ///
+    /// # Errors
+    /// If the unit contradicts itself; `nodes` is then of no use any more.
+    pub fn begin(nodes: &mut NodeKeys, unit: &UnitEvents) -> Result<UnitRoute, RouteError> {
+        let before = nodes.holders_before(unit)?;
+        let Applied { silent, ended, restarted } = nodes.apply(unit)?;
+        let begun: Vec<NodeIndex> = silent.iter().chain(&restarted).copied().collect();
+        let running = (!unit.schema.is_empty()).then(|| nodes.all_but(&begun).into());
+        let marked = unit.marks.iter().map(|mark| nodes.index_of(&mark.node).filter(|node| silent.binary_search(node).is_err())).collect();
+        Ok(UnitRoute { before, silent, head: Routed { ended, running, restarted, marked, ..Routed::default() } })
+    }
+
+    /// Decides who gets what of the rows in `unit`, a part of the unit that was begun.
+    ///
+    /// # Errors
+    /// If the part contradicts itself.
+    pub fn part(&mut self, nodes: &NodeKeys, unit: &UnitEvents) -> Result<Routed, RouteError> {
+        let (mut before, mut after) = (KeySets::default(), KeySets::default());
+        let mut pairs = Vec::with_capacity(unit.rows.len());
+        for event in &unit.rows {
+            if event.row.is_none() && !event.keys_after.is_empty() {
+                let what = format!("row {} is gone but has keys", crate::model::value::display_key(&event.key));
+                return Err(RouteError { unit: unit.unit, what });
+            }
+            pairs.push((before.id(&event.keys_before), after.id(&event.keys_after)));
+        }
+        let held_before = before.holders(unit, nodes, &self.before)?;
+        let held_after = after.holders(unit, nodes, &HoldersBefore::new())?;
+        let mut routed = std::mem::take(&mut self.head);
+        deliver(unit, &pairs, &held_before, &held_after, &self.silent, &mut routed);
+        Ok(routed)
+    }
+}
+
 /// Decides who gets what of a unit, and brings `nodes` to its end.
 ///
 /// # Errors
 /// If the unit contradicts itself; `nodes` is then of no use any more.
 pub fn route(nodes: &mut NodeKeys, unit: &UnitEvents) -> Result<Routed, RouteError> {
-    let (mut before, mut after) = (KeySets::default(), KeySets::default());
-    let mut pairs = Vec::with_capacity(unit.rows.len());
-    for event in &unit.rows {
-        if event.row.is_none() && !event.keys_after.is_empty() {
-            let what = format!("row {} is gone but has keys", crate::model::value::display_key(&event.key));
-            return Err(RouteError { unit: unit.unit, what });
-        }
-        pairs.push((before.id(&event.keys_before), after.id(&event.keys_after)));
-    }
-    let held_before = before.holders(unit, nodes)?;
-    let Applied { silent, ended, restarted } = nodes.apply(unit)?;
-    let held_after = after.holders(unit, nodes)?;
+    UnitRoute::begin(nodes, unit)?.part(nodes, unit)
+}
 
-    let begun: Vec<NodeIndex> = silent.iter().chain(&restarted).copied().collect();
-    let running = (!unit.schema.is_empty()).then(|| nodes.all_but(&begun).into());
-    let marked = unit.marks.iter().map(|mark| nodes.index_of(&mark.node).filter(|node| silent.binary_search(node).is_err())).collect();
-    let mut routed = Routed { ended, running, restarted, marked, ..Routed::default() };
+/// Lists who does what with each row; `pairs` are the numbers of its key sets, before and after.
+fn deliver(
+    unit: &UnitEvents,
+    pairs: &[(usize, usize)],
+    held_before: &[Vec<NodeIndex>],
+    held_after: &[Vec<NodeIndex>],
+    silent: &[NodeIndex],
+    routed: &mut Routed,
+) {
     let mut audience_ids: HashMap<Audience, usize> = HashMap::new();
     let mut groups: HashMap<(usize, usize), Groups> = HashMap::new();
-    for (row, (event, pair)) in unit.rows.iter().zip(&pairs).enumerate() {
+    for (row, (event, pair)) in unit.rows.iter().zip(pairs).enumerate() {
         let groups = *groups.entry(*pair).or_insert_with(|| {
             let before = held_before.get(pair.0).map(Vec::as_slice).unwrap_or_default();
             let after = held_after.get(pair.1).map(Vec::as_slice).unwrap_or_default();
-            let (both, only_after, only_before) = split(before, after, &silent);
+            let (both, only_after, only_before) = split(before, after, silent);
             let mut intern = |nodes: Vec<NodeIndex>| {
                 if nodes.is_empty() {
                     return None;
@@ -348,7 +439,6 @@ pub fn route(nodes: &mut NodeKeys, unit: &UnitEvents) -> Result<Routed, RouteErr
             }
         }
     }
-    Ok(routed)
 }
 
 /// Splits two sorted lists into (in both, only in the second, only in the first), leaving out the `without`, sorted.

@@ -6,9 +6,15 @@
 //!
 //! Content is a function of the units and the streams before them: audiences are numbered by first use, never by node
 //! index, address or time.
+//!
+//! A round ends with a unit. A unit may be larger than memory: what was collected of it is sealed and put aside on disk each time
+//! that it reaches a size, and a node's file is put together from there. Sizes are counted, so this too is a function of the units.
 
+use crate::base::disk::DiskError;
 use crate::base::ids::{Epoch, FileNo, Incarnation, NodeName, Revision, ServerId, TxnId};
-use crate::base::limits::{ROUTER_FILE_OPERATIONS_GOAL, ROUTER_ROUND_BYTES_GOAL, ROUTER_SHARED_FRAME_BYTES_MIN};
+use crate::base::limits::{
+    DX_PART_BYTES_GOAL, ROUTER_FILE_OPERATIONS_GOAL, ROUTER_HELD_BYTES_MAX, ROUTER_ROUND_BYTES_GOAL, ROUTER_SHARED_FRAME_BYTES_MIN,
+};
 use crate::docking::ledger::{NodeChange, OutboxFile, Stream};
 use crate::dx::error::DxError;
 use crate::dx::frame::{FrameBuilder, SealedFrame, Sealer};
@@ -19,6 +25,7 @@ use crate::model::event::{NodeEvent, RowEvent, ScopeKey, TableHeading, UnitContr
 use crate::model::operation::Operation;
 use crate::model::value::{Value, display_key};
 use crate::rules::route::{Action, Audience, NodeIndex, NodeKeys, Routed};
+use crate::server::spool::{FrameSpool, SpooledFrame};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
@@ -32,6 +39,10 @@ pub struct RoundLimits {
     pub round_bytes_goal: usize,
     /// Frames for several nodes are shared from this many bytes on.
     pub shared_frame_bytes_min: usize,
+    /// What was collected goes to disk from this many bytes on.
+    pub held_bytes_max: usize,
+    /// Units are read in parts of about this many bytes of rows.
+    pub part_bytes_goal: usize,
 }
 
 impl Default for RoundLimits {
@@ -40,6 +51,8 @@ impl Default for RoundLimits {
             file_operations_goal: ROUTER_FILE_OPERATIONS_GOAL,
             round_bytes_goal: ROUTER_ROUND_BYTES_GOAL,
             shared_frame_bytes_min: ROUTER_SHARED_FRAME_BYTES_MIN,
+            held_bytes_max: ROUTER_HELD_BYTES_MAX,
+            part_bytes_goal: DX_PART_BYTES_GOAL,
         }
     }
 }
@@ -69,6 +82,10 @@ struct Entry {
 #[derive(Debug)]
 struct Bucket {
     audience: Audience,
+    /// Operations, those put aside too.
+    operations: u64,
+    /// What was put aside, in order.
+    aside: Vec<Arc<SpooledFrame>>,
     entries: Vec<Entry>,
     bytes: Vec<u8>,
     /// What units tell the audience beside operations.
@@ -84,6 +101,8 @@ pub(crate) struct RoundContent {
     buckets: Vec<Bucket>,
     bucket_ids: HashMap<Audience, usize>,
     bytes: usize,
+    /// Bytes in memory.
+    held: usize,
     operations: u64,
     /// Below this many operations no node can have reached its goal; counting anew is not worth it.
     count_at: u64,
@@ -96,7 +115,27 @@ pub(crate) struct RoundContent {
 pub(crate) struct PlannedFile {
     pub(crate) header: Header,
     pub(crate) node: NodeName,
-    pub(crate) frames: Vec<Arc<SealedFrame>>,
+    pub(crate) frames: Vec<PlannedFrame>,
+}
+
+/// A frame of a planned file.
+#[derive(Debug, Clone)]
+pub(crate) enum PlannedFrame {
+    /// In memory.
+    Held(Arc<SealedFrame>),
+    /// Put aside.
+    Aside(Arc<SpooledFrame>),
+}
+
+/// What was collected could not be put aside.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AsideError {
+    /// It cannot become a frame.
+    #[error(transparent)]
+    Dx(#[from] DxError),
+    /// The disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
 }
 
 impl PlannedFile {
@@ -132,11 +171,13 @@ impl RoundContent {
         RoundContent { limits, count_at: limits.file_operations_goal, ..RoundContent::default() }
     }
 
-    /// Adds a unit that was routed.
+    /// Adds the node events of a unit, before anything that was routed of it.
+    pub(crate) fn begin_unit(&mut self, unit: &UnitEvents) {
+        self.changes.extend(unit.nodes.iter().map(|event| change_of(unit, event)));
+    }
+
+    /// Adds a unit, or a part of it, that was routed.
     pub(crate) fn collect(&mut self, unit: &UnitEvents, routed: &Routed) -> Result<(), CollectError> {
-        for event in &unit.nodes {
-            self.changes.push(change_of(unit, event));
-        }
         self.collect_controls(unit, routed);
         // The unit's headings and audiences are looked up once each, not per row.
         let mut headings: Vec<Option<usize>> = vec![None; unit.tables.len()];
@@ -180,8 +221,10 @@ impl RoundContent {
                 let start = bucket.bytes.len();
                 bucket.bytes.extend_from_slice(&encoded);
                 bucket.entries.push(Entry { unit: unit.unit, heading, operation: start..bucket.bytes.len() });
+                bucket.operations += 1;
             }
             self.bytes += encoded.len();
+            self.held += encoded.len() + size_of::<Entry>();
             self.operations += 1;
         }
         Ok(())
@@ -228,9 +271,38 @@ impl RoundContent {
         if let Some(bucket) = self.bucket_ids.get(audience) {
             return *bucket;
         }
-        self.buckets.push(Bucket { audience: audience.clone(), entries: Vec::new(), bytes: Vec::new(), controls: BTreeMap::new() });
+        self.buckets.push(Bucket {
+            audience: audience.clone(),
+            operations: 0,
+            aside: Vec::new(),
+            entries: Vec::new(),
+            bytes: Vec::new(),
+            controls: BTreeMap::new(),
+        });
         self.bucket_ids.insert(audience.clone(), self.buckets.len() - 1);
         self.buckets.len() - 1
+    }
+
+    /// Puts what was collected aside if it is more than memory should hold. May be called in the middle of a unit.
+    ///
+    /// # Errors
+    /// The disk, or an operation that does not fit into a frame.
+    pub(crate) fn put_aside(&mut self, sealer: &mut Sealer, spool: &mut FrameSpool) -> Result<(), AsideError> {
+        if self.held < self.limits.held_bytes_max {
+            return Ok(());
+        }
+        for index in 0..self.buckets.len() {
+            let sealed = self.frames(&[index], sealer)?;
+            let Some(bucket) = self.buckets.get_mut(index) else { continue };
+            for frame in sealed {
+                bucket.aside.push(Arc::new(spool.add(Arc::unwrap_or_clone(frame))?));
+            }
+            // The memory goes too: other audiences may need it next.
+            (bucket.entries, bucket.bytes) = (Vec::new(), Vec::new());
+            bucket.controls.clear();
+        }
+        self.held = 0;
+        Ok(())
     }
 
     /// Returns whether the round is to be closed after the unit that was added last.
@@ -244,7 +316,7 @@ impl RoundContent {
         let mut counts: HashMap<NodeIndex, u64> = HashMap::new();
         for bucket in &self.buckets {
             for node in bucket.audience.iter() {
-                *counts.entry(*node).or_default() += bucket.entries.len() as u64;
+                *counts.entry(*node).or_default() += bucket.operations;
             }
         }
         let most = counts.into_values().max().unwrap_or_default();
@@ -281,12 +353,14 @@ impl RoundContent {
             let mut frames = Vec::new();
             let mut own = Vec::new();
             for bucket in buckets {
+                let aside = self.buckets.get(bucket).map(|bucket| bucket.aside.as_slice()).unwrap_or_default();
+                frames.extend(aside.iter().cloned().map(PlannedFrame::Aside));
                 match shared.get(bucket) {
-                    Some(sealed) if !sealed.is_empty() => frames.extend(sealed.iter().cloned()),
+                    Some(sealed) if !sealed.is_empty() => frames.extend(sealed.iter().cloned().map(PlannedFrame::Held)),
                     _ => own.push(bucket),
                 }
             }
-            frames.extend(self.frames(&own, sealer)?);
+            frames.extend(self.frames(&own, sealer)?.into_iter().map(PlannedFrame::Held));
             let header = Header {
                 direction: DxDirection::Download,
                 server_id: range.server_id,

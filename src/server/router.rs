@@ -7,6 +7,8 @@
 //! - A file that the ledger names is never written again and never deleted here.
 //! - A node without operations costs nothing: no file, no row, no look at its folder.
 //! - A start costs one look per node, however many files lie in the outboxes (fault 37).
+//! - A unit is read and routed part by part, and what was collected of it goes to disk when it is much: memory does not depend on the
+//!   size of a unit. Its node events are applied once, before its first part.
 
 use crate::base::crash::{self, CrashPoint};
 use crate::base::disk::DiskError;
@@ -19,13 +21,14 @@ use crate::docking::root::DockingRoot;
 use crate::docking::txnproc::{TxnprocFiles, TxnprocRow};
 use crate::dx::error::DxError;
 use crate::dx::frame::Sealer;
-use crate::dx::reader::TxnprocReader;
+use crate::dx::txnproc_reader::{TxnprocReader, UnitPart};
 use crate::dx::writer::NodeFile;
 use crate::model::event::{NodeEvent, ScopeKey, UnitEvents};
-use crate::rules::route::{NodeKeys, RouteError, route};
-use crate::server::round::{CollectError, RoundContent, RoundLimits, RoundRange, before, new_stream};
+use crate::rules::route::{NodeKeys, RouteError, UnitRoute};
+use crate::server::round::{AsideError, CollectError, PlannedFrame, RoundContent, RoundLimits, RoundRange, before, new_stream};
+use crate::server::spool::FrameSpool;
 use std::collections::{HashMap, HashSet};
-use std::io::BufReader;
+use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -128,6 +131,7 @@ pub struct Router {
     options: RouterOptions,
     txnproc: TxnprocFiles,
     sealer: Sealer,
+    spool: FrameSpool,
     loaded: Option<Loaded>,
 }
 
@@ -153,7 +157,8 @@ impl Router {
     pub fn open(root: Arc<DockingRoot>, options: RouterOptions) -> Result<Router, RouterError> {
         let sealer = Sealer::new(options.zstd_level).map_err(DockingError::from)?;
         let txnproc = TxnprocFiles::new(&root.cds_db());
-        let mut router = Router { root, options, txnproc, sealer, loaded: None };
+        let spool = FrameSpool::new(root.disk(), &root.router_tmp());
+        let mut router = Router { root, options, txnproc, sealer, spool, loaded: None };
         router.loaded = Some(router.recover()?);
         Ok(router)
     }
@@ -173,8 +178,11 @@ impl Router {
             None => self.recover()?,
         };
         // On error what is loaded is dropped: node keys may be ahead of the ledger.
-        let progress = self.round(&mut loaded)?;
+        let progress = self.round(&mut loaded);
+        let cleared = self.spool.clear();
+        let progress = progress?;
         self.loaded = Some(loaded);
+        cleared?;
         Ok(progress)
     }
 
@@ -241,21 +249,26 @@ impl Router {
     }
 
     /// Reads the units of a file that are above the position. Returns whether the round is to be closed.
-    fn read_file(&self, loaded: &mut Loaded, reading: &mut Reading, row: &TxnprocRow) -> Result<bool, RouterError> {
+    fn read_file(&mut self, loaded: &mut Loaded, reading: &mut Reading, row: &TxnprocRow) -> Result<bool, RouterError> {
         let path = self.root.txnproc_file(row.file_no);
         let damaged = |source| RouterError::Txnproc { path: path.clone(), source };
         let mut reader = TxnprocReader::open(BufReader::new(self.root.disk().open(&path)?)).map_err(damaged)?;
         check_chain(&reading.state, &path, row, &reader)?;
         let header = reader.header().clone();
         let content_hash = reader.summary().content_hash;
-        for unit in reader.units() {
-            let unit = unit.map_err(damaged)?;
-            if unit.unit <= reading.state.position {
+        let mut parts = reader.parts_of(self.options.limits.part_bytes_goal);
+        let mut routing = None;
+        while let Some(part) = parts.next_part().map_err(damaged)? {
+            if part.unit.unit <= reading.state.position {
+                continue;
+            }
+            self.read_part(loaded, reading, &mut routing, part, &path)?;
+            if !part.is_last {
                 continue;
             }
             enter_file(&mut reading.state, &header.server_id, header.epoch, row.file_no, content_hash);
-            self.read_unit(loaded, reading, &unit, &path)?;
-            if unit.unit < header.last && (reading.content.is_full() || !reading.restarted.is_empty()) {
+            end_unit(loaded, reading, part.unit);
+            if part.unit.unit < header.last && (reading.content.is_full() || !reading.restarted.is_empty()) {
                 return Ok(true);
             }
         }
@@ -265,29 +278,30 @@ impl Router {
         Ok(reading.content.is_full() || !reading.restarted.is_empty())
     }
 
-    fn read_unit(&self, loaded: &mut Loaded, reading: &mut Reading, unit: &UnitEvents, path: &Path) -> Result<(), RouterError> {
-        let routed = route(&mut loaded.nodes, unit).map_err(|source| RouterError::Route { path: path.to_owned(), source })?;
-        reading.content.collect(unit, &routed).map_err(|source| RouterError::Collect { path: path.to_owned(), source })?;
-        for event in &unit.nodes {
-            match event {
-                NodeEvent::Start { node, incarnation, .. } => {
-                    // Its file 1 would collide with the former incarnation's: the round ends here, and the old files go.
-                    if loaded.streams.get(node).is_some_and(|stream| stream.last_file.0 > 0) {
-                        reading.restarted.push(node.clone());
-                    }
-                    reading.streams.insert(node.clone(), new_stream(node.clone(), *incarnation, unit.unit));
-                }
-                NodeEvent::Restart { node, incarnation, .. } => {
-                    reading.replaced.push(node.clone());
-                    reading.streams.insert(node.clone(), new_stream(node.clone(), *incarnation, before(unit.unit)));
-                }
-                NodeEvent::Stop { .. } | NodeEvent::Keys { .. } => {}
-            }
+    /// Routes a part of a unit; `routing` lives from its first part to its last.
+    fn read_part(
+        &mut self,
+        loaded: &mut Loaded,
+        reading: &mut Reading,
+        routing: &mut Option<UnitRoute>,
+        part: UnitPart<'_>,
+        path: &Path,
+    ) -> Result<(), RouterError> {
+        let wrong = |source| RouterError::Route { path: path.to_owned(), source };
+        let UnitPart { unit, is_first, .. } = part;
+        if is_first {
+            *routing = Some(UnitRoute::begin(&mut loaded.nodes, unit).map_err(wrong)?);
+            reading.content.begin_unit(unit);
         }
-        reading.state.position = unit.unit;
-        reading.state.revision = unit.revision;
-        reading.units += 1;
-        Ok(())
+        let Some(routing) = routing else {
+            return Err(wrong(RouteError { unit: unit.unit, what: "a part of it came before its first one".to_owned() }));
+        };
+        let routed = routing.part(&loaded.nodes, unit).map_err(wrong)?;
+        reading.content.collect(unit, &routed).map_err(|source| RouterError::Collect { path: path.to_owned(), source })?;
+        reading.content.put_aside(&mut self.sealer, &mut self.spool).map_err(|error| match error {
+            AsideError::Dx(source) => RouterError::Round { upto: unit.unit, source },
+            AsideError::Disk(error) => error.into(),
+        })
     }
 
     /// Writes the files of a round, then makes them real.
@@ -318,8 +332,16 @@ impl Router {
                 self.root.ensure_node(node)?;
                 loaded.folders.insert(node.clone());
             }
+            let spool = &mut self.spool;
             let written = group.add(&self.root.router_tmp(), &self.root.outbox(node), &file.header.file_no.file_name(), |out| {
-                NodeFile::write(&file.header, &file.frames, out).map_err(std::io::Error::from)
+                let mut out = NodeFile::begin(&file.header, out)?;
+                for frame in &file.frames {
+                    match frame {
+                        PlannedFrame::Held(frame) => out.frame(frame)?,
+                        PlannedFrame::Aside(frame) => out.frame(&spool.read(frame).map_err(io::Error::other)?)?,
+                    }
+                }
+                Ok(out.finish()?)
             });
             match written {
                 Ok(summary) => files.push(file.row(&summary, &created)),
@@ -349,6 +371,29 @@ impl Router {
         tracing::debug!(stage = "router", units, files = round.files.len(), position = %state.position, "round");
         Ok(())
     }
+}
+
+/// Notes the streams that a unit began, and that the round has got to its end.
+fn end_unit(loaded: &Loaded, reading: &mut Reading, unit: &UnitEvents) {
+    for event in &unit.nodes {
+        match event {
+            NodeEvent::Start { node, incarnation, .. } => {
+                // Its file 1 would collide with the former incarnation's: the round ends here, and the old files go.
+                if loaded.streams.get(node).is_some_and(|stream| stream.last_file.0 > 0) {
+                    reading.restarted.push(node.clone());
+                }
+                reading.streams.insert(node.clone(), new_stream(node.clone(), *incarnation, unit.unit));
+            }
+            NodeEvent::Restart { node, incarnation, .. } => {
+                reading.replaced.push(node.clone());
+                reading.streams.insert(node.clone(), new_stream(node.clone(), *incarnation, before(unit.unit)));
+            }
+            NodeEvent::Stop { .. } | NodeEvent::Keys { .. } => {}
+        }
+    }
+    reading.state.position = unit.unit;
+    reading.state.revision = unit.revision;
+    reading.units += 1;
 }
 
 /// Brings what is in memory to the ledger's commit.

@@ -90,7 +90,14 @@ fn write_txnproc(root: &DockingRoot, count: usize) {
 }
 
 fn options(zstd_level: i32) -> RouterOptions {
-    let limits = RoundLimits { file_operations_goal: 5, shared_frame_bytes_min: 500, ..RoundLimits::default() };
+    // Parts of one row, and hardly anything held in memory: it also dies between what it puts aside.
+    let limits = RoundLimits {
+        file_operations_goal: 5,
+        shared_frame_bytes_min: 500,
+        held_bytes_max: 400,
+        part_bytes_goal: 1,
+        ..RoundLimits::default()
+    };
     RouterOptions { zstd_level, limits }
 }
 

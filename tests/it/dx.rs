@@ -8,9 +8,10 @@ use dockmaster::dx::error::DxError;
 use dockmaster::dx::format::*;
 use dockmaster::dx::frame::{FrameBuilder, RawFrame, SealedFrame, Sealer};
 use dockmaster::dx::header::{DxDirection, Expected, Header};
-use dockmaster::dx::reader::{DownloadReader, TxnprocReader, Unit};
+use dockmaster::dx::reader::{DownloadReader, Unit};
 use dockmaster::dx::record::encode_operation;
 use dockmaster::dx::show::{ShowFormat, show, verify};
+use dockmaster::dx::txnproc_reader::TxnprocReader;
 use dockmaster::dx::writer::{NodeFile, TxnprocFile, TxnprocWriter, write_file};
 use dockmaster::model::event::{
     BucketDigest, Mark, MarkEvent, NodeEvent, RowEvent, SchemaKind, SchemaObject, ScopeKey, TableDigest, TableHeading, UnitControls,
@@ -426,6 +427,44 @@ fn sizes_over_their_limits_are_refused_by_the_writer() {
     let raw = RawFrame { bytes: vec![0; DX_FRAME_RAW_BYTES_MAX + 1], units: vec![], operations: 0 };
     assert!(matches!(Sealer::new(3).unwrap().seal(raw), Err(DxError::TooLarge { .. })));
     const { assert!(DX_RECORD_BYTES_MAX < DX_FRAME_RAW_BYTES_MAX) };
+}
+
+/// Fault 36: in parts of any size, the same rows in the same order, each part with every heading and key that its rows name.
+#[test]
+fn f36_a_unit_is_handed_out_in_parts() {
+    let whole: Vec<UnitEvents> = TxnprocReader::open(Cursor::new(txnproc())).unwrap().units().map(Result::unwrap).collect();
+    for goal in [1, 40, 1_000_000] {
+        let bytes = txnproc();
+        let mut reader = TxnprocReader::open(Cursor::new(&bytes)).unwrap();
+        let mut parts = reader.parts_of(goal);
+        let mut units: Vec<UnitEvents> = Vec::new();
+        let mut ended = true;
+        while let Some(part) = parts.next_part().unwrap() {
+            assert_eq!(part.is_first, ended);
+            ended = part.is_last;
+            assert!(part.unit.rows.iter().all(|row| (row.table as usize) < part.unit.tables.len()));
+            match units.last_mut().filter(|_| !part.is_first) {
+                Some(unit) => {
+                    let rows = unit.rows.iter().chain(&part.unit.rows).cloned().collect();
+                    *unit = UnitEvents { rows, ..part.unit.clone() };
+                }
+                None => units.push(part.unit.clone()),
+            }
+        }
+        assert!(ended);
+        assert_eq!(units, whole, "parts of {goal} bytes");
+    }
+    // What belongs before the rows may not follow them: the first part was handed out without it.
+    let mut late = Vec::new();
+    let mut writer = TxnprocWriter::begin(&txnproc_header(), 3, &mut late).unwrap();
+    let events = unit(105);
+    writer.unit_head(&events).unwrap();
+    events.rows.iter().for_each(|row| writer.row(row).unwrap());
+    writer.schema(&SchemaObject { kind: SchemaKind::View, name: "v".to_owned(), sql: None, keeps_rows: true }).unwrap();
+    writer.end_unit().unwrap();
+    writer.finish().unwrap();
+    let refused = TxnprocReader::open(Cursor::new(late)).unwrap().units().next().unwrap();
+    assert!(matches!(refused, Err(DxError::Content(_))), "{refused:?}");
 }
 
 #[test]

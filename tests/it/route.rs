@@ -7,7 +7,7 @@ use dockmaster::dx::reader::Unit;
 use dockmaster::model::event::{NodeEvent, RowEvent, ScopeKey, TableHeading, UnitEvents};
 use dockmaster::model::operation::Operation;
 use dockmaster::model::value::{Row, RowKey, Value};
-use dockmaster::rules::route::{Action, NodeKeys, route};
+use dockmaster::rules::route::{Action, NodeKeys, UnitRoute, route};
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) fn node(name: &str) -> NodeName {
@@ -117,10 +117,11 @@ impl Replica {
     }
 }
 
-/// The three wrong orders of R7, and the right one.
+/// The three wrong orders of R7, and the right one, in one piece and row by row as a unit larger than memory is routed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Order {
     Right,
+    RowByRow,
     KeysFirst,
     KeysLast,
     ChangeByChange,
@@ -133,13 +134,18 @@ fn deliver(order: Order, nodes: &mut NodeKeys, unit: &UnitEvents) -> Vec<(NodeNa
     let (all, half) = (unit.rows.len(), unit.rows.len() / 2);
     let parts = match order {
         Order::Right => vec![(0, unit.clone())],
-        Order::KeysFirst => vec![(0, keys), (0, rows(0, all))],
-        Order::KeysLast => vec![(0, rows(0, all)), (0, keys)],
-        Order::ChangeByChange => vec![(0, rows(0, half)), (0, keys), (half, rows(half, all))],
+        Order::RowByRow => (0..all.max(1)).map(|row| (row, rows(row, (row + 1).min(all)))).collect(),
+        Order::KeysFirst => vec![(0, keys.clone()), (0, rows(0, all))],
+        Order::KeysLast => vec![(0, rows(0, all)), (0, keys.clone())],
+        Order::ChangeByChange => vec![(0, rows(0, half)), (0, keys.clone()), (half, rows(half, all))],
     };
     let mut deliveries = Vec::new();
+    let mut routing = (order == Order::RowByRow).then(|| UnitRoute::begin(nodes, &keys).unwrap());
     for (offset, part) in parts {
-        let routed = route(nodes, &part).unwrap();
+        let routed = match &mut routing {
+            Some(routing) => routing.part(nodes, &part).unwrap(),
+            None => route(nodes, &part).unwrap(),
+        };
         for delivery in routed.deliveries {
             for index in routed.audiences[delivery.audience].iter() {
                 deliveries.push((nodes.node(*index).unwrap().0.clone(), delivery.action, offset + delivery.row));
@@ -255,6 +261,7 @@ fn history(order: Order, seed: u64) -> Result<(), String> {
 fn r7_one_net_event_per_row_neither_diverges_nor_leaks() {
     for seed in 0..3_000 {
         history(Order::Right, seed).unwrap();
+        history(Order::RowByRow, seed).unwrap();
     }
     for wrong in [Order::KeysFirst, Order::KeysLast, Order::ChangeByChange] {
         let caught = (0..300).filter(|seed| history(wrong, *seed).is_err()).count();
@@ -273,8 +280,9 @@ fn r7_rows_that_pass_a_key_which_a_node_gains() {
         .node_keys("N", std::slice::from_ref(&t9), &[])
         .row("Orders", 1, Some("r"), true, std::slice::from_ref(&t8), std::slice::from_ref(&t9))
         .row("Orders", 2, Some("s"), true, &[t9], &[t8]);
-    let deliveries = deliver(Order::Right, &mut nodes, &unit.0);
+    let deliveries = deliver(Order::Right, &mut nodes.clone(), &unit.0);
     assert_eq!(deliveries, [(node("N"), Action::Put, 0)]);
+    assert_eq!(deliver(Order::RowByRow, &mut nodes, &unit.0), deliveries);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use dockmaster::docking::root::{Access, DockingRoot};
 use dockmaster::dx::header::{DxDirection, Expected, Header};
 use dockmaster::dx::reader::{DownloadReader, Unit};
 use dockmaster::dx::writer::TxnprocFile;
-use dockmaster::model::event::{ScopeKey, UnitEvents};
+use dockmaster::model::event::{SchemaKind, SchemaObject, ScopeKey, UnitEvents};
 use dockmaster::model::value::Value;
 use dockmaster::server::round::RoundLimits;
 use dockmaster::server::router::{Router, RouterError, RouterOptions};
@@ -229,6 +229,37 @@ fn c17_rounds_are_closed_at_their_limits_and_no_unit_is_torn() {
     assert_eq!(docking_by_bytes.replica("N").0.len(), 280);
 }
 
+/// Fault 36: a unit far above what is held in memory is sealed and put aside piece by piece. The frames for several nodes are still
+/// made once, the controls come once, and each node has the unit whole, in one file.
+#[test]
+fn f36_c17_a_unit_larger_than_memory_is_put_together_from_disk() {
+    let mut docking = Docking::new();
+    let start = ["A", "B", "C"].into_iter().enumerate();
+    let start = start.fold(UnitBuilder::new(1), |built, (place, name)| built.start(name, 1, &[everyone(), own(place as i64)]));
+    let mut huge = (0..900i64).fold(UnitBuilder::new(2), |built, id| {
+        let text = format!("{:x}", id.wrapping_mul(0x9e37_79b9_7f4a_7c15u64 as i64));
+        let key = if id % 2 == 0 { everyone() } else { own(id % 3) };
+        built.row("Products", id, Some(&text), false, &[], &[key])
+    });
+    huge.0.schema.push(SchemaObject { kind: SchemaKind::View, name: "v".to_owned(), sql: None, keeps_rows: true });
+    docking.write(&[start, huge, UnitBuilder::new(3).insert(1, &[own(1)])]);
+    let limits = RoundLimits { held_bytes_max: 4_000, part_bytes_goal: 500, shared_frame_bytes_min: 500, ..RoundLimits::default() };
+    assert_eq!(drain(&mut docking.router_with(limits)), 1);
+    let bytes = ["A", "B", "C"].map(|name| std::fs::read(docking.root.outbox_file(&node(name), FileNo(1))).unwrap());
+    let start = dockmaster::dx::format::HEADER_BYTES;
+    assert!(bytes.iter().all(|file| file[start..start + 500] == bytes[0][start..start + 500]), "the shared frame is the same bytes");
+    for (place, name) in ["A", "B", "C"].into_iter().enumerate() {
+        let file = &docking.files(name)[0];
+        let frames = DownloadReader::open(Cursor::new(&bytes[place])).unwrap().summary().frames;
+        assert!(frames > 10, "{frames} frames");
+        let units = docking.received(name);
+        assert_eq!(units.len(), if place == 1 { 2 } else { 1 });
+        assert_eq!(units[0].operations.len(), 600);
+        assert_eq!((units[0].controls.schema.len(), units[0].controls.reset), (1, false));
+        assert_eq!((file.first, file.last), (TxnId(2), TxnId(3)));
+    }
+}
+
 /// R17 through the Router: a broad frame shared by all, a group's, and each node's own, merged by unit at every node.
 #[test]
 fn r17_shared_frames_are_made_once_and_merged_by_unit() {
@@ -278,15 +309,20 @@ fn r25_r28_the_result_is_a_function_of_the_stream() {
     }
     let mut units = vec![start];
     units.extend((2..120).map(|unit| UnitBuilder(world.change(&mut rng, unit))));
-    let (mut prompt, mut late, mut again) = (Docking::new(), Docking::new(), Docking::new());
+    let (mut prompt, mut late, mut again, mut aside) = (Docking::new(), Docking::new(), Docking::new(), Docking::new());
     for unit in units.chunks(3) {
         prompt.write(unit);
         late.write(unit);
         again.write(unit);
+        aside.write(unit);
         drain(&mut prompt.router());
     }
     drain(&mut late.router());
     drain(&mut Router::open(again.root.clone(), RouterOptions { zstd_level: 15, ..RouterOptions::default() }).unwrap());
+    // Fault 36: row by row, with next to nothing held in memory.
+    let limits = RoundLimits { held_bytes_max: 200, part_bytes_goal: 1, ..RoundLimits::default() };
+    assert_eq!(drain(&mut aside.router_with(limits)), 1);
+    assert_eq!(std::fs::read_dir(aside.root.router_tmp()).unwrap().count(), 0, "what was put aside is gone after the round");
     for name in names {
         assert_eq!(prompt.replica(name), world.visible(name));
         let sorted = |docking: &Docking| {
@@ -295,6 +331,7 @@ fn r25_r28_the_result_is_a_function_of_the_stream() {
             units
         };
         assert_eq!(sorted(&prompt), sorted(&late));
+        assert_eq!(sorted(&aside), sorted(&late));
         let hashes = |docking: &Docking| docking.files(name).iter().map(|file| file.content_hash).collect::<Vec<_>>();
         assert_eq!(hashes(&late), hashes(&again));
         assert!(prompt.files(name).len() > 5 && late.files(name).len() == 1);
