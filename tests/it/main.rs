@@ -15,6 +15,7 @@ mod definition_messages;
 mod definition_resolved;
 mod deploy;
 mod direct;
+mod django;
 mod docking;
 mod dx;
 mod end_to_end;
