@@ -15,6 +15,7 @@ pub mod fill;
 pub mod guard;
 pub mod keys;
 pub mod layout;
+pub mod marks;
 pub mod nodes;
 pub mod rows;
 pub mod scope;

@@ -25,3 +25,4 @@ mod serve_command;
 pub mod server_commands;
 pub mod status_view;
 mod sync_commands;
+mod verify_command;

@@ -7,6 +7,7 @@ pub mod error;
 pub mod ledger;
 pub mod purge_rows;
 pub mod queue;
+pub mod reports;
 pub mod root;
 pub mod sessions;
 pub mod txnproc;

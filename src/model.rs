@@ -1,5 +1,6 @@
 //! Layer 1: plain data that the stages hand to each other. No SQL, no file, no clock.
 
+pub mod digest;
 pub mod dock;
 pub mod event;
 pub mod node;

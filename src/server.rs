@@ -19,6 +19,7 @@ pub mod syncmgr;
 pub mod syncsession;
 pub mod trail;
 pub mod txnproc;
+pub mod verify;
 
 #[cfg(test)]
 mod purge_crash;

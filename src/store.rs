@@ -15,6 +15,7 @@ pub mod local_apply;
 pub mod local_build;
 pub mod local_schema;
 pub mod local_table;
+pub mod local_verify;
 pub mod log;
 pub mod logged;
 pub mod nodes;

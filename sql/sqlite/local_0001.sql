@@ -28,6 +28,18 @@ CREATE TABLE dock_file (
     content_hash TEXT NOT NULL
 ) STRICT;
 
+-- What was found at marks in the stream, where this database compared itself with the server.
+CREATE TABLE dock_verify (
+    id         INTEGER NOT NULL,               -- number of the question
+    place      INTEGER NOT NULL,               -- which of its tables this is
+    unit       INTEGER NOT NULL,               -- the unit at whose end both were compared
+    table_name TEXT    NOT NULL,
+    is_equal   INTEGER NOT NULL,
+    outcome    TEXT    NOT NULL,               -- JSON
+    told       INTEGER NOT NULL DEFAULT 0,     -- whether the server knows
+    PRIMARY KEY (id, place)
+) STRICT;
+
 -- What applications may look at.
 CREATE VIEW dock_status AS
     SELECT server_name, node, incarnation, applied_file, applied_unit, revision, applied_at,

@@ -62,5 +62,12 @@ pub const EXPLAIN_FILES_MAX: usize = 10_000;
 /// `explain`: most rules that are followed into each other, e.g. a referenced row of a referenced row.
 pub const EXPLAIN_DEPTH_MAX: usize = 16;
 
+/// `verify`: most buckets over which the keys of a table are spread, and most that one answer lists.
+pub const VERIFY_BUCKETS_MAX: usize = 1_024;
+/// `verify`: most rows of one table that one answer lists, so that it fits into a message from a node.
+pub const VERIFY_FOUND_MAX: usize = 100;
+/// `verify`: most answers that a local database keeps.
+pub const VERIFY_KEPT_MAX: i64 = 1_000;
+
 /// Most hops of one rule path.
 pub const RULE_HOPS_MAX: usize = 8;

@@ -27,6 +27,13 @@ pub struct NodeScope {
     uses: BTreeSet<Use>,
 }
 
+impl NodeScope {
+    /// Returns a node of which nothing but its attributes' values matters.
+    pub(crate) fn of_values(node: &Node, values: &[Vec<Value>]) -> NodeScope {
+        NodeScope { node: node.clone(), values: values.to_vec(), keys: Vec::new(), uses: BTreeSet::new() }
+    }
+}
+
 /// The active nodes.
 #[derive(Debug, Clone, Default)]
 pub struct NodeIndex {

@@ -4,7 +4,7 @@ use crate::cli::exit::{self, Outcome};
 use crate::cli::output::Output;
 use crate::cli::{
     bench_commands, definition_commands, dx_commands, explain_command, logging, node_commands, reconcile_command, serve_command,
-    server_commands,
+    server_commands, verify_command,
 };
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -77,6 +77,8 @@ enum Command {
     Status,
     /// Say why a node has a row or has not: rule by rule, then stage by stage
     Explain(explain_command::ExplainArgs),
+    /// Compare nodes with what they should see, row by row, at one place of the stream
+    Verify(verify_command::VerifyArgs),
     /// Measure, each figure beside a baseline in the same run
     #[command(subcommand, hide = true)]
     Bench(bench_commands::BenchCommand),
@@ -113,6 +115,7 @@ fn run(arguments: &Arguments) -> Outcome {
         Command::Reconcile(args) => reconcile_command::reconcile(named, args, output),
         Command::Status => server_commands::status(named, output),
         Command::Explain(args) => explain_command::explain(named, args, output),
+        Command::Verify(args) => verify_command::verify(named, args, output),
         Command::Bench(command) => bench_commands::bench(command, output),
         Command::Dx(command) => dx_commands::dx(command, output),
     }

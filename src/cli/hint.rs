@@ -24,6 +24,7 @@ use crate::server::status::StatusError;
 use crate::server::syncmgr::SyncError;
 use crate::server::trail::TrailError;
 use crate::server::txnproc::TxnProcError;
+use crate::server::verify::VerifyError;
 use crate::session::message::RefusalCode;
 use crate::store::local::LocalError;
 use crate::store::sqlite::StoreError;
@@ -69,6 +70,7 @@ fn spoken_for(cause: Cause<'_>) -> Option<Cause<'_>> {
         StatusError: Store, Docking, Sessions;
         ExplainError: Store, Node, Docking, Sessions, Trail;
         TrailError: Docking, Cds, Sessions;
+        VerifyError: Store, Node, Docking, Sessions, Trail;
         NodeError: Store, Name;
         DeployError: Store, Cds, TxnProc;
         ServeError: TxnProc, Router, Extract, Sync, Node, Store;

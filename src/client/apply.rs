@@ -304,6 +304,9 @@ impl<'d> Applier<'d> {
                 Err(UnitError::Local(error)) => return Err(error.into()),
                 Err(error) => return Err(stop(Some(unit.txn), error.to_string())),
             }
+            for mark in &unit.controls.marks {
+                current.transaction.answer(unit.txn, mark)?;
+            }
             current.rows += rows;
             current.units += 1;
             current.reached.unit = unit.txn;

@@ -9,8 +9,9 @@ use crate::base::ids::{Epoch, FileNo, Incarnation, InstallId, NodeName, Revision
 use crate::client::folder::{FolderError, LockedFolder, RemoteConfig};
 use crate::client::inbox::Inbox;
 use crate::client::report::{ExchangeError, Progress, ProgressEvent, SyncReport};
-use crate::session::client::{Action, ClientSession, Closed, Event, plan};
-use crate::session::message::{AppliedTo, Hello, Mode, Versions, Welcome, program};
+use crate::model::digest::TableOutcome;
+use crate::session::client::{Action, ClientSession, Closed, Event, Report, plan};
+use crate::session::message::{AppliedTo, Hello, Mode, Versions, Welcome, feature, program};
 use crate::transport::link::{Link, LinkError, Timing};
 use crate::transport::tcp;
 use std::sync::{Arc, Mutex};
@@ -55,6 +56,27 @@ pub trait Applier: Send + 'static {
     /// # Errors
     /// Something failed that a later call may not meet again, or a file that only a person can judge.
     fn apply(&mut self) -> Result<AppliedTo, BoxError>;
+
+    /// Returns what the server is to be told beside: why nothing is applied, and what was found at marks.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn reports(&mut self) -> Result<Reports, BoxError>;
+
+    /// Notes that the server knows these outcomes, by question and place.
+    ///
+    /// # Errors
+    /// It cannot be written; they are told again.
+    fn told(&mut self, outcomes: &[(u64, u32)]) -> Result<(), BoxError>;
+}
+
+/// See [`Applier::reports`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reports {
+    /// Why nothing more is applied; `None` = all is well.
+    pub stopped: Option<String>,
+    /// What was found at marks and not told yet.
+    pub outcomes: Vec<TableOutcome>,
 }
 
 /// An applier that threads may share.
@@ -178,6 +200,9 @@ struct Running {
     ended: Option<Closed>,
     pinged: Instant,
     apply_began: Instant,
+    /// What was told in this session.
+    told: Vec<(u64, u32)>,
+    told_stop: Option<Option<String>>,
 }
 
 enum Woken {
@@ -213,6 +238,8 @@ impl Exchange<'_> {
             ended: None,
             pinged: Instant::now(),
             apply_began: Instant::now(),
+            told: Vec::new(),
+            told_stop: None,
         };
         let outcome = self.drive(&mut running, stop).await;
         // Whatever happened: what came whole is kept, and an apply that has begun is waited for.
@@ -231,6 +258,11 @@ impl Exchange<'_> {
         }
         outcome?;
         flushed?;
+        // A session that ended in peace was read by the server to its end; after any other, all is told again.
+        if matches!(running.ended, Some(Closed::Done)) && running.machine.takes_reports() && !running.told.is_empty() {
+            let (applier, told) = (self.applier.clone(), std::mem::take(&mut running.told));
+            on_thread(move || lock(&applier).told(&told)).await.map_err(ExchangeError::Local)?;
+        }
         self.end(running.ended, &position)?;
         running.apply_failed.map_or(Ok(()), |error| Err(ExchangeError::Local(error)))
     }
@@ -262,7 +294,7 @@ impl Exchange<'_> {
             applied: position.applied,
             received,
             mode: self.mode,
-            features: Vec::new(),
+            features: feature::OURS.to_vec(),
         }
     }
 
@@ -297,6 +329,7 @@ impl Exchange<'_> {
                 Woken::Applied(applied) => {
                     running.applying = None;
                     self.applied(running, applied).await?;
+                    self.tell(running).await?;
                 }
                 Woken::Pause => self.flush(running).await?,
                 Woken::Tick => {
@@ -421,7 +454,26 @@ impl Exchange<'_> {
         let ranges = plan(applied, running.inbox.files(), welcome.last_file, self.mode, running.inbox.part());
         let files = welcome.last_file.0.saturating_sub(running.inbox.received().0);
         self.progress.on(&ProgressEvent::Connected { server: welcome.server_name.clone(), files });
-        Box::pin(self.handle(running, Event::Plan(ranges))).await
+        Box::pin(self.handle(running, Event::Plan(ranges))).await?;
+        self.tell(running).await
+    }
+
+    /// Tells the server what it does not know yet: why nothing is applied here, and what was found at marks.
+    async fn tell(&mut self, running: &mut Running) -> Result<(), ExchangeError> {
+        let applier = self.applier.clone();
+        let reports = on_thread(move || lock(&applier).reports()).await.map_err(ExchangeError::Local)?;
+        if running.told_stop.as_ref() != Some(&reports.stopped) {
+            running.told_stop = Some(reports.stopped.clone());
+            Box::pin(self.handle(running, Event::Tell(Report::Stopped(reports.stopped)))).await?;
+        }
+        for outcome in reports.outcomes {
+            let known = (outcome.id, outcome.place);
+            if !running.told.contains(&known) {
+                running.told.push(known);
+                Box::pin(self.handle(running, Event::Tell(Report::Compared(Box::new(outcome))))).await?;
+            }
+        }
+        Ok(())
     }
 
     fn end(&self, closed: Option<Closed>, position: &LocalPosition) -> Result<(), ExchangeError> {

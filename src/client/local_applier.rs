@@ -2,7 +2,7 @@
 
 use crate::base::ids::{FileNo, InstallId};
 use crate::client::apply::{self, ApplyError, ApplyFolders, ApplyReport};
-use crate::client::exchange::{Applier, BoxError, LocalPosition};
+use crate::client::exchange::{Applier, BoxError, LocalPosition, Reports};
 use crate::client::folder::ClientFolder;
 use crate::session::message::AppliedTo;
 use crate::store::local::{LocalDatabase, LocalError};
@@ -115,5 +115,13 @@ impl Applier for LocalApplier {
 
     fn apply(&mut self) -> Result<AppliedTo, BoxError> {
         Ok(self.run()?)
+    }
+
+    fn reports(&mut self) -> Result<Reports, BoxError> {
+        Ok(Reports { stopped: self.local.state()?.stopped, outcomes: self.local.untold_outcomes()? })
+    }
+
+    fn told(&mut self, outcomes: &[(u64, u32)]) -> Result<(), BoxError> {
+        Ok(self.local.told_outcomes(outcomes)?)
     }
 }

@@ -1,19 +1,20 @@
 //! `sessions.db`: what the Synchronization Manager remembers. It is the only writer; `status` reads.
 //!
-//! Three tables: `session` (one row for each session that a known node began, bounded), `mark` (how far each node said it is, for one
+//! Tables of this file: `session` (one row for each session that a known node began, bounded), `mark` (how far each node said it is, for one
 //! incarnation) and `alert` (what a person must look at). Losing the file loses history and alerts, and the files that nodes have
 //! acknowledged are kept a little longer; no row of data depends on it.
 //!
 //! **Invariants**: for one incarnation `applied_file <= received_file`; the local database that used an extract first keeps it.
 
 use crate::base::ids::{ContentHash, FileNo, Incarnation, InstallId, NodeName, TxnId};
+use crate::docking::reports;
 use crate::session::message::AppliedTo;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Layout that this program writes.
-pub const SESSIONS_VERSION: i64 = 1;
+pub const SESSIONS_VERSION: i64 = 2;
 /// Most session rows that are kept; the oldest go first.
 pub const SESSIONS_KEPT_MAX: i64 = 100_000;
 /// Most alert rows that are kept; the oldest go first.
@@ -151,7 +152,6 @@ CREATE TABLE mark(
     applied_file INTEGER NOT NULL, applied_unit INTEGER NOT NULL, applied_hash BLOB NOT NULL, last_seen INTEGER NOT NULL,
     PRIMARY KEY(node, incarnation), CHECK(applied_file <= received_file)) WITHOUT ROWID;
 CREATE TABLE alert(id INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, node TEXT NOT NULL, text TEXT NOT NULL);
-PRAGMA user_version = 1;
 ";
 
 impl SessionsDb {
@@ -169,8 +169,12 @@ impl SessionsDb {
         let database = SessionsDb { connection, path: path.to_owned() };
         match database.version()? {
             0 => {
-                let sql = format!("BEGIN IMMEDIATE; {LAYOUT} COMMIT;");
+                let sql = format!("BEGIN IMMEDIATE; {LAYOUT} {} PRAGMA user_version = {SESSIONS_VERSION}; COMMIT;", reports::LAYOUT);
                 database.connection.execute_batch(&sql).map_err(|source| database.error("create", source))?;
+            }
+            1 => {
+                let sql = format!("BEGIN IMMEDIATE; {} PRAGMA user_version = {SESSIONS_VERSION}; COMMIT;", reports::LAYOUT);
+                database.connection.execute_batch(&sql).map_err(|source| database.error("bring up to date", source))?;
             }
             SESSIONS_VERSION => {}
             found => return Err(SessionsError::Newer { path: path.to_owned(), found }),
@@ -191,13 +195,19 @@ impl SessionsDb {
         connection.busy_timeout(Duration::from_secs(10)).map_err(at)?;
         let database = SessionsDb { connection, path: path.to_owned() };
         match database.version()? {
-            0 => Ok(None),
+            // Of a former version: its writer brings it up to date.
+            0 | 1 => Ok(None),
             SESSIONS_VERSION => Ok(Some(database)),
             found => Err(SessionsError::Newer { path: path.to_owned(), found }),
         }
     }
 
-    fn error(&self, action: &'static str, source: rusqlite::Error) -> SessionsError {
+    /// Returns the connection, for `docking::reports`.
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    pub(super) fn error(&self, action: &'static str, source: rusqlite::Error) -> SessionsError {
         SessionsError::Sql { action, path: self.path.clone(), source }
     }
 

@@ -5,7 +5,7 @@
 
 use crate::base::clock::now_seconds;
 use crate::base::ids::{FileNo, Incarnation, NodeName};
-use crate::docking::sessions::{End, Mark};
+use crate::docking::sessions::{End, Mark, SessionsDb, SessionsError};
 use crate::model::node::Node;
 use crate::server::outbox::{self, OutboxError, Reading};
 use crate::server::syncdoor::{Door, Seat, write_mark};
@@ -279,6 +279,12 @@ impl Task {
                 mark.applied = applied;
                 mark.received = mark.received.max(applied.file);
             }),
+            Action::NoteStopped(reason) => {
+                self.keep(move |sessions, mark| sessions.set_stop(&mark.node, mark.incarnation, reason.as_deref(), now_seconds())).await;
+            }
+            Action::NoteCompared(outcome) => {
+                self.keep(move |sessions, mark| sessions.keep_outcome(&mark.node, &outcome, now_seconds())).await;
+            }
             Action::Alert(text) => self.alert(text).await,
             Action::Close { reason } => {
                 self.ended.get_or_insert(reason);
@@ -388,6 +394,19 @@ impl Task {
             mark.last_seen = now_seconds();
             self.note = Some(mark.clone());
         }
+    }
+
+    /// Writes a report of the node to the history. The node tells it again with its next session if that fails.
+    async fn keep(&mut self, write: impl FnOnce(&SessionsDb, &Mark) -> Result<(), SessionsError> + Send + 'static) {
+        let Some(mark) = self.seat.as_ref().and_then(|seat| seat.mark.clone()) else { return };
+        let (shared, node) = (self.shared.clone(), mark.node.clone());
+        if let Err(error) = blocking(move || Ok(write(&shared.sessions(), &mark)?)).await {
+            self.handle_failure(format!("write a report of {node}: {error}")).await;
+        }
+    }
+
+    async fn handle_failure(&mut self, text: String) {
+        Box::pin(self.handle(Event::Failed(text))).await;
     }
 
     async fn alert(&mut self, text: String) {

@@ -13,6 +13,7 @@ use crate::base::ids::{ContentHash, FileNo, NodeName, Nonce, Revision, TxnId};
 use crate::base::step::Progress;
 use crate::cds::compare::Reconciled;
 use crate::cds::layout::{StoppedTable, TxnprocFile, pin_snapshot};
+use crate::cds::marks::Question;
 use crate::cds::nodes::NodeScope;
 use crate::cds::unit::{NodeChange, RowChange, UnitInput};
 use crate::cds::view::visible_rows;
@@ -196,11 +197,17 @@ impl TxnProc {
         crash::at(CrashPoint::CaptureTail);
 
         let unit = reading.upto;
+        let questions = questions(&reading);
         let input = self.input(reading, compared)?;
-        let events = self.cds.process(&input)?;
+        let mut events = self.cds.process(&input)?;
         crash::at(CrashPoint::TxnprocProcessed);
-        let written = self
-            .write_file(&state, unit, events.revision, |writer| writer.unit(&events).map_err(|source| TxnProcError::Dx { unit, source }));
+        let marks = self.cds.marks(&questions).map_err(TxnProcError::from);
+        let written = marks.and_then(|marks| {
+            events.marks = marks;
+            self.write_file(&state, unit, events.revision, |writer| {
+                writer.unit(&events).map_err(|source| TxnProcError::Dx { unit, source })
+            })
+        });
         let file = match written {
             Ok(file) => file,
             Err(error) => {
@@ -290,7 +297,7 @@ impl TxnProc {
                 Control::Node { node, .. } => input.nodes.push(NodeChange::Set(node)),
                 Control::NodeDeleted { name, .. } => input.nodes.push(NodeChange::Deleted(name)),
                 Control::Definition { revision } => input.revision = Some(revision),
-                Control::Reconcile { .. } => {}
+                Control::Reconcile { .. } | Control::Verify { .. } => {}
                 Control::Tick { day } => input.day = Some(day),
             }
         }
@@ -363,6 +370,15 @@ impl TxnProc {
             snapshot,
         })
     }
+}
+
+/// Returns what nodes are to compare at the end of a unit.
+fn questions(reading: &UnitReading) -> Vec<Question> {
+    let question = |control: &Control| match control {
+        Control::Verify { node, id, choice } => Some(Question { node: node.clone(), id: *id, choice: choice.clone() }),
+        _ => None,
+    };
+    reading.controls.iter().filter_map(question).collect()
 }
 
 /// Returns a new random nonce.

@@ -6,7 +6,7 @@
 
 use crate::base::ids::{ContentHash, Epoch, FileNo, Incarnation, InstallId, NodeName, Revision, ServerId};
 use crate::model::node::{Node, NodeState};
-use crate::session::message::{AppliedTo, Hello, Mode, PROTOCOL_MAX, Refusal, RefusalCode, Versions, Welcome};
+use crate::session::message::{AppliedTo, Hello, Mode, PROTOCOL_MAX, Refusal, RefusalCode, Versions, Welcome, feature};
 
 /// Who this server is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -184,7 +184,7 @@ pub fn admit(
         incarnation: node.incarnation,
         last_file: facts.last_file,
         heartbeat_seconds,
-        features: Vec::new(),
+        features: feature::OURS.iter().copied().filter(|ours| hello.features.contains(ours)).collect(),
     };
     Ok(Admitted { node: node.clone(), welcome, remark })
 }

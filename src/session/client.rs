@@ -5,7 +5,11 @@
 
 use crate::base::ids::{Epoch, FileNo, Incarnation, InstallId, ServerId};
 use crate::base::limits::DX_FILE_BYTES_MAX;
-use crate::session::message::{AppliedTo, ExtractOffer, Hello, Message, Mode, OfferedFile, Refusal, Unavailable, Versions, Welcome};
+use crate::model::digest::{TableOutcome, shortened};
+use crate::session::codec::TEXT_BYTES_MAX;
+use crate::session::message::{
+    AppliedTo, ExtractOffer, Hello, Message, Mode, OfferedFile, Refusal, Unavailable, Versions, Welcome, feature,
+};
 use bytes::Bytes;
 use std::collections::{BTreeSet, VecDeque};
 
@@ -61,6 +65,8 @@ pub enum Event {
     Durable(FileNo),
     /// The local database has committed this.
     Applied(AppliedTo),
+    /// Tell the server why nothing is applied, or what was found at a mark; left out if the server takes no reports.
+    Tell(Report),
     /// After `Action::Welcomed`, mode init: ask for the extract.
     AskExtract {
         /// A new one, even if there is one.
@@ -77,6 +83,15 @@ pub enum Event {
     Leave,
     /// The server is gone.
     Gone(String),
+}
+
+/// What a node tells beside its progress.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    /// Why nothing more is applied; `None` = all is well.
+    Stopped(Option<String>),
+    /// What was found in one table at a mark.
+    Compared(Box<TableOutcome>),
 }
 
 /// Something to do.
@@ -237,13 +252,15 @@ pub struct ClientSession {
     pings: u32,
     durable: FileNo,
     applied: AppliedTo,
+    /// Whether the server takes reports.
+    reports: bool,
 }
 
 impl ClientSession {
     /// Returns a session that will introduce itself with `hello`.
     pub fn new(hello: Hello) -> ClientSession {
         let (durable, applied) = (hello.received, hello.applied);
-        ClientSession { hello, state: State::Start, request: 0, pings: 0, durable, applied }
+        ClientSession { hello, state: State::Start, request: 0, pings: 0, durable, applied, reports: false }
     }
 
     /// Returns the name of the state, for logs.
@@ -254,6 +271,11 @@ impl ClientSession {
     /// Whether the session is over.
     pub fn is_over(&self) -> bool {
         self.state == State::Closed
+    }
+
+    /// Whether the server takes reports.
+    pub fn takes_reports(&self) -> bool {
+        self.reports
     }
 
     /// Returns the extract that was offered.
@@ -296,6 +318,14 @@ impl ClientSession {
             Event::Applied(applied) => Ok(if self.is_welcome() && applied.file >= self.applied.file && applied != self.applied {
                 self.applied = applied;
                 vec![Action::Send(Message::Applied(applied))]
+            } else {
+                Vec::new()
+            }),
+            Event::Tell(report) => Ok(if self.is_welcome() && self.reports {
+                vec![Action::Send(match report {
+                    Report::Stopped(reason) => Message::Stopped(reason.map(|reason| shortened(reason, TEXT_BYTES_MAX))),
+                    Report::Compared(outcome) => Message::Compared(outcome),
+                })]
             } else {
                 Vec::new()
             }),
@@ -398,6 +428,8 @@ impl ClientSession {
             },
             Message::Hello(_)
             | Message::Foreign(_)
+            | Message::Stopped(_)
+            | Message::Compared(_)
             | Message::Fetch { .. }
             | Message::Received { .. }
             | Message::Applied(_)
@@ -418,6 +450,7 @@ impl ClientSession {
         if !(ours.min..=ours.max).contains(&welcome.protocol) {
             return self.illegal("Welcome", &format!("protocol {} was not offered", welcome.protocol));
         }
+        self.reports = welcome.features.contains(&feature::REPORT);
         if self.hello.mode != Mode::Init && welcome.incarnation != self.hello.incarnation {
             return self.illegal("Welcome", &format!("extract {} is not ours", welcome.incarnation));
         }

@@ -6,7 +6,8 @@
 //! spelling for each message (T21). Lengths are checked before anything is allocated (T8).
 
 use crate::base::ids::{FileNo, Incarnation};
-use crate::base::limits::{SESSION_CHUNK_BYTES, SESSION_MESSAGE_BYTES_MAX, SESSION_OFFER_FILES_MAX};
+use crate::base::limits::{SESSION_CHUNK_BYTES, SESSION_MESSAGE_BYTES_MAX, SESSION_OFFER_FILES_MAX, VERIFY_BUCKETS_MAX, VERIFY_FOUND_MAX};
+use crate::model::digest::TableOutcome;
 use crate::session::message::{
     AppliedTo, ExtractOffer, Hello, Message, OfferedFile, Refusal, RefusalCode, Unavailable, Versions, Welcome, kind,
 };
@@ -102,6 +103,14 @@ pub fn encode(message: &Message) -> Result<Bytes, CodecError> {
         Message::Fetch { request, first, last, offset } => put(&mut out, "Fetch", &(request, first, last, offset))?,
         Message::Received { file } => put(&mut out, "Received", file)?,
         Message::Applied(applied) => put(&mut out, "Applied", applied)?,
+        Message::Stopped(reason) => {
+            check_text("Stopped", reason.as_ref())?;
+            put(&mut out, "Stopped", reason)?;
+        }
+        Message::Compared(outcome) => {
+            check_outcome(outcome)?;
+            put(&mut out, "Compared", outcome.as_ref())?;
+        }
         Message::RequestExtract { renew } => put(&mut out, "RequestExtract", renew)?,
         Message::FetchExtract { request, incarnation, offset } => put(&mut out, "FetchExtract", &(request, incarnation, offset))?,
         Message::Ping(number) => put(&mut out, "Ping", number)?,
@@ -169,6 +178,8 @@ pub fn decode(bytes: &Bytes) -> Result<Message, CodecError> {
         }
         kind::RECEIVED => Message::Received { file: get("Received", &body)? },
         kind::APPLIED => Message::Applied(get::<AppliedTo>("Applied", &body)?),
+        kind::STOPPED => Message::Stopped(get("Stopped", &body)?),
+        kind::COMPARED => Message::Compared(Box::new(get::<TableOutcome>("Compared", &body)?)),
         kind::REQUEST_EXTRACT => Message::RequestExtract { renew: get("RequestExtract", &body)? },
         kind::FETCH_EXTRACT => {
             let (request, incarnation, offset) = get::<(u32, Incarnation, u64)>("FetchExtract", &body)?;
@@ -234,6 +245,14 @@ fn check_text<'a>(kind: &'static str, texts: impl IntoIterator<Item = &'a String
         }
     }
     Ok(())
+}
+
+fn check_outcome(outcome: &TableOutcome) -> Result<(), CodecError> {
+    let kind = "Compared";
+    check_text(kind, [&outcome.table, &outcome.problem])?;
+    check_text(kind, outcome.found.iter().map(|found| &found.key))?;
+    check_count(kind, outcome.buckets.len(), VERIFY_BUCKETS_MAX)?;
+    check_count(kind, outcome.found.len(), VERIFY_FOUND_MAX)
 }
 
 fn check_count(kind: &'static str, count: usize, max: usize) -> Result<(), CodecError> {

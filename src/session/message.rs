@@ -5,6 +5,7 @@
 //! only if both listed the feature (`Hello::features`, `Welcome::features`).
 
 use crate::base::ids::{ByteHash, ContentHash, Epoch, FileNo, Incarnation, InstallId, Revision, ServerId, TxnId};
+use crate::model::digest::TableOutcome;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -30,6 +31,10 @@ pub mod feature {
     pub const UPLOAD: u16 = 1;
     /// Attachments travel in the session (kinds 0x0050..=0x005F). Reserved, not built.
     pub const ATTACHMENT: u16 = 2;
+    /// The node says why it stopped and what it found at marks (kinds 0x0013 and 0x0014).
+    pub const REPORT: u16 = 3;
+    /// What this program can.
+    pub const OURS: &[u16] = &[REPORT];
 }
 
 /// A closed range of version numbers.
@@ -322,6 +327,10 @@ pub enum Message {
     },
     /// Node: all files to this one are applied, and that is committed.
     Applied(AppliedTo),
+    /// Node: why nothing more is applied here until a person acts; `None` = all is well (again). Feature `REPORT`.
+    Stopped(Option<String>),
+    /// Node: what was found in one table at a mark in the stream. Feature `REPORT`.
+    Compared(Box<TableOutcome>),
     /// Node, mode init: I want the extract.
     RequestExtract {
         /// A new one, even if there is one.
@@ -412,6 +421,8 @@ impl Message {
             Message::Fetch { .. } => kind::FETCH,
             Message::Received { .. } => kind::RECEIVED,
             Message::Applied(_) => kind::APPLIED,
+            Message::Stopped(_) => kind::STOPPED,
+            Message::Compared(_) => kind::COMPARED,
             Message::RequestExtract { .. } => kind::REQUEST_EXTRACT,
             Message::FetchExtract { .. } => kind::FETCH_EXTRACT,
             Message::Offer(_) => kind::OFFER,
@@ -473,6 +484,10 @@ pub mod kind {
         RECEIVED = 0x0011, "Received";
         /// `Message::Applied`
         APPLIED = 0x0012, "Applied";
+        /// `Message::Stopped`
+        STOPPED = 0x0013, "Stopped";
+        /// `Message::Compared`
+        COMPARED = 0x0014, "Compared";
         /// `Message::RequestExtract`
         REQUEST_EXTRACT = 0x0018, "RequestExtract";
         /// `Message::FetchExtract`

@@ -5,6 +5,7 @@
 
 use crate::base::ids::{FileNo, Incarnation, NodeName};
 use crate::base::limits::SESSION_OFFER_FILES_MAX;
+use crate::model::digest::TableOutcome;
 use crate::model::node::{Node, NodeState};
 use crate::session::admission::{self, Admitted, ServerIdentity, Turned};
 use crate::session::message::{AppliedTo, ExtractOffer, Hello, Message, Mode, OfferedFile, Refusal, RefusalCode, Unavailable, Versions};
@@ -96,6 +97,10 @@ pub enum Action {
     NoteReceived(FileNo),
     /// Keep what the node says it has applied. The driver compares the hash with the ledger and answers `End` on a fork.
     NoteApplied(AppliedTo),
+    /// Keep why the node applies nothing any more; `None` = all is well.
+    NoteStopped(Option<String>),
+    /// Keep what the node found in one table at a mark.
+    NoteCompared(Box<TableOutcome>),
     /// Tell a person.
     Alert(String),
     /// The session is over.
@@ -375,6 +380,14 @@ impl ServerSession {
                 self.received = self.received.max(applied.file);
                 Ok(vec![Action::NoteApplied(applied)])
             }
+            (
+                Message::Stopped(reason),
+                State::Idle | State::Listing(_) | State::Begun { .. } | State::Sending { .. } | State::Waiting(_),
+            ) => Ok(vec![Action::NoteStopped(reason)]),
+            (
+                Message::Compared(outcome),
+                State::Idle | State::Listing(_) | State::Begun { .. } | State::Sending { .. } | State::Waiting(_),
+            ) => Ok(vec![Action::NoteCompared(outcome)]),
             (Message::RequestExtract { renew }, State::InitIdle) => {
                 self.state = State::InitDeciding;
                 Ok(vec![Action::DecideExtract { renew }])

@@ -4,6 +4,7 @@
 //! it tells of. So a Router that lags, or that runs again after a crash, sees the same inputs at the same places.
 
 use crate::base::ids::{NodeName, Revision};
+use crate::model::digest::BucketChoice;
 use crate::model::node::Node;
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +40,15 @@ pub enum Control {
         /// Why, for people.
         reason: String,
     },
+    /// A node is to compare itself with what it should see at this place (R42).
+    Verify {
+        /// The node.
+        node: NodeName,
+        /// Number of the question, drawn by who asks.
+        id: u64,
+        /// The buckets whose rows are listed; empty = the first round, over all tables.
+        choice: Vec<BucketChoice>,
+    },
     /// A day began, for time windows.
     Tick {
         /// Days since 1970-01-01.
@@ -70,6 +80,11 @@ mod tests {
             Control::Definition { revision: Revision(2) },
             Control::Reconcile { tables: vec!["Orders".into()], reason: "a trigger was missing".into() },
             Control::Tick { day: 20_000 },
+            Control::Verify {
+                node: "ANNA".parse().unwrap(),
+                id: u64::MAX,
+                choice: vec![BucketChoice { table: "t".into(), bucket_count: 4, buckets: vec![3] }],
+            },
         ];
         for control in controls {
             let text = serde_json::to_string(&control).unwrap();

@@ -118,6 +118,16 @@ impl Drop for ApplyTransaction<'_> {
 }
 
 impl ApplyTransaction<'_> {
+    /// Returns the connection, for the statements of `store`.
+    pub(super) fn connection(&self) -> &Connection {
+        self.connection
+    }
+
+    /// Returns where the database is.
+    pub(super) fn path(&self) -> &Path {
+        self.path
+    }
+
     /// Returns the state at the beginning of the transaction: another process may have applied meanwhile.
     pub fn state(&self) -> &LocalState {
         &self.state

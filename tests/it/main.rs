@@ -39,4 +39,5 @@ mod scope_cost;
 mod session;
 mod ten_steps;
 mod tidy;
+mod verify;
 mod wrong_input;

@@ -1,7 +1,7 @@
 //! A real server on a loopback socket over real files, a client folder, and a proxy between them that misbehaves on demand.
 
 use dockmaster::base::ids::*;
-use dockmaster::client::exchange::{Applier, BoxError, ExchangeOptions, LocalPosition, SharedApplier, sync_once};
+use dockmaster::client::exchange::{Applier, BoxError, ExchangeOptions, LocalPosition, Reports, SharedApplier, sync_once};
 use dockmaster::client::folder::{ClientFolder, LockedFolder, RemoteConfig};
 use dockmaster::client::report::{ExchangeError, NoProgress, SyncReport};
 use dockmaster::docking::sessions::SessionsDb;
@@ -246,6 +246,14 @@ pub(crate) struct Keeper {
 impl Applier for Keeper {
     fn state(&mut self) -> Result<LocalPosition, BoxError> {
         Ok(self.position.clone())
+    }
+
+    fn reports(&mut self) -> Result<Reports, BoxError> {
+        Ok(Reports::default())
+    }
+
+    fn told(&mut self, _: &[(u64, u32)]) -> Result<(), BoxError> {
+        Ok(())
     }
 
     fn apply(&mut self) -> Result<AppliedTo, BoxError> {
