@@ -14,17 +14,20 @@ pub mod explain;
 pub mod fill;
 pub mod guard;
 pub mod keys;
+pub mod large;
 pub mod layout;
 pub mod marks;
 pub mod nodes;
 pub mod rows;
 pub mod scope;
+pub mod spool;
 pub mod unit;
 pub mod verdict;
 pub mod view;
 pub mod walk;
 
 use crate::base::ids::{Epoch, Nonce, Revision, ServerId, TxnId};
+use crate::dx::error::DxError;
 use crate::model::dock::{Dock, TableIndex};
 use crate::model::event::SchemaObject;
 use crate::model::schema::Schema;
@@ -91,6 +94,12 @@ pub enum CdsError {
         /// The database file.
         path: PathBuf,
     },
+    /// The unit reaches more rows than memory may hold: it must be taken as a large one.
+    #[error("the unit reaches more rows than memory may hold")]
+    TooMuch,
+    /// An event does not fit into a file.
+    #[error(transparent)]
+    Dx(#[from] DxError),
     /// A change names a table that the definition does not have.
     #[error("a change names table {0}, which the deployed definition does not have")]
     UnknownTable(String),
@@ -131,6 +140,10 @@ pub struct Cds {
     nodes: nodes::NodeIndex,
     /// State to put in place when the open unit commits.
     pending: Option<(CdsState, nodes::NodeChanges)>,
+    /// A unit that comes in chunks.
+    large: Option<large::LargeUnit>,
+    /// Most rows that one step of a unit may reach.
+    reached_max: usize,
 }
 
 impl std::fmt::Debug for Cds {
@@ -155,7 +168,14 @@ impl Cds {
             evaluators: RefCell::new(HashMap::new()),
             nodes: nodes::NodeIndex::default(),
             pending: None,
+            large: None,
+            reached_max: usize::MAX,
         })
+    }
+
+    /// Sets how many rows a unit may reach in memory; beyond it [`Cds::process`] gives up and [`Cds::take`] takes smaller chunks.
+    pub fn bound_reached(&mut self, rows: usize) {
+        self.reached_max = rows;
     }
 
     /// Returns the definition in force.

@@ -3,6 +3,7 @@
 pub mod digest;
 pub mod dock;
 pub mod event;
+pub mod keycode;
 pub mod node;
 pub mod operation;
 pub mod schema;

@@ -22,6 +22,7 @@ pub mod nodes;
 pub mod predicate;
 pub mod probe;
 pub mod schema;
+pub mod scratch;
 pub mod snapshot;
 pub mod sqlite;
 pub mod swap;

@@ -23,6 +23,17 @@ pub const ROW_BYTES_MAX: usize = 40 << 20;
 /// Comparisons with the server database that are remembered for people.
 pub const RECONCILED_KEPT_MAX: u32 = 1_000;
 
+/// Transaction Processor: a unit that touches more rows is taken in chunks, by way of scratch files.
+pub const UNIT_TOUCHED_ROWS_MAX: usize = 50_000;
+/// Transaction Processor: a unit whose rows or keys have more bytes is taken in chunks.
+pub const UNIT_ROW_BYTES_MAX: usize = 16 << 20;
+/// Rows of one chunk of a large unit.
+pub const UNIT_CHUNK_ROWS: usize = 5_000;
+/// Bytes of rows after which a chunk of a large unit ends.
+pub const UNIT_CHUNK_BYTES: usize = 4 << 20;
+/// Rows that one chunk, or a unit in memory, may reach along the rules.
+pub const UNIT_REACHED_ROWS_MAX: usize = 50_000;
+
 /// Router: a round is closed after the unit with which some node reaches this many operations.
 pub const ROUTER_FILE_OPERATIONS_GOAL: u64 = 5_000;
 /// Router: a round is closed after the unit with which its frames reach this many bytes.

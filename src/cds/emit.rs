@@ -43,11 +43,11 @@ pub fn sent_columns(table: &DockTable) -> Vec<usize> {
     (0..table.columns.len()).filter(|column| table.columns[*column].sent).collect()
 }
 
-struct Emitter<'a> {
-    scope: &'a UnitScope<'a>,
+pub(super) struct Emitter<'a> {
+    pub(super) scope: &'a UnitScope<'a>,
     before: &'a NodeIndex,
     changes: &'a NodeChanges,
-    out: UnitEvents,
+    pub(super) out: UnitEvents,
     key_numbers: HashMap<KeyId, KeyIndex>,
     /// Keys, old and new, of the nodes whose keys this unit changed.
     changed_nodes_keys: BTreeSet<KeyId>,
@@ -63,21 +63,7 @@ impl UnitScope<'_> {
         steps: &BTreeMap<NodeName, NodeStep>,
         changes: &NodeChanges,
     ) -> Result<UnitEvents, CdsError> {
-        let mut emitter = Emitter {
-            scope: self,
-            before: &self.cds.nodes,
-            changes,
-            out: UnitEvents {
-                unit: input.unit,
-                read_at_micros: input.read_at_micros,
-                revision: input.revision.unwrap_or(self.cds.state.revision),
-                day: self.days.1,
-                ..UnitEvents::default()
-            },
-            key_numbers: HashMap::new(),
-            changed_nodes_keys: BTreeSet::new(),
-            co_keys: HashMap::new(),
-        };
+        let mut emitter = Emitter::new(self, input, changes);
         let walked = emitter.nodes(steps)?;
         for (table, declared) in self.cds.dock.tables.iter().enumerate() {
             if let Some(vertex) = self.emitting(table) {
@@ -85,16 +71,44 @@ impl UnitScope<'_> {
             }
         }
         emitter.canonical_keys();
-        if steps.values().any(|step| *step == NodeStep::Restart) {
-            emitter.out.whole_schema = self.cds.node_schema()?;
-        }
+        emitter.whole_schema(steps)?;
         Ok(emitter.out)
+    }
+}
+
+impl<'a> Emitter<'a> {
+    /// Returns an emitter of a unit without events.
+    pub(super) fn new(scope: &'a UnitScope<'a>, input: &UnitInput, changes: &'a NodeChanges) -> Emitter<'a> {
+        let out = UnitEvents {
+            unit: input.unit,
+            read_at_micros: input.read_at_micros,
+            revision: input.revision.unwrap_or(scope.cds.state.revision),
+            day: scope.days.1,
+            ..UnitEvents::default()
+        };
+        Emitter {
+            scope,
+            before: &scope.cds.nodes,
+            changes,
+            out,
+            key_numbers: HashMap::new(),
+            changed_nodes_keys: BTreeSet::new(),
+            co_keys: HashMap::new(),
+        }
+    }
+
+    /// Adds the whole schema, if a node begins anew.
+    pub(super) fn whole_schema(&mut self, steps: &BTreeMap<NodeName, NodeStep>) -> Result<(), CdsError> {
+        if steps.values().any(|step| *step == NodeStep::Restart) {
+            self.out.whole_schema = self.scope.cds.node_schema()?;
+        }
+        Ok(())
     }
 }
 
 impl Emitter<'_> {
     /// Adds the node events and returns the keys that some running node gained or lost.
-    fn nodes(&mut self, steps: &BTreeMap<NodeName, NodeStep>) -> Result<BTreeSet<KeyId>, CdsError> {
+    pub(super) fn nodes(&mut self, steps: &BTreeMap<NodeName, NodeStep>) -> Result<BTreeSet<KeyId>, CdsError> {
         let mut walked = BTreeSet::new();
         for (name, step) in steps {
             match (step, self.before.get(name), self.changes.set.get(name)) {
@@ -144,9 +158,7 @@ impl Emitter<'_> {
         }
         for (key, row) in walked_rows {
             if !scope.deltas[vertex].contains_key(&key) {
-                let held = self.held_of(vertex, &row, &[&self.changed_nodes_keys])?;
-                let keys = self.numbers(&held)?;
-                events.push(self.event(declared, &key, Some(&row), Vec::new(), keys.clone(), keys));
+                events.push(self.walked_event(declared, vertex, &key, &row)?);
             }
         }
         if events.is_empty() {
@@ -154,13 +166,33 @@ impl Emitter<'_> {
         }
         // The maps above have no order; a file's content must (I4).
         events.sort_by(|a, b| a.key.cmp(&b.key));
-        let number = u32::try_from(self.out.tables.len()).unwrap_or(u32::MAX);
-        self.out.tables.push(heading(declared));
+        let number = self.table_number(declared);
         self.out.rows.extend(events.into_iter().map(|event| RowEvent { table: number, ..event }));
         Ok(())
     }
 
-    fn touched_event(
+    /// Returns the number of a table's heading in the unit, adding it if it is not the one added last: tables come one after the other.
+    pub(super) fn table_number(&mut self, declared: &DockTable) -> u32 {
+        if self.out.tables.last().is_none_or(|last| last.name != declared.name) {
+            self.out.tables.push(heading(declared));
+        }
+        u32::try_from(self.out.tables.len() - 1).unwrap_or(u32::MAX)
+    }
+
+    /// Returns the event of a row that itself did not change, but holds a key that some node gained or lost.
+    pub(super) fn walked_event(
+        &mut self,
+        declared: &DockTable,
+        vertex: VertexIndex,
+        key: &RowKey,
+        row: &Row,
+    ) -> Result<RowEvent, CdsError> {
+        let held = self.held_of(vertex, row, &[&self.changed_nodes_keys])?;
+        let keys = self.numbers(&held)?;
+        Ok(self.event(declared, key, Some(row), Vec::new(), keys.clone(), keys))
+    }
+
+    pub(super) fn touched_event(
         &mut self,
         declared: &DockTable,
         key: &RowKey,
@@ -189,7 +221,7 @@ impl Emitter<'_> {
         Ok(Some(self.event(declared, key, touched.after.as_ref(), changed, before, after)))
     }
 
-    fn reached_event(
+    pub(super) fn reached_event(
         &mut self,
         declared: &DockTable,
         vertex: VertexIndex,
@@ -268,15 +300,21 @@ impl Emitter<'_> {
     /// Returns the numbers of keys in the unit's key list, sorted, adding those that are not in it.
     fn numbers(&mut self, keys: &[KeyId]) -> Result<Vec<KeyIndex>, CdsError> {
         let mut numbers = Vec::with_capacity(keys.len());
+        let mut new: Vec<(ScopeKey, KeyId)> = Vec::new();
         for key in keys {
             if let Some(number) = self.key_numbers.get(key) {
                 numbers.push(*number);
-                continue;
+            } else if let Some((path, value)) = self.scope.cds.key_parts(*key)? {
+                new.push((ScopeKey { path: self.scope.cds.graph.paths[path].name.clone(), value }, *key));
             }
-            let Some((path, value)) = self.scope.cds.key_parts(*key)? else { continue };
+        }
+        // In an order of their own: what a key's number is in the data store must not show in a file (I4).
+        new.sort_unstable();
+        new.dedup();
+        for (key, id) in new {
             let number = u32::try_from(self.out.keys.len()).unwrap_or(u32::MAX);
-            self.out.keys.push(ScopeKey { path: self.scope.cds.graph.paths[path].name.clone(), value });
-            self.key_numbers.insert(*key, number);
+            self.out.keys.push(key);
+            self.key_numbers.insert(id, number);
             numbers.push(number);
         }
         numbers.sort_unstable();

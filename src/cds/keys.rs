@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::HashMap;
 
 /// So many keys are kept in memory; then they are read anew.
-const CACHED_MAX: usize = 1_000_000;
+const CACHED_MAX: usize = 200_000;
 
 /// Number of a key in `scope_key`.
 pub(crate) type KeyId = i64;

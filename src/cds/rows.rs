@@ -64,7 +64,12 @@ impl Cds {
             return Ok(None);
         }
         let TableSql { select, by_key, .. } = &self.statements[table];
-        Ok(self.rows_of(&format!("{select}{by_key}"), table, &wanted, key, usize::MAX)?.pop())
+        let mut found = None;
+        self.rows_of(&format!("{select}{by_key}"), table, &wanted, key, &mut |row| {
+            found = Some(row);
+            Ok(true)
+        })?;
+        Ok(found)
     }
 
     /// Returns the row with exactly this primary key, by type and bytes.
@@ -91,8 +96,24 @@ impl Cds {
         values: &[Value],
         limit: usize,
     ) -> Result<Vec<Row>, CdsError> {
+        let mut found = Vec::new();
+        self.each_where(table, columns, values, &mut |row| {
+            found.push(row);
+            Ok(found.len() < limit)
+        })?;
+        Ok(found)
+    }
+
+    /// Calls `each` with those rows, one at a time, until it returns `false`.
+    pub(crate) fn each_where(
+        &self,
+        table: TableIndex,
+        columns: &[(ColumnIndex, Collation)],
+        values: &[Value],
+        each: &mut dyn FnMut(Row) -> Result<bool, CdsError>,
+    ) -> Result<(), CdsError> {
         if values.iter().any(Value::is_null) {
-            return Ok(Vec::new());
+            return Ok(());
         }
         let terms = columns
             .iter()
@@ -103,7 +124,7 @@ impl Cds {
             })
             .collect::<Vec<_>>()
             .join(" AND ");
-        self.rows_of(&format!("{} WHERE {terms}", self.statements[table].select), table, columns, values, limit)
+        self.rows_of(&format!("{} WHERE {terms}", self.statements[table].select), table, columns, values, each)
     }
 
     fn rows_of(
@@ -112,13 +133,12 @@ impl Cds {
         table: TableIndex,
         columns: &[(ColumnIndex, Collation)],
         values: &[Value],
-        limit: usize,
-    ) -> Result<Vec<Row>, CdsError> {
+        each: &mut dyn FnMut(Row) -> Result<bool, CdsError>,
+    ) -> Result<(), CdsError> {
         let declared = &self.dock.tables[table];
         let sql = self.sql("search rows");
         let mut statement = self.conn.prepare_cached(text).map_err(&sql)?;
         let mut rows = statement.query(params_from_iter(values.iter().map(SqlValue))).map_err(&sql)?;
-        let mut found = Vec::new();
         while let Some(row) = rows.next().map_err(&sql)? {
             let row = read_row(row, declared.columns.len()).map_err(&sql)?;
             // A rowid column has integer affinity, so '5' would find 5; what counts is the folded value.
@@ -126,14 +146,11 @@ impl Cds {
                 .iter()
                 .zip(values)
                 .all(|((column, collation), value)| row.get(*column).is_some_and(|held| held.fold(*collation) == value.fold(*collation)));
-            if same {
-                found.push(row);
-                if found.len() >= limit {
-                    break;
-                }
+            if same && !each(row)? {
+                break;
             }
         }
-        Ok(found)
+        Ok(())
     }
 
     /// Calls `each` with every row of a table.

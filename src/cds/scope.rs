@@ -58,6 +58,8 @@ pub(crate) struct UnitScope<'c> {
     /// Per vertex the rows whose keys were looked at.
     pub(crate) deltas: Vec<HashMap<RowKey, Delta>>,
     transitions: Vec<HashMap<Vec<Value>, Transition>>,
+    /// Most rows that may be reached at one vertex.
+    pub(crate) reached_max: usize,
     /// Rows found by a walk, so that a source is searched once.
     pub(crate) walked: RefCell<Walked>,
 }
@@ -91,6 +93,7 @@ impl<'c> UnitScope<'c> {
             overlay: Overlay::default(),
             deltas: Vec::new(),
             transitions: vec![HashMap::new(); cds.graph.junctions.len()],
+            reached_max: usize::MAX,
             walked: RefCell::default(),
         }
     }
@@ -262,6 +265,9 @@ impl<'c> UnitScope<'c> {
             let delta = deltas.entry(key).or_insert_with(|| Delta { row: Some(row), ..Delta::default() });
             delta.gained.extend(&gained);
             delta.lost.extend(&lost);
+            if deltas.len() > self.reached_max {
+                return Err(CdsError::TooMuch);
+            }
         }
         Ok(())
     }

@@ -89,13 +89,20 @@ impl Cds {
         let mut touched = self.apply_changes(&input.changes)?;
         self.touch_windows(self.state.day, day, &mut touched)?;
 
-        let (steps, nodes) = self.change_nodes(input, &touched)?;
+        let derived_anew = self.users_of(&touched);
+        let (steps, nodes) = self.change_nodes(input, derived_anew)?;
 
         let mut scope = UnitScope::new(self, touched, (self.state.day, day));
+        scope.reached_max = self.reached_max;
         scope.run()?;
         let events = scope.events(input, &steps, &nodes)?;
         scope.overlay.write(self)?;
+        self.settle_unit(input, day, nodes)?;
+        Ok(events)
+    }
 
+    /// Notes what the unit moves beside rows, to be in force from its commit.
+    pub(super) fn settle_unit(&mut self, input: &UnitInput, day: i64, nodes: NodeChanges) -> Result<(), CdsError> {
         let mut state = self.state.clone();
         state.position = input.unit;
         state.day = day;
@@ -107,7 +114,7 @@ impl Cds {
         }
         self.note_reconciled(input)?;
         self.pending = Some((state, nodes));
-        Ok(events)
+        Ok(())
     }
 
     /// Commits the open unit together with the ledger row of its file and the nonce of its read.
@@ -144,6 +151,7 @@ impl Cds {
     /// Gives up the open unit.
     pub fn rollback(&mut self) -> Result<(), CdsError> {
         self.pending = None;
+        self.large = None;
         if !self.conn.is_autocommit() {
             self.conn.execute_batch("ROLLBACK").map_err(self.sql("roll back a unit"))?;
         }
@@ -153,10 +161,17 @@ impl Cds {
 
     /// Brings the rows up to the end of the unit and returns what really changed. Deletes go first, so that two keys that
     /// SQLite holds equal (`1` and `1.0`) never meet.
-    fn apply_changes(&self, changes: &[RowChange]) -> Result<Vec<HashMap<RowKey, Touched>>, CdsError> {
+    ///
+    /// In chunks the deletion of such a row may come later than its successor: then it is brought forward.
+    pub(super) fn apply_changes(&self, changes: &[RowChange]) -> Result<Vec<HashMap<RowKey, Touched>>, CdsError> {
         let mut touched: Vec<HashMap<RowKey, Touched>> = vec![HashMap::new(); self.dock.tables.len()];
         for change in changes {
-            let before = self.row_exact(change.table, &change.key)?;
+            let equal = self.row_equal(change.table, &change.key)?;
+            let declared = &self.dock.tables[change.table];
+            let before = equal.clone().filter(|row| key_of(declared, row) == change.key);
+            if let (Some(other), None, Some(_)) = (equal, &before, &change.row) {
+                touched[change.table].entry(key_of(declared, &other)).or_insert(Touched { before: Some(other), after: None });
+            }
             if before != change.row {
                 touched[change.table].insert(change.key.clone(), Touched { before, after: change.row.clone() });
             }
@@ -182,7 +197,7 @@ impl Cds {
     }
 
     /// Adds the rows that a window passed between two days.
-    fn touch_windows(&self, from: i64, to: i64, touched: &mut [HashMap<RowKey, Touched>]) -> Result<(), CdsError> {
+    pub(super) fn touch_windows(&self, from: i64, to: i64, touched: &mut [HashMap<RowKey, Touched>]) -> Result<(), CdsError> {
         if from == to {
             return Ok(());
         }
@@ -209,11 +224,24 @@ impl Cds {
         Ok(())
     }
 
+    /// Returns the nodes whose derivation used a touched row.
+    pub(super) fn users_of(&self, touched: &[HashMap<RowKey, Touched>]) -> BTreeSet<NodeName> {
+        let mut users = BTreeSet::new();
+        for (table, rows) in touched.iter().enumerate() {
+            for row in rows.values() {
+                for image in [&row.before, &row.after].into_iter().flatten() {
+                    self.nodes.users_of(self, table, image, &mut users);
+                }
+            }
+        }
+        users
+    }
+
     /// Returns whose part in the stream the unit changes, and how.
-    fn change_nodes(
+    pub(super) fn change_nodes(
         &self,
         input: &UnitInput,
-        touched: &[HashMap<RowKey, Touched>],
+        derived_anew: BTreeSet<NodeName>,
     ) -> Result<(BTreeMap<NodeName, NodeStep>, NodeChanges), CdsError> {
         let mut steps = BTreeMap::new();
         let mut changes = NodeChanges::default();
@@ -221,14 +249,6 @@ impl Cds {
         for change in &input.nodes {
             let (NodeChange::Set(Node { name, .. }) | NodeChange::Deleted(name)) = change;
             last.insert(name, change);
-        }
-        let mut derived_anew = BTreeSet::new();
-        for (table, rows) in touched.iter().enumerate() {
-            for row in rows.values() {
-                for image in [&row.before, &row.after].into_iter().flatten() {
-                    self.nodes.users_of(self, table, image, &mut derived_anew);
-                }
-            }
         }
         for (name, change) in last {
             let known = self.nodes.get(name);

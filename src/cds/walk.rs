@@ -5,6 +5,7 @@
 use super::guard::fits;
 use super::rows::key_of;
 use super::scope::{UnitScope, When, came_from, junction_values};
+use super::spool::EventSpool;
 use super::{CdsError, keys::KeyId};
 use crate::model::value::{Collation, Row, RowKey, Value};
 use crate::rules::graph::{Guard, PathIndex, Source, Vertex, VertexIndex};
@@ -75,9 +76,64 @@ impl UnitScope<'_> {
         Ok(found)
     }
 
+    /// Calls `each` with the same rows, perhaps with one several times, and holds none of them: for a key of more rows than memory.
+    pub(crate) fn walk(
+        &self,
+        spool: &EventSpool,
+        index: VertexIndex,
+        path: PathIndex,
+        value: &Value,
+        each: &mut dyn FnMut(&Row) -> Result<(), CdsError>,
+    ) -> Result<(), CdsError> {
+        let vertex = &self.cds.graph.vertices[index];
+        if !vertex.paths.contains(&path) {
+            return Ok(());
+        }
+        for input in &vertex.inputs {
+            let mut fitting = |row: Row| {
+                if fits(self.cds, vertex, &row) && self.guard_holds(vertex, &input.guard, &row, When::After)? {
+                    each(&row)?;
+                }
+                Ok(true)
+            };
+            match &input.source {
+                Source::Base { path: base, .. } if *base != path => {}
+                Source::Base { column: None, .. } => self.cds.scan(vertex.table, |row| fitting(row).map(drop))?,
+                Source::Base { column: Some(column), path } => {
+                    let collation = self.cds.base_collation(vertex.table, *column, *path);
+                    self.cds.each_where(vertex.table, &[(*column, collation)], std::slice::from_ref(value), &mut fitting)?;
+                }
+                Source::Follow { vertex: source, columns, map } => {
+                    let Some(from) = came_from(map, path) else { continue };
+                    let search: Vec<(usize, Collation)> = columns.iter().map(|column| (*column, Collation::Binary)).collect();
+                    let declared = &self.cds.dock.tables[self.cds.graph.vertices[*source].table];
+                    let mut parent = |row: &Row| self.cds.each_where(vertex.table, &search, &key_of(declared, row), &mut fitting);
+                    self.walk(spool, *source, from, value, &mut parent)?;
+                }
+                Source::Junction { junction, columns, map } => {
+                    let Some(from) = came_from(map, path) else { continue };
+                    let declared = &self.cds.graph.junctions[*junction];
+                    let search: Vec<(usize, Collation)> = columns.iter().copied().zip(declared.collations.iter().copied()).collect();
+                    let number = spool.begin_search();
+                    let mut source = |row: &Row| match junction_values(&declared.columns, &declared.collations, row) {
+                        Some(values) if spool.is_first(number, &values)? => {
+                            self.cds.each_where(vertex.table, &search, &values, &mut fitting)
+                        }
+                        _ => Ok(()),
+                    };
+                    self.walk(spool, declared.source, from, value, &mut source)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn add(&self, vertex: &Vertex, guard: &Guard, row: Row, found: &mut BTreeMap<RowKey, Row>) -> Result<(), CdsError> {
         if fits(self.cds, vertex, &row) && self.guard_holds(vertex, guard, &row, When::After)? {
             found.insert(key_of(&self.cds.dock.tables[vertex.table], &row), row);
+            if found.len() > self.reached_max {
+                return Err(CdsError::TooMuch);
+            }
         }
         Ok(())
     }

@@ -36,6 +36,7 @@ mod router;
 mod scenarios;
 mod scope;
 mod scope_cost;
+mod scope_large;
 mod session;
 mod ten_steps;
 mod tidy;

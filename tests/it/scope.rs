@@ -131,7 +131,7 @@ fn run(subject: &Subject, seed: u64, fault: Fault) -> Result<(), String> {
     same_counts(&cds, &path, &fresh)
 }
 
-fn text(steps: &[Step]) -> String {
+pub(crate) fn text(steps: &[Step]) -> String {
     steps
         .iter()
         .map(|step| match step {
@@ -147,7 +147,7 @@ fn bytes(events: &UnitEvents) -> Vec<u8> {
 }
 
 /// Returns the keys of the nodes that already run: those that their start would tell.
-fn node_keys(cds: &mut Cds, world: &World) -> Result<BTreeMap<NodeName, BTreeSet<dockmaster::model::event::ScopeKey>>, String> {
+pub(crate) fn node_keys(cds: &mut Cds, world: &World) -> Result<BTreeMap<NodeName, BTreeSet<dockmaster::model::event::ScopeKey>>, String> {
     let nodes = world.nodes.values().cloned().map(|mut node| {
         node.incarnation.0 += 1;
         node.extracted = node.incarnation;
@@ -207,7 +207,7 @@ fn counts(path: &Path, junction: usize) -> BTreeSet<Count> {
 }
 
 /// The counts that units led to are those of a data store filled anew.
-fn same_counts(cds: &Cds, path: &Path, fresh: &Path) -> Result<(), String> {
+pub(crate) fn same_counts(cds: &Cds, path: &Path, fresh: &Path) -> Result<(), String> {
     for junction in 0..cds.graph().junctions.len() {
         let (kept, anew) = (counts(path, junction), counts(fresh, junction));
         if kept != anew {
