@@ -8,6 +8,7 @@ pub mod nodes;
 pub mod outbox;
 pub mod pass;
 pub mod purge;
+pub mod rebuild;
 pub mod reconcile;
 pub mod round;
 pub mod router;

@@ -21,6 +21,7 @@ pub mod logged;
 pub mod nodes;
 pub mod predicate;
 pub mod probe;
+pub mod rollback;
 pub mod schema;
 pub mod scratch;
 pub mod snapshot;

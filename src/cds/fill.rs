@@ -3,7 +3,7 @@
 //! The file is built beside its final place and moved there when it is whole, so an interrupted `deploy` leaves nothing
 //! that looks like a data store.
 
-use super::layout;
+use super::layout::{self, TxnprocFile};
 use super::scope::{UnitScope, junction_values};
 use super::{Cds, CdsError, CdsState, counts};
 use crate::model::dock::{Dock, TableIndex};
@@ -67,6 +67,11 @@ impl Filling {
                 .map_err(&sql)?;
         }
         Ok(())
+    }
+
+    /// Adds a row to the ledger of txnproc files.
+    pub fn add_file(&mut self, file: &TxnprocFile) -> Result<(), CdsError> {
+        layout::write_file(&self.cds.conn, file).map_err(self.cds.sql("write the ledger of txnproc files"))
     }
 
     /// Creates indexes, derives the scope index, stores the active nodes, and commits. Returns the number of rows.

@@ -302,6 +302,20 @@ pub struct StoppedTable {
     pub cause: Option<String>,
 }
 
+/// Writes a row of the ledger of txnproc files.
+pub(super) fn write_file(conn: &Connection, file: &TxnprocFile) -> rusqlite::Result<()> {
+    conn.prepare_cached("INSERT INTO txnproc_file(file_no, first, last, content_hash, bytes, created) VALUES(?1, ?2, ?3, ?4, ?5, ?6)")?
+        .execute(params![
+            file.file_no.0.cast_signed(),
+            file.first.0,
+            file.last.0,
+            file.content_hash.0,
+            file.bytes.cast_signed(),
+            file.created_micros
+        ])
+        .map(drop)
+}
+
 /// Returns the last unit for which a txnproc file stands; `None` if there is no file.
 pub fn last_routable(conn: &Connection) -> rusqlite::Result<Option<TxnId>> {
     conn.query_row("SELECT max(last) FROM txnproc_file", [], |row| Ok(row.get::<_, Option<i64>>(0)?.map(TxnId)))

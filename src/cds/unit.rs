@@ -128,19 +128,7 @@ impl Cds {
         state.nonce = nonce;
         let sql = self.sql("commit a unit");
         layout::write_progress(&self.conn, &self.state, &state).map_err(&sql)?;
-        self.conn
-            .prepare_cached("INSERT INTO txnproc_file(file_no, first, last, content_hash, bytes, created) VALUES(?1, ?2, ?3, ?4, ?5, ?6)")
-            .and_then(|mut statement| {
-                statement.execute(params![
-                    file.file_no.0.cast_signed(),
-                    file.first.0,
-                    file.last.0,
-                    file.content_hash.0,
-                    file.bytes.cast_signed(),
-                    file.created_micros
-                ])
-            })
-            .map_err(&sql)?;
+        layout::write_file(&self.conn, file).map_err(&sql)?;
         self.conn.execute_batch("COMMIT").map_err(&sql)?;
         drop(sql);
         self.state = state;

@@ -160,9 +160,7 @@ fn node(error: &NodeError) -> Option<String> {
 fn deploy(error: &DeployError) -> Option<String> {
     match error {
         DeployError::OtherServer { .. } => some("name another docking root: [server] root = \"..\", or move this one away"),
-        DeployError::ActiveNodes { .. } | DeployError::StoreLost { .. } => {
-            some("disable the nodes, deploy, enable them and let them fetch their databases anew")
-        }
+        DeployError::ActiveNodes { .. } => some("disable the nodes, deploy, enable them and let them fetch their databases anew"),
         _ => None,
     }
 }

@@ -246,6 +246,15 @@ impl Ledger {
         Ok(state.unwrap_or_default())
     }
 
+    /// Closes the ledger: everything is in the one file, so that it can be moved.
+    ///
+    /// # Errors
+    /// If SQLite refuses.
+    pub fn close(self) -> Result<(), DockingError> {
+        let Ledger { connection, path } = self;
+        connection.close().map_err(|(_, source)| DockingError::Sql { operation: "close", path, source })
+    }
+
     /// Returns every stream, stopped ones included, sorted by node.
     ///
     /// # Errors

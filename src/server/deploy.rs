@@ -3,12 +3,15 @@
 //!
 //! It can be interrupted anywhere and run again: the data store is built beside its place and moved there last.
 
+use super::nodes::restart_all;
+use super::rebuild::{RebuildError, forget_ledger, rebuild};
 use super::txnproc::{TxnProcError, new_nonce};
 use crate::base::crash::{self, CrashPoint};
-use crate::base::ids::{Epoch, Nonce, Revision, ServerId, TxnId};
+use crate::base::ids::{Epoch, FileNo, Nonce, Revision, ServerId, TxnId};
 use crate::cds::fill::Filling;
 use crate::cds::layout::{StoppedTable, connect_read_only, is_superseded, read_state, read_stopped, reinstate, running_nodes, supersede};
 use crate::cds::{CdsError, CdsState};
+use crate::docking::ledger::Ledger;
 use crate::docking::root::DockingRoot;
 use crate::model::dock::Dock;
 use crate::model::node::{Node, NodeState};
@@ -17,6 +20,7 @@ use crate::store::control::Control;
 use crate::store::install::InstallPlan;
 use crate::store::local_build::{BuildError, check_local};
 use crate::store::sqlite::{ServerDatabase, StoreError};
+use crate::store::tail::Filled;
 use std::path::{Path, PathBuf};
 
 /// What is to be deployed.
@@ -63,17 +67,6 @@ pub enum DeployError {
         database: PathBuf,
         /// Its identity; `None` if nothing of ours is in it.
         expected: Option<ServerId>,
-    },
-    /// The data store is gone, and with it what nodes were sent.
-    #[error("docking root {} has no data store, and {} what the former one sent; it cannot be filled anew under active nodes",
-        root.display(), holders(first, *others))]
-    StoreLost {
-        /// The docking root.
-        root: PathBuf,
-        /// One of the nodes.
-        first: String,
-        /// How many more.
-        others: usize,
     },
     /// Nodes hold data by the definition in force.
     #[error("{what} changed, and {} data by the definition in force; it cannot be changed under active nodes yet",
@@ -181,13 +174,7 @@ pub fn deploy(options: &DeployOptions, root: &DockingRoot) -> Result<Deployed, D
     if let (Some(first), true) = (active.first(), plan.builds_data_store) {
         let store = if root.cds_db().exists() { data_store_state(&root.cds_db())? } else { None };
         let what = match (plan.definition_changed, plan.capture.is_empty()) {
-            (false, _) if store.is_none() => {
-                return Err(DeployError::StoreLost {
-                    root: root.path().to_owned(),
-                    first: first.name.to_string(),
-                    others: active.len() - 1,
-                });
-            }
+            (false, true) if store.is_none() => return refill(options, root, &server),
             (true, _) => "the definition".to_owned(),
             (false, false) => format!("table {}", plan.capture.join(", ")),
             (false, true) => "a table that stopped".to_owned(),
@@ -228,8 +215,20 @@ pub fn deploy(options: &DeployOptions, root: &DockingRoot) -> Result<Deployed, D
     if !plan.builds_data_store {
         return Ok(Deployed { revision: installed.revision, rows: None });
     }
-    let rows = build_data_store(options, root, &server, (installed.server_id, installed.epoch, installed.revision))?;
+    let rows = build_data_store(options, root, &server, (installed.server_id, installed.epoch, installed.revision), false)?;
     Ok(Deployed { revision: installed.revision, rows: Some(rows) })
+}
+
+/// Puts a data store in the place of one that is lost, under nodes that are in use. Where its files are left it is rebuilt and the
+/// nodes notice nothing; where the whole docking root is lost, the streams of all nodes begin anew, in band.
+fn refill(options: &DeployOptions, root: &DockingRoot, server: &ServerDatabase) -> Result<Deployed, DeployError> {
+    let identity = server.identity()?;
+    if rebuild(server, root, "there is none")? {
+        return Ok(Deployed { revision: identity.revision, rows: None });
+    }
+    forget_ledger(root)?;
+    let rows = build_data_store(options, root, server, (identity.server_id, identity.epoch, identity.revision), true)?;
+    Ok(Deployed { revision: identity.revision, rows: Some(rows) })
 }
 
 /// Returns whether there is a data store that stages can go on with.
@@ -273,6 +272,7 @@ fn build_data_store(
     root: &DockingRoot,
     server: &ServerDatabase,
     (server_id, epoch, revision): (ServerId, Epoch, Revision),
+    is_root_lost: bool,
 ) -> Result<u64, DeployError> {
     let building = root.path().join("cds.db.new");
     for suffix in ["", "-journal", "-wal", "-shm"] {
@@ -312,10 +312,20 @@ fn build_data_store(
             None => Control::NodeDeleted { name: node.name.clone(), before: Some(node.clone()) },
         })?;
     }
+    if is_root_lost {
+        let nodes = restart_all(server).map_err(|error| TxnProcError::from(RebuildError::Nodes(Box::new(error))))?;
+        tracing::warn!(nodes, "the docking root was lost: the streams of all nodes begin anew, in band");
+    }
     // From here on the server database knows this data store as the one that read it last.
+    server.write_filled(&Filled { position, revision, day: options.day })?;
+    server.write_frozen(&[])?;
     server.write_tail(position, nonce, previous)?;
     crash::at(CrashPoint::DeployTail);
     root.disk().replace(&building, &root.cds_db()).map_err(TxnProcError::from)?;
     crash::at(CrashPoint::DeployDone);
+    if !root.ledger_db().exists() && !root.txnproc_file(FileNo(1)).exists() {
+        // From here on a ledger that is not there is one that was lost.
+        Ledger::open(&root.ledger_db()).and_then(Ledger::close).map_err(TxnProcError::from)?;
+    }
     Ok(rows)
 }

@@ -185,6 +185,20 @@ pub fn start(database: &ServerDatabase, name: &NodeName) -> Result<Incarnation, 
     Ok(node.incarnation)
 }
 
+/// Begins the streams of all running nodes anew, as [`restart`] does for one, in one transaction. Returns how many there are.
+///
+/// # Errors
+/// The database refused.
+pub fn restart_all(database: &ServerDatabase) -> Result<usize, NodeError> {
+    database.change_nodes(|writer| {
+        let running: Vec<Node> = writer.database().nodes()?.into_iter().filter(|node| node.state == NodeState::Active).collect();
+        for node in &running {
+            writer.put(&Node { incarnation: Incarnation(node.incarnation.0 + 1), ..node.clone() })?;
+        }
+        Ok(running.len())
+    })
+}
+
 /// Begins a running node's stream anew without an extract: under its next incarnation, its file 1 brings everything that it sees,
 /// and the local database goes on with it (R26). What was on its way under the former incarnation is of no more use.
 ///

@@ -2,6 +2,7 @@
 
 use super::extract::{self, ExtractError, ExtractJob};
 use super::purge::{Purge, PurgeError};
+use super::rebuild::restore_ledger;
 use super::router::{Router, RouterError, RouterOptions};
 use super::txnproc::{PendingExtracts, TxnProc, TxnProcError};
 use crate::base::clock;
@@ -122,6 +123,7 @@ pub fn run(options: &ServeOptions, root: &Arc<DockingRoot>, stages: &[Stage]) ->
     let mut pass = Pass::default();
     if stages.contains(&Stage::TxnProc) {
         let mut txnproc = TxnProc::open(&options.database, Arc::clone(root))?;
+        restore_ledger(&txnproc, root)?;
         restart_lost_extracts(&txnproc, root)?;
         tick(&txnproc, options)?;
         // What is committed later is for the next pass: programs that write without a pause must not keep this one for ever.
@@ -176,7 +178,10 @@ pub fn window_day(day_starts_minutes: i64) -> i64 {
 
 /// Starts nodes anew whose extract was lost in a crash: an active node without a finished extract of its incarnation.
 pub(super) fn restart_lost_extracts(txnproc: &TxnProc, root: &DockingRoot) -> Result<(), ServeError> {
-    let lost: Vec<NodeName> = txnproc.nodes_without_extract(|scope| !root.extract_toc(&scope.node.name, scope.node.incarnation).exists());
+    // A stream that began in band has no extract.
+    let lost: Vec<NodeName> = txnproc.nodes_without_extract(|scope| {
+        scope.node.incarnation == scope.node.extracted && !root.extract_toc(&scope.node.name, scope.node.incarnation).exists()
+    });
     for name in lost {
         tracing::warn!(node = %name, "its extract was not finished, it starts anew");
         super::nodes::start(txnproc.server(), &name)?;

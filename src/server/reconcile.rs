@@ -18,7 +18,7 @@ use crate::cds::{Cds, CdsError};
 use crate::model::dock::TableIndex;
 use crate::rules::frozen::frozen;
 use crate::store::control::Control;
-use crate::store::log::UnitReading;
+use crate::store::log::{Marked, UnitReading};
 use crate::store::snapshot::Snapshot;
 use crate::store::sqlite::{ServerDatabase, StoreError};
 use std::collections::BTreeSet;
@@ -162,7 +162,7 @@ pub fn ask(database: &ServerDatabase, tables: &[String]) -> Result<TxnId, StoreE
         let reason = || format!("the deployed definition (revision {revision}) does not have it; it has {}", captured.join(", "));
         names.push(known.cloned().ok_or_else(|| StoreError::Table { table: named.clone(), reason: reason() })?);
     }
-    database.heal_capture(&[])?;
+    database.heal_capture(&[], Marked::Included)?;
     database.append_control(&Control::Reconcile { tables: names, reason: "an administrator asked for it".to_owned() })
 }
 

@@ -6,6 +6,7 @@
 use super::directory::{Directory, Routed};
 use super::pass::{ServeError, ServeOptions, build_extract, restart_lost_extracts, tick};
 use super::purge::Purge;
+use super::rebuild::restore_ledger;
 use super::router::{Router, RouterError, RouterOptions};
 use super::syncmgr::{self, SyncOptions};
 use super::txnproc::{PendingExtracts, TxnProc};
@@ -47,6 +48,7 @@ pub fn serve(
     ready: impl FnOnce(SocketAddr) + Send,
 ) -> Result<(), ServeError> {
     let mut txnproc = TxnProc::open(&options.database, Arc::clone(root))?;
+    restore_ledger(&txnproc, root)?;
     let mut router = Router::open(Arc::clone(root), RouterOptions::default())?;
     restart_lost_extracts(&txnproc, root)?;
     let (routed_sender, routed) = tokio::sync::watch::channel(0u64);

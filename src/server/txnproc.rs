@@ -5,6 +5,7 @@
 //! commit of `cds.db` that holds position, data, counts and the file's ledger row. A crash between any two leaves a
 //! file without a row, which is deleted and made anew, perhaps longer (R25).
 
+use super::rebuild::{self, RebuildError, rebuild};
 use super::reconcile::{self, Compared, Standing};
 use crate::base::clock::now_micros;
 use crate::base::crash::{self, CrashPoint};
@@ -30,7 +31,7 @@ use crate::model::schema::Schema;
 use crate::rules::graph::ScopeGraph;
 use crate::store::control::Control;
 use crate::store::heal::Healing;
-use crate::store::log::{ReadOptions, UnitReading};
+use crate::store::log::{Marked, ReadOptions, UnitReading};
 use crate::store::sqlite::{ServerDatabase, StoreError};
 use rusqlite::Connection;
 use std::io;
@@ -69,6 +70,9 @@ pub enum TxnProcError {
         /// Why.
         source: DxError,
     },
+    /// The data store is lost and cannot be rebuilt.
+    #[error("the data store cannot be rebuilt: {0}")]
+    Rebuild(#[from] RebuildError),
     /// No random numbers from the system.
     #[error("the system gives no random numbers: {0}")]
     Random(String),
@@ -148,7 +152,13 @@ impl TxnProc {
     pub fn open(database: &Path, root: Arc<DockingRoot>) -> Result<TxnProc, TxnProcError> {
         let server = ServerDatabase::open(database)?;
         server.require_installed()?;
-        let cds = Cds::open(&root.cds_db())?;
+        let mut opened = Cds::open(&root.cds_db());
+        if let Some(reason) = rebuild::reason(&opened, &root)? {
+            let again = opened.map(drop);
+            opened =
+                if rebuild(&server, &root, &reason)? { Cds::open(&root.cds_db()) } else { again.and_then(|()| Cds::open(&root.cds_db())) };
+        }
+        let cds = opened?;
         let last = cds.last_file()?;
         // After a new filling of the data store the files go on where they were: each range begins where the last one ended.
         let (last_file, last_hash, last_unit) =
@@ -175,6 +185,18 @@ impl TxnProc {
 
     /// Takes the next unit, if the log has grown.
     pub fn step(&mut self) -> Result<Step, TxnProcError> {
+        let done = self.take_unit();
+        if let Err(TxnProcError::Cds(CdsError::Sql { source, .. })) = &done
+            && rebuild::is_damage(source)
+        {
+            // Out of the way: the next start rebuilds it.
+            let path = self.root.cds_db();
+            self.root.disk().replace(&path, &path.with_extension("db.damaged"))?;
+        }
+        done
+    }
+
+    fn take_unit(&mut self) -> Result<Step, TxnProcError> {
         let idle = Step { progress: Progress::Idle, extracts: Vec::new() };
         let state = self.cds.state().clone();
         let options = ReadOptions { after: state.position, known: Some(state.nonce) };
@@ -199,6 +221,10 @@ impl TxnProc {
         let unit = reading.upto;
         let questions = questions(&reading);
         let input = self.input(reading, compared)?;
+        if let Some(stopped) = &input.stopped {
+            // Before the commit here: the note there may say too much, never too little.
+            self.server.write_frozen(&stopped.iter().map(|note| note.table.clone()).collect::<Vec<_>>())?;
+        }
         let mut events = self.cds.process(&input)?;
         crash::at(CrashPoint::TxnprocProcessed);
         let marks = self.cds.marks(&questions).map_err(TxnProcError::from);
@@ -247,7 +273,7 @@ impl TxnProc {
             return Ok(());
         }
         let noted: Vec<(String, String)> = noted.into_iter().map(|note| (note.table, note.reason)).collect();
-        for healing in self.server.heal_capture(&noted)? {
+        for healing in self.server.heal_capture(&noted, Marked::Excluded)? {
             let Healing { table, reason, unfit } = &healing;
             match unfit {
                 None => tracing::warn!(stage = "txnproc", table, reason, "capture was interrupted; it goes on, and the table is compared"),

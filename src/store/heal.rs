@@ -10,6 +10,7 @@ use crate::model::schema::{Schema, TableShape, TermKind, UniqueIndex};
 use crate::rules::check::{check, split};
 use crate::store::control::Control;
 use crate::store::deployed::Deployed;
+use crate::store::log::Marked;
 use crate::store::predicate::PredicateChecker;
 use crate::store::schema::read_schema;
 use crate::store::sqlite::{ServerDatabase, StoreError};
@@ -27,17 +28,19 @@ pub struct Healing {
 
 impl ServerDatabase {
     /// Installs capture again where the deployed definition still fits, and asks for a comparison of those tables. `noted` are tables
-    /// that the data store holds as stopped: where capture looks right they are only to be compared.
+    /// that the data store holds as stopped: where capture looks right they are only to be compared. A table that was stopped because
+    /// of a row (`marked`) is taken back only when a person asks for it, since nothing else tells that the row is gone.
     ///
     /// # Errors
     /// Nothing is installed, a row of ours is damaged, or a statement failed. Then nothing was changed.
-    pub fn heal_capture(&self, noted: &[(String, String)]) -> Result<Vec<Healing>, StoreError> {
+    pub fn heal_capture(&self, noted: &[(String, String)], marked: Marked) -> Result<Vec<Healing>, StoreError> {
         let fault = || self.fault("installing capture again");
         let transaction = self.begin_write("installing capture again")?;
         let catalogue = self.catalogue()?;
-        let mut doubts: Vec<(String, String)> = catalogue.stopped_tables();
+        let mut doubts: Vec<(String, String)> = catalogue.stopped_tables(marked);
         let in_doubt = doubts.len();
-        doubts.extend(noted.iter().filter(|(table, _)| !doubts.iter().any(|(known, _)| known == table)).cloned().collect::<Vec<_>>());
+        let stopped = catalogue.stopped_tables(Marked::Included);
+        doubts.extend(noted.iter().filter(|(table, _)| !stopped.iter().any(|(known, _)| known == table)).cloned());
         let deployed = self.deployed(self.identity()?.revision)?;
         let live = read_schema(&self.connection).map_err(fault())?;
         let mut healings = Vec::new();

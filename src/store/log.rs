@@ -67,6 +67,15 @@ pub struct NetChange {
     pub row: Option<Row>,
 }
 
+/// Whether tables are meant that were stopped because of a row in them, beside those whose capture is in doubt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Marked {
+    /// They too.
+    Included,
+    /// Not they.
+    Excluded,
+}
+
 /// The catalogue with what the schema has to say about it.
 #[derive(Debug)]
 pub(crate) struct Catalogue {
@@ -171,15 +180,36 @@ impl ServerDatabase {
 
     /// Streams the log rows of a unit and keeps the keys that they name.
     fn read_touched(&self, after: TxnId, upto: TxnId, catalogue: &Catalogue) -> Result<Touched, StoreError> {
+        let mut touched = Touched::default();
+        self.visit_log(after, upto, |entry| {
+            match entry {
+                Entry::Control(control) => touched.controls.push(control),
+                Entry::Change { capture, op, old, new, id } => touched.change(capture, op, &old, new.as_ref(), id, catalogue),
+            }
+            Ok(())
+        })?;
+        Ok(touched)
+    }
+
+    /// Calls `each` with every entry of the log after a position, in order. Called within a transaction.
+    ///
+    /// # Errors
+    /// [`StoreError::LogGap`] if entries are missing; an entry is damaged; those of `each`; or a statement failed.
+    pub(crate) fn visit_log(
+        &self,
+        after: TxnId,
+        upto: TxnId,
+        mut each: impl FnMut(Entry<'_>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let catalogue = self.catalogue()?;
         let fault = || self.fault("reading the log");
         let damaged = |id: i64, reason: String| StoreError::Damaged { path: self.path.clone(), what: format!("log row {id}"), reason };
-        // Old image, then new image: no key stands behind twice the widest capture; `c1` is always there.
+        // Old image, then new image: nothing stands behind twice the widest capture; `c1` is always there.
         let width = catalogue.captures.values().map(|capture| capture.columns.len() * 2).max().unwrap_or(1).max(1);
         let columns: Vec<String> = (1..=width).map(|place| format!("c{place}")).collect();
         let sql = format!("SELECT id, tbl, op, {} FROM main.dock_txn_log WHERE id > ?1 AND id <= ?2 ORDER BY id", columns.join(", "));
         let mut statement = self.connection.prepare_cached(&sql).map_err(fault())?;
         let mut rows = statement.query([after.0, upto.0]).map_err(fault())?;
-        let mut touched = Touched::default();
         let mut seen = 0;
         while let Some(row) = rows.next().map_err(fault())? {
             seen += 1;
@@ -190,35 +220,22 @@ impl ServerDatabase {
                 let ValueRef::Text(json) = row.get_ref(3).map_err(fault())? else {
                     return Err(damaged(id, "a control that is no text".into()));
                 };
-                touched.controls.push(serde_json::from_slice(json).map_err(|error| damaged(id, error.to_string()))?);
+                each(Entry::Control(serde_json::from_slice(json).map_err(|error| damaged(id, error.to_string()))?))?;
                 continue;
             }
             let capture = catalogue.captures.get(&table).ok_or_else(|| damaged(id, format!("no table is captured as {table}")))?;
-            let key_at = |offset: usize| -> rusqlite::Result<RowKey> {
-                capture.key.iter().map(|position| Ok(value_of(row.get_ref(3 + offset + position)?))).collect()
+            let image = |offset: usize| -> Result<Row, StoreError> {
+                let values = (0..capture.columns.len()).map(|place| row.get_ref(3 + offset + place).map(value_of));
+                values.collect::<rusqlite::Result<Row>>().map_err(fault())
             };
-            let images: &[usize] = match op {
-                ValueRef::Text(b"I" | b"G" | b"H" | b"D") => &[0],
-                ValueRef::Text(b"U" | b"N") => &[0, capture.columns.len()],
-                _ => return Err(damaged(id, "its `op` is unknown".into())),
-            };
-            let null_op = matches!(op, ValueRef::Text(b"N"));
-            for (place, offset) in images.iter().enumerate() {
-                let key = key_at(*offset).map_err(fault())?;
-                if key.iter().all(Value::is_null) && place == 1 {
-                    continue; // The row was gone again when it was logged.
-                }
-                if null_op || key.iter().any(Value::is_null) {
-                    touched.null_key(capture, id, catalogue);
-                } else if let Some(name) = catalogue.target(capture) {
-                    touched.keys.entry(name).or_default().insert(key);
-                }
-            }
+            let op = Op::of(op).ok_or_else(|| damaged(id, "its `op` is unknown".into()))?;
+            let new = matches!(op, Op::Updated | Op::NullKey).then(|| image(capture.columns.len())).transpose()?;
+            each(Entry::Change { capture, op, old: image(0)?, new, id })?;
         }
         if seen != upto.0 - after.0 {
             return Err(StoreError::LogGap { path: self.path.clone(), after, upto, found: seen });
         }
-        Ok(touched)
+        Ok(())
     }
 
     /// Reads what the touched rows of a table are now. Returns why the table has to stop, if one of them is too long.
@@ -255,7 +272,12 @@ impl ServerDatabase {
         let snapshot = self.connection.unchecked_transaction().map_err(self.fault("beginning to read the catalogue"))?;
         let catalogue = self.catalogue()?;
         snapshot.rollback().map_err(self.fault("ending the read of the catalogue"))?;
-        Ok(catalogue.stopped_tables())
+        Ok(catalogue.stopped_tables(Marked::Included))
+    }
+
+    /// The same within a transaction of the caller.
+    pub(crate) fn stopped_in_snapshot(&self) -> Result<Vec<(String, String)>, StoreError> {
+        Ok(self.catalogue()?.stopped_tables(Marked::Included))
     }
 
     /// Returns the tables that are captured now, sorted.
@@ -332,6 +354,58 @@ pub(crate) fn too_long(columns: &[String], row: &Row) -> Option<String> {
 /// A unit, and captures that are to be marked as stopped: id and reason.
 type Read = (UnitReading, Vec<(i64, String)>);
 
+/// An entry of the log.
+#[derive(Debug)]
+pub(crate) enum Entry<'a> {
+    /// A control.
+    Control(Control),
+    /// A change of a row.
+    Change {
+        /// How its table was captured then.
+        capture: &'a Capture,
+        /// What happened.
+        op: Op,
+        /// The row before, or the only image that the entry has.
+        old: Row,
+        /// The row as it was when the entry was written; all NULL if it was gone again. Only of an update.
+        new: Option<Row>,
+        /// Its number.
+        id: i64,
+    },
+}
+
+/// What an entry of the log tells of a row; what the triggers write is in `capture`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Op {
+    /// It is new.
+    Inserted,
+    /// It was inserted, and was gone again when that was logged.
+    InsertedAndGone,
+    /// It changed, perhaps its key too; or it was deleted and stood there again.
+    Updated,
+    /// It is gone.
+    Deleted,
+    /// It stood in the way of a statement that may have removed it.
+    Hint,
+    /// Its key is or was NULL.
+    NullKey,
+}
+
+impl Op {
+    fn of(letter: ValueRef<'_>) -> Option<Op> {
+        let ValueRef::Text(letter) = letter else { return None };
+        Some(match letter {
+            b"I" => Op::Inserted,
+            b"G" => Op::InsertedAndGone,
+            b"U" => Op::Updated,
+            b"D" => Op::Deleted,
+            b"H" => Op::Hint,
+            b"N" => Op::NullKey,
+            _ => return None,
+        })
+    }
+}
+
 /// Keys that a unit touched.
 #[derive(Debug, Default)]
 struct Touched {
@@ -341,6 +415,20 @@ struct Touched {
 }
 
 impl Touched {
+    fn change(&mut self, capture: &Capture, op: Op, old: &Row, new: Option<&Row>, id: i64, catalogue: &Catalogue) {
+        for (place, image) in std::iter::once(old).chain(new).enumerate() {
+            let key: RowKey = capture.key.iter().map(|position| image.get(*position).cloned().unwrap_or(Value::Null)).collect();
+            if key.iter().all(Value::is_null) && place == 1 {
+                continue; // The row was gone again when it was logged.
+            }
+            if op == Op::NullKey || key.iter().any(Value::is_null) {
+                self.null_key(capture, id, catalogue);
+            } else if let Some(name) = catalogue.target(capture) {
+                self.keys.entry(name).or_default().insert(key);
+            }
+        }
+    }
+
     fn null_key(&mut self, capture: &Capture, id: i64, catalogue: &Catalogue) {
         // What an earlier shape of the table logged was settled when the table was deployed anew.
         if catalogue.active.get(&capture.table.to_ascii_lowercase()) == Some(&capture.id) {
@@ -359,8 +447,11 @@ impl Catalogue {
     }
 
     /// Returns the stopped tables with the reason, sorted.
-    pub(crate) fn stopped_tables(&self) -> Vec<(String, String)> {
-        let named = |(id, reason): (&i64, &String)| self.captures.get(id).map(|capture| (capture.table.clone(), reason.clone()));
+    pub(crate) fn stopped_tables(&self, marked: Marked) -> Vec<(String, String)> {
+        let named = |(id, reason): (&i64, &String)| {
+            let capture = self.captures.get(id).filter(|capture| marked == Marked::Included || capture.stopped.is_none())?;
+            Some((capture.table.clone(), reason.clone()))
+        };
         let mut stopped: Vec<_> = self.stopped.iter().filter_map(named).collect();
         stopped.sort();
         stopped

@@ -1,6 +1,6 @@
 //! The tail of the log: what was read last and under which mark (R13, R14), and the purge of what nobody reads again.
 
-use crate::base::ids::{Nonce, TxnId};
+use crate::base::ids::{Nonce, Revision, TxnId};
 use crate::store::log::ReadOptions;
 use crate::store::sqlite::{ServerDatabase, StoreError};
 use rusqlite::OptionalExtension;
@@ -19,7 +19,80 @@ pub struct Tail {
     pub previous: Option<Nonce>,
 }
 
+/// Where and how the data store was filled last (`dock_meta`): what a rebuild begins with when no file was written since (R26).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Filled {
+    /// The position.
+    pub position: TxnId,
+    /// The definition.
+    pub revision: Revision,
+    /// The day for time windows.
+    pub day: i64,
+}
+
 impl ServerDatabase {
+    /// Returns where the data store was filled last; `None` if it never was.
+    ///
+    /// # Errors
+    /// The row is damaged, or a statement failed.
+    pub fn filled(&self) -> Result<Option<Filled>, StoreError> {
+        self.read_meta("filled")
+    }
+
+    /// Notes where the data store was filled.
+    ///
+    /// # Errors
+    /// A statement failed.
+    pub fn write_filled(&self, filled: &Filled) -> Result<(), StoreError> {
+        self.write_meta("filled", filled)
+    }
+
+    /// Returns the tables that stand still by the data store. A data store that is lost is not the only one to know them: what they
+    /// were when they stopped cannot be found out from the log.
+    ///
+    /// # Errors
+    /// The row is damaged, or a statement failed.
+    pub fn frozen(&self) -> Result<Vec<String>, StoreError> {
+        Ok(self.read_meta("frozen")?.unwrap_or_default())
+    }
+
+    /// Notes the tables that stand still.
+    ///
+    /// # Errors
+    /// A statement failed.
+    pub fn write_frozen(&self, tables: &[String]) -> Result<(), StoreError> {
+        self.write_meta("frozen", &tables)
+    }
+
+    fn read_meta<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StoreError> {
+        let text: Option<String> = self
+            .connection
+            .query_row("SELECT value FROM main.dock_meta WHERE name = ?1", [name], |row| row.get(0))
+            .optional()
+            .map_err(self.fault("reading dock_meta"))?;
+        let damaged = |error: serde_json::Error| StoreError::Damaged {
+            path: self.path.clone(),
+            what: format!("dock_meta `{name}`"),
+            reason: error.to_string(),
+        };
+        text.map(|text| serde_json::from_str(&text)).transpose().map_err(damaged)
+    }
+
+    fn write_meta(&self, name: &str, value: &impl serde::Serialize) -> Result<(), StoreError> {
+        let fault = || self.fault("writing dock_meta");
+        let text = serde_json::to_string(value).map_err(|error| StoreError::Damaged {
+            path: self.path.clone(),
+            what: format!("dock_meta `{name}`"),
+            reason: error.to_string(),
+        })?;
+        let transaction = self.begin_write("writing dock_meta")?;
+        let updated = transaction.execute("UPDATE main.dock_meta SET value = ?2 WHERE name = ?1", [name, &text]).map_err(fault())?;
+        if updated == 0 {
+            transaction.execute("INSERT INTO main.dock_meta(name, value) VALUES (?1, ?2)", [name, &text]).map_err(fault())?;
+        }
+        transaction.commit().map_err(fault())
+    }
+
     /// Checks that this is the database that was read last (R14).
     ///
     /// # Errors

@@ -23,6 +23,8 @@ enum Victim {
     Init,
     /// A node that synchronises.
     Sync,
+    /// A pass that finds no data store.
+    Rebuild,
     /// An administrator who changes the definition.
     Deploy,
 }
@@ -37,6 +39,7 @@ fn victim(point: CrashPoint) -> Victim {
         InitFetched | InitUnpacked | InitAdopted | InitRetired | InitEmptied | InitConfigured | InitKept | InitReplaced => Victim::Init,
         DiskOperation | ExchangeBegun | ExchangeStored | ExchangeWhole | ExchangeRenamed | ExchangeAcknowledged | ApplyUnit
         | ApplyCommit | ApplyCommitted | ApplyRemoved => Victim::Sync,
+        RebuildFilled | RebuildDone => Victim::Rebuild,
         DeploySuperseded | DeployInstalled | DeployFilled | DeployTail | DeployDone => Victim::Deploy,
     }
 }
@@ -94,6 +97,14 @@ fn crash_and_recover(peace: &Site, point: CrashPoint) {
             edit(&site, 2);
             let address = serve_again(&mut site);
             site.remote_sync_ok(&["init", &address, "--node", "CORA", "--replace", "cora.db"]);
+        }
+        Victim::Rebuild => {
+            for suffix in ["", "-wal", "-shm"] {
+                let _ = std::fs::remove_file(site.path(&format!("docking/cds.db{suffix}")));
+            }
+            dies(&site, Program::Dockmaster, &["run"], at);
+            edit(&site, 2);
+            serve_again(&mut site);
         }
         Victim::Service => {
             let command = armed(&site, Program::Dockmaster, &["serve"], at);

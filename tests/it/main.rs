@@ -30,6 +30,7 @@ mod oracle;
 mod oracle_random;
 mod oracle_router;
 mod oracle_schemas;
+mod rebuild;
 mod reconcile;
 mod route;
 mod router;
