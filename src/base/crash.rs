@@ -35,6 +35,7 @@ macro_rules! crash_points {
 
 crash_points! {
     DiskOperation = "disk.operation": "Before any operation on a file or folder; `disk.operation:n` sweeps them all.",
+    CaptureHealed = "capture.healed": "Interrupted capture goes on and a comparison stands in the log; the unit is not read.",
     CaptureRead = "capture.read": "A unit was read; the tail is not written.",
     CaptureTail = "capture.tail": "The tail is committed in the server database, nothing of the unit anywhere else.",
     TxnprocProcessed = "txnproc.processed": "The unit is in the open transaction of the data store.",
@@ -51,6 +52,8 @@ crash_points! {
     RouterRenamed = "router.renamed": "Files stand in the outboxes; the ledger does not name them.",
     RouterCommitted = "router.committed": "The ledger is committed; files of former incarnations are still there.",
     RouterRound = "router.round": "The round is done, nobody was told.",
+    PurgeOutbox = "purge.outbox": "Files that a node has applied are deleted; the ledger still names them.",
+    PurgeTxnproc = "purge.txnproc": "Files that every node has applied are deleted; the data store still names them.",
     SessionAdmitted = "session.admitted": "The server has noted the session and not answered.",
     SessionMarked = "session.marked": "The server has noted how far a node is.",
     InitFetched = "init.fetched": "The packed extract is whole in `tmp`.",

@@ -7,6 +7,7 @@
 //! - What exists is read from ledger rows; no folder is listed.
 //! - A step is bounded, so it can run between two rounds of any other work; it may stop anywhere and begin anew.
 
+use crate::base::crash::{self, CrashPoint};
 use crate::base::disk::DiskError;
 use crate::base::ids::{FileNo, NodeName, TxnId};
 use crate::base::limits::{PURGE_FILES_PER_STEP, PURGE_NODES_PER_STEP};
@@ -217,6 +218,7 @@ impl Purge {
         if outbox.is_dir() {
             disk.sync_folder(&outbox)?;
         }
+        crash::at(CrashPoint::PurgeOutbox);
         disk.crash_point("purge rows", &root.ledger_db())?;
         cycle.rows.drop_outbox(stream, *last)?;
         self.deleted += files.len() as u64;
@@ -268,6 +270,7 @@ impl Purge {
             files += 1;
         }
         disk.sync_folder(&self.root.txnproc())?;
+        crash::at(CrashPoint::PurgeTxnproc);
         disk.crash_point("purge rows", &self.root.cds_db())?;
         cycle.rows.drop_txnproc(upto)?;
         self.deleted += files as u64;

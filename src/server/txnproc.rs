@@ -273,7 +273,9 @@ impl TxnProc {
             return Ok(());
         }
         let noted: Vec<(String, String)> = noted.into_iter().map(|note| (note.table, note.reason)).collect();
-        for healing in self.server.heal_capture(&noted, Marked::Excluded)? {
+        let healed = self.server.heal_capture(&noted, Marked::Excluded)?;
+        crash::at(CrashPoint::CaptureHealed);
+        for healing in healed {
             let Healing { table, reason, unfit } = &healing;
             match unfit {
                 None => tracing::warn!(stage = "txnproc", table, reason, "capture was interrupted; it goes on, and the table is compared"),

@@ -4,7 +4,7 @@
 //! A point that no scenario reaches fails here, because its victim ends in peace: so none is forgotten.
 
 use crate::crm::{self, equal, in_step, local, serve_again, server_sql};
-use crate::harness::{Program, Site};
+use crate::harness::{Program, Site, literals};
 use dockmaster::base::crash::CrashPoint;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
@@ -17,6 +17,10 @@ const ALL: [&str; 3] = ["ANNA", "BERT", "CORA"];
 enum Victim {
     /// A pass of the server's stages that makes an extract.
     Pass,
+    /// A pass that finds triggers missing.
+    Heal,
+    /// A pass that keeps no file for longer than it is needed.
+    Purge,
     /// The service, while a node synchronises.
     Service,
     /// A node that fetches its extract and replaces its database.
@@ -35,6 +39,8 @@ fn victim(point: CrashPoint) -> Victim {
         CaptureRead | CaptureTail | TxnprocProcessed | TxnprocFile | TxnprocCommitted | TxnprocPurged | ExtractBegun | ExtractBuilt
         | ExtractPacked | ExtractDescribed | ExtractDone | RouterCollected | RouterWritten | RouterRenamed | RouterCommitted
         | RouterRound => Victim::Pass,
+        CaptureHealed => Victim::Heal,
+        PurgeOutbox | PurgeTxnproc => Victim::Purge,
         SessionAdmitted | SessionMarked => Victim::Service,
         InitFetched | InitUnpacked | InitAdopted | InitRetired | InitEmptied | InitConfigured | InitKept | InitReplaced => Victim::Init,
         DiskOperation | ExchangeBegun | ExchangeStored | ExchangeWhole | ExchangeRenamed | ExchangeAcknowledged | ApplyUnit
@@ -44,7 +50,7 @@ fn victim(point: CrashPoint) -> Victim {
     }
 }
 
-/// Three nodes in step; the log is long enough to be purged.
+/// Three nodes in step; the log is long enough to be purged, and so are the outboxes.
 fn in_peace() -> Site {
     let mut site = crm::running(&ALL);
     server_sql(
@@ -52,7 +58,11 @@ fn in_peace() -> Site {
         "WITH RECURSIVE n(v) AS (SELECT 1000 UNION ALL SELECT v + 1 FROM n WHERE v < 6100) INSERT INTO opportunity SELECT v, 9, NULL, 'nobody''s', v FROM n",
     );
     server_sql(&site, "UPDATE opportunity SET amount = amount + 1 WHERE position_id IS NULL");
-    edit(&site, 0);
+    // Two files at least for everybody, so that the first may be purged.
+    for turn in [-1, 0] {
+        in_step(&site, &ALL);
+        edit(&site, turn);
+    }
     in_step(&site, &ALL);
     site.stop();
     site
@@ -60,11 +70,11 @@ fn in_peace() -> Site {
 
 /// Rows change, appear, vanish and move between nodes.
 fn edit(site: &Site, turn: i64) {
-    let (id, account) = (turn % 60 + 1, turn % 30 + 1);
+    let (id, account) = (turn.rem_euclid(60) + 1, turn.rem_euclid(30) + 1);
     server_sql(
         site,
         &format!(
-            "BEGIN; UPDATE opportunity SET position_id = 4 + ({turn} + id) % 3, name = 'turn {turn}' WHERE id % 7 = {turn} % 7 AND id < 100;
+            "BEGIN; UPDATE opportunity SET position_id = 4 + ({turn} + id) % 3, name = 'turn {turn}' WHERE id % 7 = abs({turn}) % 7 AND id < 100;
              INSERT OR REPLACE INTO opportunity_line VALUES({turn} % 500 + 500, {id}, 1, {turn}); COMMIT;
              BEGIN; DELETE FROM account_team WHERE account_id = {account} AND position_id = 4;
              INSERT OR IGNORE INTO account_team VALUES({account}, 6); UPDATE product SET name = 'turn {turn}' WHERE id = 1; COMMIT"
@@ -104,6 +114,21 @@ fn crash_and_recover(peace: &Site, point: CrashPoint) {
             }
             dies(&site, Program::Dockmaster, &["run"], at);
             edit(&site, 2);
+            serve_again(&mut site);
+        }
+        Victim::Heal => {
+            let triggers = literals(&site.path("hq.db"), "SELECT name FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = 'contact'");
+            let drop: String = triggers.iter().map(|name| format!("DROP TRIGGER {};", name.trim_matches('\''))).collect();
+            server_sql(&site, &format!("{drop} UPDATE contact SET name = 'nobody captured it'"));
+            dies(&site, Program::Dockmaster, &["run"], at);
+            server_sql(&site, "DELETE FROM contact WHERE id % 3 = 0");
+            serve_again(&mut site);
+        }
+        Victim::Purge => {
+            let path = site.path("dockmaster.toml");
+            let text = std::fs::read_to_string(&path).unwrap();
+            std::fs::write(&path, format!("{text}keep_files = 0\nkeep_days = 0\n")).unwrap();
+            dies(&site, Program::Dockmaster, &["run"], at);
             serve_again(&mut site);
         }
         Victim::Service => {

@@ -44,7 +44,8 @@ impl Town {
         let address = format!("127.0.0.1:{}", quiet_port(&mut fastrand::Rng::new()));
         let path = site.path("dockmaster.toml");
         let text = std::fs::read_to_string(&path).unwrap();
-        std::fs::write(&path, text.replace("127.0.0.1:0", &address)).unwrap();
+        // Few files are kept, so that the purge is at work as well.
+        std::fs::write(&path, format!("{}keep_files = 20\n", text.replace("127.0.0.1:0", &address))).unwrap();
         site.dockmaster_ok(&["deploy", "--yes"]);
         for (node, employee) in crm::NODES {
             site.dockmaster_ok(&["node", "add", node, "--set", &format!("employee={employee}")]);
