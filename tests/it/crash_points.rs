@@ -235,3 +235,37 @@ fn f2_e5_a_node_killed_before_every_operation_on_a_file_each_time_on_what_the_la
     equal(&site, &["ANNA", "CORA"]);
     site.stop();
 }
+
+#[test]
+fn f2_dying_again_and_again_at_random_points_while_it_recovers_from_the_death_before() {
+    let mut site = in_peace();
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let points = |wanted: fn(&Victim) -> bool| CrashPoint::ALL.iter().filter(|point| wanted(&victim(**point))).collect::<Vec<_>>();
+    let of_stages = points(|victim| matches!(victim, Victim::Pass));
+    let of_nodes = points(|victim| matches!(victim, Victim::Sync));
+    let mut deaths = 0;
+    // Some points are not reached by what is left to do; then the program ends in peace.
+    let mut may_die = |site: &Site, program, arguments: &[&str], points: &[&CrashPoint]| {
+        let at = format!("{}:{}", random.choice(points).unwrap().name(), random.u32(1..=2));
+        let output = armed(site, program, arguments, &at).output().unwrap();
+        let died = output.status.signal() == Some(9);
+        assert!(died || output.status.success(), "{at}: {}", String::from_utf8_lossy(&output.stderr));
+        deaths += u32::from(died);
+    };
+    for turn in 0..6 {
+        for part in 0..4 {
+            edit(&site, turn * 10 + part);
+            may_die(&site, Program::Dockmaster, &["run"], &of_stages);
+        }
+        serve_again(&mut site);
+        for part in 4..8 {
+            may_die(&site, Program::RemoteSync, &["sync", "anna.db"], &of_nodes);
+            edit(&site, turn * 10 + part);
+        }
+        in_step(&site, &ALL);
+        site.stop();
+    }
+    assert!(deaths > 15, "{deaths}");
+}
