@@ -32,7 +32,7 @@ fn f1_x1_i1_both_programs_killed_at_random_moments_of_a_busy_run() {
     let mut town = Town::new(tempfile::tempdir().unwrap(), "");
     let workload = Workload::begin(town.folder(), seed, true);
     (0..WATCHING.len()).for_each(|which| town.kill_watching(which));
-    let (began, mut killed) = (Instant::now(), [0u64; 3]);
+    let (began, mut killed, mut rebuilt) = (Instant::now(), [0u64; 3], 0);
     while killed.iter().sum::<u64>() < wanted.unwrap_or(KILLS) && (wanted.is_some() || began.elapsed() < TIME) {
         // Short lives are as likely as long ones: much happens in the first instants of a process.
         let longest = random.u64(1..=LIFE_MAX_MS);
@@ -40,8 +40,10 @@ fn f1_x1_i1_both_programs_killed_at_random_moments_of_a_busy_run() {
         match random.u32(0..10) {
             0..=4 => {
                 std::thread::sleep(delay);
-                town.kill_service();
+                let lost = (random.u32(0..25) == 0).then_some("cds.db");
+                town.kill_service(lost);
                 killed[0] += 1;
+                rebuilt += u32::from(lost.is_some());
             }
             5..=7 => {
                 std::thread::sleep(delay);
@@ -60,7 +62,7 @@ fn f1_x1_i1_both_programs_killed_at_random_moments_of_a_busy_run() {
     let (ran, judging) = (began.elapsed(), Instant::now());
     let compared = town.judge(&history);
     println!(
-        "killed: service {}, watch {}, sync and init {}; {} transactions, {compared} comparisons; {:.1} s and {:.1} s",
+        "killed: service {} (data store lost {rebuilt} times), watch {}, sync and init {}; {} transactions, {compared} comparisons; {:.1} s and {:.1} s",
         killed[0],
         killed[1],
         killed[2],

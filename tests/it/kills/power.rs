@@ -92,7 +92,7 @@ fn f3_f4_f5_power_cuts_on_real_file_systems_lose_and_double_nothing() {
     let (began, mut cuts, mut history) = (Instant::now(), [0u64; 3], Vec::new());
     while wanted.map_or(began.elapsed() < TIME, |wanted| cuts.iter().sum::<u64>() < wanted) {
         let workload = Workload::begin(town.folder(), seed.wrapping_add(cuts.iter().sum()), false);
-        town.kill_service();
+        town.kill_service(None);
         (0..WATCHING.len()).for_each(|which| town.kill_watching(which));
         std::thread::sleep(Duration::from_millis(random.u64(50..500)));
         let which = random.usize(0..3);

@@ -45,7 +45,7 @@ impl Town {
         let path = site.path("dockmaster.toml");
         let text = std::fs::read_to_string(&path).unwrap();
         // Few files are kept, so that the purge is at work as well.
-        std::fs::write(&path, format!("{}keep_files = 20\n", text.replace("127.0.0.1:0", &address))).unwrap();
+        std::fs::write(&path, format!("{}keep_files = 150\n", text.replace("127.0.0.1:0", &address))).unwrap();
         site.dockmaster_ok(&["deploy", "--yes"]);
         for (node, employee) in crm::NODES {
             site.dockmaster_ok(&["node", "add", node, "--set", &format!("employee={employee}")]);
@@ -91,12 +91,15 @@ impl Town {
         }
     }
 
-    /// Kills the service and starts it again.
-    pub fn kill_service(&mut self) {
+    /// Kills the service and starts it again; `lost` is lost with it: the data store, which is rebuilt.
+    pub fn kill_service(&mut self, lost: Option<&str>) {
         if let Some(mut child) = self.service.take() {
             assert!(child.try_wait().unwrap().is_none(), "the service ended by itself");
             child.kill().unwrap();
             child.wait().unwrap();
+        }
+        for suffix in ["", "-wal", "-shm"] {
+            lost.into_iter().for_each(|name| drop(std::fs::remove_file(self.site.path(&format!("docking/{name}{suffix}")))));
         }
         self.serve();
     }
@@ -161,7 +164,7 @@ impl Town {
 
     /// Lets everybody come to rest and end in peace, under a service that has just started.
     pub fn quiesce(&mut self) {
-        self.kill_service();
+        self.kill_service(None);
         for child in self.watching.iter_mut().filter_map(Option::take) {
             crate::harness::interrupt(child);
         }
