@@ -13,6 +13,7 @@ pub mod install;
 pub mod local;
 pub mod local_apply;
 pub mod local_build;
+pub mod local_reshape;
 pub mod local_schema;
 pub mod local_table;
 pub mod local_verify;

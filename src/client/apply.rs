@@ -299,7 +299,12 @@ impl<'d> Applier<'d> {
             }
             let current = self.slice(slice)?;
             let operations: Vec<TableOperation<'_>> = unit.operations.iter().map(|(heading, operation)| (&**heading, operation)).collect();
-            match current.transaction.apply_unit(unit.txn, &operations) {
+            let transaction = &current.transaction;
+            let applied = transaction
+                .begin_controls(&unit.controls)
+                .and_then(|()| transaction.apply_unit(unit.txn, &operations))
+                .and_then(|()| transaction.end_controls(&unit.controls));
+            match applied {
                 Ok(()) => {}
                 Err(UnitError::Local(error)) => return Err(error.into()),
                 Err(error) => return Err(stop(Some(unit.txn), error.to_string())),

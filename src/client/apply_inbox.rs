@@ -140,7 +140,10 @@ impl Inbox {
                 if header.previous != reached.chain_hash {
                     return Ok(Verdict::Stop(self.fork(number, "it does not follow the file that was applied last")));
                 }
-                if header.first.0 > reached.unit.0.saturating_add(1) || header.last < reached.unit {
+                // A stream that begins anew brings everything, wherever the former one ended.
+                let resets = number == FileNo(1)
+                    && file.reader.controls().first_key_value().is_some_and(|(unit, told)| told.reset && *unit >= header.first);
+                if (header.first.0 > reached.unit.0.saturating_add(1) && !resets) || header.last < reached.unit {
                     let range = format!("it covers {}..{}, but {} is applied", header.first, header.last, reached.unit);
                     return Ok(Verdict::Stop(self.fork(number, &range)));
                 }

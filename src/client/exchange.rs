@@ -68,6 +68,12 @@ pub trait Applier: Send + 'static {
     /// # Errors
     /// It cannot be written; they are told again.
     fn told(&mut self, outcomes: &[(u64, u32)]) -> Result<(), BoxError>;
+
+    /// Takes over that the node's stream begins anew under that incarnation; what waits of the former one goes.
+    ///
+    /// # Errors
+    /// The database or the inbox cannot be written.
+    fn begin_anew(&mut self, incarnation: Incarnation) -> Result<(), BoxError>;
 }
 
 /// See [`Applier::reports`].
@@ -128,6 +134,9 @@ pub fn sync_once(
             let before = (report.files, report.bytes);
             let exchange = Exchange { folder, config, applier, options, mode: Mode::Sync, report: &mut report, progress: &mut *progress };
             let Err(error) = Box::pin(exchange.run(&stop)).await else { return Ok(report) };
+            if matches!(error, ExchangeError::BegunAnew(_)) {
+                continue;
+            }
             if (report.files, report.bytes) != before {
                 (failures, pause) = (0, options.pause);
             }
@@ -262,6 +271,10 @@ impl Exchange<'_> {
         if matches!(running.ended, Some(Closed::Done)) && running.machine.takes_reports() && !running.told.is_empty() {
             let (applier, told) = (self.applier.clone(), std::mem::take(&mut running.told));
             on_thread(move || lock(&applier).told(&told)).await.map_err(ExchangeError::Local)?;
+        }
+        if let Some(Closed::BegunAnew(incarnation)) = running.ended {
+            let applier = self.applier.clone();
+            on_thread(move || lock(&applier).begin_anew(incarnation)).await.map_err(ExchangeError::Local)?;
         }
         self.end(running.ended, &position)?;
         running.apply_failed.map_or(Ok(()), |error| Err(ExchangeError::Local(error)))
@@ -489,6 +502,7 @@ impl Exchange<'_> {
                 address: self.config.server.clone(),
                 theirs: format!("{name} ({server_id}, epoch {epoch})"),
             }),
+            Some(Closed::BegunAnew(incarnation)) => Err(ExchangeError::BegunAnew(incarnation)),
             Some(Closed::DamagedTwice(file)) => Err(ExchangeError::Damaged(file)),
             Some(Closed::Unavailable(file, why)) => Err(ExchangeError::Unavailable { file, why }),
             Some(Closed::Incomplete { file, last }) => Err(ExchangeError::Incomplete { file, last }),

@@ -1,6 +1,7 @@
 //! The bridge from a session to `apply`: what waits in the inbox goes into the local database, on a thread of its own.
 
-use crate::base::ids::{FileNo, InstallId};
+use crate::base::folder;
+use crate::base::ids::{FileNo, Incarnation, InstallId};
 use crate::client::apply::{self, ApplyError, ApplyFolders, ApplyReport};
 use crate::client::exchange::{Applier, BoxError, LocalPosition, Reports};
 use crate::client::folder::ClientFolder;
@@ -123,5 +124,18 @@ impl Applier for LocalApplier {
 
     fn told(&mut self, outcomes: &[(u64, u32)]) -> Result<(), BoxError> {
         Ok(self.local.told_outcomes(outcomes)?)
+    }
+
+    fn begin_anew(&mut self, incarnation: Incarnation) -> Result<(), BoxError> {
+        // What waits is of the former stream. Removed first: cut off in between, the server tells of the new one again.
+        for entry in folder::list(&self.folders.inbox)? {
+            if entry.name.to_str().is_some_and(|name| FileNo::from_file_name(name).is_some()) {
+                self.folders.disk.remove(&entry.path)?;
+            }
+        }
+        self.folders.disk.clean_tmp(&self.folders.tmp)?;
+        self.local.begin_anew(incarnation)?;
+        tracing::warn!(stage = "exchange", %incarnation, "the node's stream begins anew");
+        Ok(())
     }
 }

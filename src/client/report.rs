@@ -1,7 +1,7 @@
 //! What an exchange tells: progress while it runs, a report at its end, an error if it did not come to its end.
 
 use crate::base::disk::DiskError;
-use crate::base::ids::{FileNo, NodeName};
+use crate::base::ids::{FileNo, Incarnation, NodeName};
 use crate::client::exchange::BoxError;
 use crate::client::folder::FolderError;
 use crate::session::message::{AppliedTo, Refusal, Unavailable};
@@ -105,6 +105,9 @@ pub enum ExchangeError {
     /// No line.
     #[error(transparent)]
     Tcp(#[from] TcpError),
+    /// The node's stream began anew; the local database has taken that over and calls again.
+    #[error("the stream of this node begins anew (incarnation {0})")]
+    BegunAnew(Incarnation),
     /// The line broke.
     #[error("the session broke off: {0}")]
     Lost(String),
@@ -170,7 +173,7 @@ impl ExchangeError {
         match self {
             ExchangeError::Folder(error) => error.is_passing(),
             ExchangeError::Tcp(error) => matches!(error, TcpError::Connect { .. } | TcpError::Address { .. }),
-            ExchangeError::Lost(_) => true,
+            ExchangeError::Lost(_) | ExchangeError::BegunAnew(_) => true,
             ExchangeError::Refused { refusal, .. } => refusal.code.is_passing(),
             _ => false,
         }

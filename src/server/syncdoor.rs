@@ -91,7 +91,7 @@ impl Door {
             facts.last_file = shared.index.last_file(&node.name, node.incarnation)?;
             facts.purged_upto = purged_upto(shared.index.as_ref(), node, hello.received.min(facts.last_file), facts.last_file)?;
             facts.applied_hash = ledger_hash(shared.index.as_ref(), &node.name, node.incarnation, hello.applied)?;
-            if let Some(mark) = shared.sessions().mark(&node.name, node.incarnation)? {
+            if let Some(mark) = shared.sessions().mark(&node.name, hello.incarnation)? {
                 facts.bound_install = Some(mark.install_id);
                 facts.last_applied = mark.applied;
             }
@@ -121,7 +121,8 @@ impl Door {
                 Ok((verdict, None))
             }
             Ok(claim) => {
-                let mark = (hello.mode != Mode::Init).then(|| Mark {
+                // One whose stream began anew takes that over first, and calls again.
+                let mark = (hello.mode != Mode::Init && hello.incarnation == node.incarnation).then(|| Mark {
                     node: node.name.clone(),
                     incarnation: node.incarnation,
                     install_id: hello.install_id,

@@ -150,7 +150,8 @@ pub fn admit(
         if node.state == NodeState::Stale {
             return Err(stale(format!("{} was away for too long, and what waited for it is gone", node.name)));
         }
-        if node.incarnation != hello.incarnation {
+        // A stream that began in band is for every database since the last extract.
+        if !(node.extracted..=node.incarnation).contains(&hello.incarnation) {
             return Err(Turned::plain(
                 RefusalCode::Incarnation,
                 format!(
@@ -159,14 +160,19 @@ pub fn admit(
                 ),
             ));
         }
-        check_history(hello, node, facts)?;
-        if hello.received < facts.purged_upto {
+        let is_current = hello.incarnation == node.incarnation;
+        if is_current {
+            check_history(hello, node, facts)?
+        } else {
+            check_install(hello, node, facts)?
+        }
+        if is_current && hello.received < facts.purged_upto {
             return Err(stale(format!(
                 "{} has received file {}, but what was sent to it up to file {} is not kept any more: its database is an old copy",
                 node.name, hello.received.0, facts.purged_upto.0
             )));
         }
-        if hello.applied.file < facts.last_applied.file {
+        if is_current && hello.applied.file < facts.last_applied.file {
             remark = Some(format!(
                 "{} had applied file {} and now says {}: its database was restored from an older copy, or there are two",
                 node.name, facts.last_applied.file, hello.applied.file
@@ -203,14 +209,7 @@ fn check_history(hello: &Hello, node: &Node, facts: &NodeFacts) -> Result<(), Tu
             format!("{} says received {} but applied {}", node.name, hello.received, applied.file),
         ));
     }
-    if let Some(bound) = facts.bound_install
-        && bound != hello.install_id
-    {
-        return Err(Turned::alert(
-            RefusalCode::Fork,
-            format!("two copies of {}: extract {} was already in use by another local database", node.name, node.incarnation),
-        ));
-    }
+    check_install(hello, node, facts)?;
     if applied.file > facts.last_file {
         return Err(Turned::alert(
             RefusalCode::Ahead,
@@ -227,6 +226,17 @@ fn check_history(hello: &Hello, node: &Node, facts: &NodeFacts) -> Result<(), Tu
     Ok(())
 }
 
+/// One extract is for one local database.
+fn check_install(hello: &Hello, node: &Node, facts: &NodeFacts) -> Result<(), Turned> {
+    match facts.bound_install {
+        Some(bound) if bound != hello.install_id => Err(Turned::alert(
+            RefusalCode::Fork,
+            format!("two copies of {}: extract {} was already in use by another local database", node.name, hello.incarnation),
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Decides whether a node in mode init gets the extract that is there. `Ok(true)`: a new one must be made first.
 ///
 /// # Errors
@@ -241,5 +251,6 @@ pub fn needs_extract(node: &Node, facts: &NodeFacts, renew: bool) -> Result<bool
             format!("extract {} of {} is in use by a local database; a new extract ends that one", node.incarnation, node.name),
         ));
     }
-    Ok(false)
+    // Of a stream that began in band there is no extract.
+    Ok(node.extracted != node.incarnation)
 }

@@ -147,6 +147,8 @@ pub enum Closed {
     Lost(String),
     /// The server broke the protocol.
     Violation(String),
+    /// The node's stream began anew under this incarnation. The local database takes that over, then calls again.
+    BegunAnew(Incarnation),
     /// Not the server that the local database belongs to; nothing was exchanged.
     WrongServer {
         /// Name of the server that answered.
@@ -451,6 +453,9 @@ impl ClientSession {
             return self.illegal("Welcome", &format!("protocol {} was not offered", welcome.protocol));
         }
         self.reports = welcome.features.contains(&feature::REPORT);
+        if self.hello.mode != Mode::Init && welcome.incarnation > self.hello.incarnation {
+            return Ok(self.leave(Closed::BegunAnew(welcome.incarnation), "my stream began anew"));
+        }
         if self.hello.mode != Mode::Init && welcome.incarnation != self.hello.incarnation {
             return self.illegal("Welcome", &format!("extract {} is not ours", welcome.incarnation));
         }

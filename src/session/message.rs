@@ -189,11 +189,13 @@ pub enum RefusalCode {
     Violation,
     /// What the node would need next is gone: it was away for too long, or its database is older than what is kept.
     Stale,
+    /// The stream of the node begins anew without an extract: the next call takes that over.
+    BegunAnew,
     /// A code that this program does not know.
     Other(u16),
 }
 
-const REFUSALS: [(u16, RefusalCode); 16] = [
+const REFUSALS: [(u16, RefusalCode); 17] = [
     (1, RefusalCode::Protocol),
     (2, RefusalCode::DxFormat),
     (3, RefusalCode::WrongServer),
@@ -210,6 +212,7 @@ const REFUSALS: [(u16, RefusalCode); 16] = [
     (14, RefusalCode::Internal),
     (15, RefusalCode::Violation),
     (16, RefusalCode::Stale),
+    (17, RefusalCode::BegunAnew),
 ];
 
 impl RefusalCode {
@@ -228,7 +231,7 @@ impl RefusalCode {
 
     /// Whether the same `Hello` may succeed later without anybody doing anything.
     pub fn is_passing(self) -> bool {
-        matches!(self, RefusalCode::Busy | RefusalCode::Full | RefusalCode::Stopping | RefusalCode::Internal)
+        matches!(self, RefusalCode::Busy | RefusalCode::Full | RefusalCode::Stopping | RefusalCode::Internal | RefusalCode::BegunAnew)
     }
 }
 

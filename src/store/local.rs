@@ -157,6 +157,19 @@ impl LocalDatabase {
         Ok(())
     }
 
+    /// Takes over that the node's stream begins anew: what was applied of the former one stays until file 1 of the new one brings
+    /// everything that the node sees.
+    pub fn begin_anew(&self, incarnation: Incarnation) -> Result<(), LocalError> {
+        let sql = |source| LocalError::of_sql(&self.path, "begin a new stream", source);
+        let transaction = rusqlite::Transaction::new_unchecked(&self.connection, rusqlite::TransactionBehavior::Immediate).map_err(sql)?;
+        let zero = ContentHash::default().to_string();
+        transaction
+            .execute("UPDATE dock_state SET incarnation = ?1, applied_file = 0, chain_hash = ?2, stopped = NULL", (incarnation.0, zero))
+            .map_err(sql)?;
+        transaction.execute("DELETE FROM dock_file", []).map_err(sql)?;
+        transaction.commit().map_err(sql)
+    }
+
     /// Returns the content hash under which that file was applied; `None` if that is no longer known.
     pub fn applied_hash(&self, file: FileNo) -> Result<Option<ContentHash>, LocalError> {
         let text: Option<String> = self

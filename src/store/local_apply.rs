@@ -45,6 +45,14 @@ pub enum UnitError {
         /// SQLite's reason, which names the constraint.
         reason: String,
     },
+    /// A table, index or view cannot become what the server says.
+    #[error("`{}` cannot be changed as the server says: {reason}", .object.escape_debug())]
+    Shape {
+        /// Its name.
+        object: String,
+        /// Why.
+        reason: String,
+    },
     /// An operation contradicts its own heading.
     #[error("table {table}: {reason}")]
     Malformed {
@@ -117,9 +125,9 @@ impl Drop for ApplyTransaction<'_> {
     }
 }
 
-impl ApplyTransaction<'_> {
+impl<'d> ApplyTransaction<'d> {
     /// Returns the connection, for the statements of `store`.
-    pub(super) fn connection(&self) -> &Connection {
+    pub(super) fn connection(&self) -> &'d Connection {
         self.connection
     }
 
@@ -197,6 +205,15 @@ impl ApplyTransaction<'_> {
                 Err(error)
             }
         }
+    }
+
+    pub(super) fn sql_error(&self, doing: &'static str, source: rusqlite::Error) -> LocalError {
+        self.sql(doing, source)
+    }
+
+    /// Forgets what is known of the tables: their shape has changed.
+    pub(super) fn forget_tables(&self) {
+        *self.catalogue.borrow_mut() = Catalogue::default();
     }
 
     fn sql(&self, doing: &'static str, source: rusqlite::Error) -> LocalError {

@@ -256,6 +256,12 @@ impl Applier for Keeper {
         Ok(())
     }
 
+    fn begin_anew(&mut self, incarnation: Incarnation) -> Result<(), BoxError> {
+        self.position.incarnation = incarnation;
+        self.position.applied = AppliedTo::default();
+        Ok(())
+    }
+
     fn apply(&mut self) -> Result<AppliedTo, BoxError> {
         loop {
             let next = self.position.applied.file.next();

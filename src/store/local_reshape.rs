@@ -1,0 +1,213 @@
+//! What a unit tells a local database beside rows: another shape of its tables, and that it begins anew.
+//!
+//! Tables change before the unit's rows are written, indexes and views after them: rows that the unit mends may not fit an index before.
+//! Local programs may have indexes and triggers of their own on our tables; a table that is made anew gets them back.
+//! The text of the statements comes from the server whose files are proved to be its own; names in them are those of replicated tables,
+//! never of anything of ours or of SQLite's (T12).
+
+use super::local_apply::{ApplyTransaction, UnitError};
+use super::sqlite::quote_name;
+use crate::model::event::{SchemaKind, SchemaObject, UnitControls};
+use rusqlite::{Connection, OptionalExtension};
+
+/// Name under which the former table lies while its rows are copied.
+const FORMER: &str = "dock_former";
+
+impl ApplyTransaction<'_> {
+    /// Does what comes before the unit's rows: shapes tables, and empties them if the node begins anew.
+    ///
+    /// # Errors
+    /// The server's statements do not fit this database, or SQLite refuses.
+    pub fn begin_controls(&self, controls: &UnitControls) -> Result<(), UnitError> {
+        if !controls.reset && controls.schema.is_empty() {
+            return Ok(());
+        }
+        let reshaper = Reshaper { connection: self.connection(), transaction: self };
+        if controls.reset {
+            reshaper.reset(&controls.schema)?;
+        } else {
+            for object in controls.schema.iter().filter(|object| object.sql.is_none()) {
+                reshaper.drop(object)?;
+            }
+            for object in controls.schema.iter().filter(|object| is_table(object) && object.sql.is_some()) {
+                reshaper.table(object)?;
+            }
+        }
+        self.forget_tables();
+        Ok(())
+    }
+
+    /// Does what comes after the unit's rows: indexes and views.
+    ///
+    /// # Errors
+    /// As [`ApplyTransaction::begin_controls`].
+    pub fn end_controls(&self, controls: &UnitControls) -> Result<(), UnitError> {
+        let reshaper = Reshaper { connection: self.connection(), transaction: self };
+        for object in controls.schema.iter().filter(|object| !is_table(object)) {
+            reshaper.make_last(object)?;
+        }
+        if !controls.schema.is_empty() {
+            self.forget_tables();
+        }
+        Ok(())
+    }
+}
+
+fn is_table(object: &SchemaObject) -> bool {
+    matches!(object.kind, SchemaKind::Table | SchemaKind::KeptTable)
+}
+
+struct Reshaper<'t, 'd> {
+    connection: &'d Connection,
+    transaction: &'t ApplyTransaction<'d>,
+}
+
+impl Reshaper<'_, '_> {
+    fn failed(&self, object: &str) -> impl Fn(rusqlite::Error) -> UnitError + use<'_> {
+        let object = object.to_owned();
+        move |source| match source.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DiskFull | rusqlite::ErrorCode::SystemIoFailure) => {
+                UnitError::Local(self.transaction.sql_error("change the shape of a table", source))
+            }
+            _ => UnitError::Shape { object: object.clone(), reason: source.to_string() },
+        }
+    }
+
+    /// Returns the type of the local object of that name.
+    fn kind_of(&self, name: &str) -> Result<Option<String>, UnitError> {
+        self.connection
+            .query_row("SELECT type FROM main.sqlite_master WHERE name = ?1 COLLATE NOCASE", [name], |row| row.get(0))
+            .optional()
+            .map_err(self.failed(name))
+    }
+
+    fn is_replicated(&self, name: &str) -> Result<bool, UnitError> {
+        self.connection
+            .query_row("SELECT 1 FROM main.dock_table WHERE name = ?1", [name], |_| Ok(()))
+            .optional()
+            .map(|found| found.is_some())
+            .map_err(self.failed(name))
+    }
+
+    /// Nothing of ours, of SQLite's or of a local program is taken away by a name that a file gives.
+    fn refuse_foreign(&self, object: &SchemaObject) -> Result<(), UnitError> {
+        let lower = object.name.to_ascii_lowercase();
+        let foreign = if lower.starts_with("dock_") || lower.starts_with("sqlite_") {
+            true
+        } else {
+            is_table(object) && self.kind_of(&object.name)?.is_some() && !self.is_replicated(&object.name)?
+        };
+        if foreign {
+            let reason = "the name belongs to something else in this database".to_owned();
+            return Err(UnitError::Shape { object: object.name.clone(), reason });
+        }
+        Ok(())
+    }
+
+    fn run(&self, name: &str, sql: &str) -> Result<(), UnitError> {
+        self.connection.execute_batch(sql).map_err(self.failed(name))
+    }
+
+    /// Makes every table as the server says, empty; tables that only this node writes keep their rows. Drops the others.
+    fn reset(&self, schema: &[SchemaObject]) -> Result<(), UnitError> {
+        let mut statement = self.connection.prepare("SELECT name FROM main.dock_table ORDER BY name").map_err(self.failed("dock_table"))?;
+        let known: Vec<String> =
+            statement.query_map([], |row| row.get(0)).and_then(Iterator::collect).map_err(self.failed("dock_table"))?;
+        for name in known.iter().filter(|name| !schema.iter().any(|object| is_table(object) && object.name.eq_ignore_ascii_case(name))) {
+            self.drop(&SchemaObject { kind: SchemaKind::Table, name: name.clone(), sql: None, keeps_rows: false })?;
+        }
+        for object in schema.iter().filter(|object| is_table(object)) {
+            self.table(&SchemaObject { keeps_rows: object.kind == SchemaKind::KeptTable, ..object.clone() })?;
+        }
+        Ok(())
+    }
+
+    fn drop(&self, object: &SchemaObject) -> Result<(), UnitError> {
+        self.refuse_foreign(object)?;
+        let (kind, name) = (kind_word(object), quote_name(&object.name));
+        self.run(&object.name, &format!("DROP {kind} IF EXISTS main.{name}"))?;
+        if is_table(object) {
+            self.connection.execute("DELETE FROM main.dock_table WHERE name = ?1", [&object.name]).map_err(self.failed(&object.name))?;
+        }
+        Ok(())
+    }
+
+    /// Makes a table, or makes it anew.
+    fn table(&self, object: &SchemaObject) -> Result<(), UnitError> {
+        self.refuse_foreign(object)?;
+        let Some(sql) = &object.sql else { return Ok(()) };
+        let name = &object.name;
+        let former: Option<String> = self
+            .connection
+            .query_row("SELECT sql FROM main.sqlite_master WHERE type = 'table' AND name = ?1 COLLATE NOCASE", [name], |row| row.get(0))
+            .optional()
+            .map_err(self.failed(name))?;
+        if former.as_deref() == Some(sql) {
+            if !object.keeps_rows {
+                self.run(name, &format!("DELETE FROM main.{}", quote_name(name)))?;
+            }
+            return Ok(());
+        }
+        let additions = self.local_additions(name)?;
+        if former.is_some() {
+            self.run(name, &format!("DROP TABLE IF EXISTS main.{FORMER}; ALTER TABLE main.{} RENAME TO {FORMER}", quote_name(name)))?;
+        }
+        self.run(name, sql)?;
+        if self.kind_of(name)?.as_deref() != Some("table") {
+            let reason = "the server's statement makes something else".to_owned();
+            return Err(UnitError::Shape { object: name.clone(), reason });
+        }
+        if former.is_some() {
+            if object.keeps_rows {
+                self.copy_rows(name)?;
+            }
+            self.run(name, &format!("DROP TABLE main.{FORMER}"))?;
+        }
+        if !self.is_replicated(name)? {
+            self.connection.execute("INSERT INTO main.dock_table(name) VALUES (?1)", [name]).map_err(self.failed(name))?;
+        }
+        for (addition, sql) in additions {
+            // A program's own index or trigger that does not fit the new shape is its own affair; the table must go on.
+            if let Err(error) = self.connection.execute_batch(&sql) {
+                tracing::warn!(table = name, addition, %error, "a local index or trigger does not fit the table's new shape and is gone");
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns indexes and triggers on a table: a table that is made anew loses them.
+    fn local_additions(&self, table: &str) -> Result<Vec<(String, String)>, UnitError> {
+        let sql = "SELECT name, sql FROM main.sqlite_master WHERE type IN ('index', 'trigger') AND sql IS NOT NULL AND tbl_name = ?1 COLLATE NOCASE";
+        let mut statement = self.connection.prepare(sql).map_err(self.failed(table))?;
+        statement.query_map([table], |row| Ok((row.get(0)?, row.get(1)?))).and_then(Iterator::collect).map_err(self.failed(table))
+    }
+
+    fn copy_rows(&self, table: &str) -> Result<(), UnitError> {
+        let columns = |of: &str| -> Result<Vec<String>, UnitError> {
+            let mut statement =
+                self.connection.prepare("SELECT name FROM pragma_table_xinfo(?1) WHERE hidden = 0").map_err(self.failed(table))?;
+            statement.query_map([of], |row| row.get(0)).and_then(Iterator::collect).map_err(self.failed(table))
+        };
+        let (old, new) = (columns(FORMER)?, columns(table)?);
+        let kept: Vec<String> =
+            new.iter().filter(|name| old.iter().any(|known| known.eq_ignore_ascii_case(name))).map(|name| quote_name(name)).collect();
+        let kept = kept.join(", ");
+        self.run(table, &format!("INSERT OR ABORT INTO main.{}({kept}) SELECT {kept} FROM main.{FORMER}", quote_name(table)))
+    }
+
+    /// Makes an index or a view in place of what has its name.
+    fn make_last(&self, object: &SchemaObject) -> Result<(), UnitError> {
+        self.refuse_foreign(object)?;
+        let (kind, name) = (kind_word(object), quote_name(&object.name));
+        self.run(&object.name, &format!("DROP {kind} IF EXISTS main.{name}"))?;
+        object.sql.as_ref().map_or(Ok(()), |sql| self.run(&object.name, sql))
+    }
+}
+
+fn kind_word(object: &SchemaObject) -> &'static str {
+    match object.kind {
+        SchemaKind::Table | SchemaKind::KeptTable => "TABLE",
+        SchemaKind::Index => "INDEX",
+        SchemaKind::View => "VIEW",
+    }
+}
