@@ -18,6 +18,7 @@ pub mod large;
 pub mod layout;
 pub mod marks;
 pub mod nodes;
+pub mod redefine;
 pub mod rows;
 pub mod scope;
 pub mod spool;
@@ -144,6 +145,8 @@ pub struct Cds {
     large: Option<large::LargeUnit>,
     /// Most rows that one step of a unit may reach.
     reached_max: usize,
+    /// Whether the open unit puts another definition into force; given up, everything is read again.
+    redefined: bool,
 }
 
 impl std::fmt::Debug for Cds {
@@ -170,6 +173,7 @@ impl Cds {
             pending: None,
             large: None,
             reached_max: usize::MAX,
+            redefined: false,
         })
     }
 

@@ -5,7 +5,7 @@
 
 use super::rows::{key_of, read_row};
 use super::unit::{RowChange, UnitInput};
-use super::{Cds, CdsError, layout};
+use super::{Cds, CdsError};
 use crate::base::limits::RECONCILED_KEPT_MAX;
 use crate::cds::layout::StoppedTable;
 use crate::model::dock::{DockTable, TableIndex};
@@ -53,9 +53,7 @@ impl Cds {
         mut change: impl FnMut(RowChange),
     ) -> Result<Found, E> {
         let declared = &self.dock.tables[table];
-        let key: Vec<String> = declared.key.iter().map(|column| format!("c{column}")).collect();
-        let text = format!("SELECT {} FROM {} ORDER BY {}", layout::column_list(declared), layout::data_table(table), key.join(", "));
-        let mut statement = self.conn.prepare(&text).map_err(self.sql("compare a table"))?;
+        let mut statement = self.in_key_order(table)?;
         let mut cursor = statement.query([]).map_err(self.sql("compare a table"))?;
         let mut next = || -> Result<Option<Row>, CdsError> {
             let row = cursor.next().map_err(self.sql("compare a table"))?;

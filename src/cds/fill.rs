@@ -95,7 +95,7 @@ impl Filling {
 
 impl Cds {
     /// Derives every junction's counts from the data, one junction after another so that each finds those before it.
-    fn count_all(&self) -> Result<(), CdsError> {
+    pub(super) fn count_all(&self) -> Result<(), CdsError> {
         let empty = vec![HashMap::new(); self.dock.tables.len()];
         for vertex in &self.graph.vertices {
             for junction in &vertex.feeds {

@@ -22,9 +22,16 @@ pub(crate) struct KeyCache {
     by_key: HashMap<(PathIndex, Value), KeyId>,
     by_id: HashMap<KeyId, (PathIndex, Value)>,
     next: KeyId,
+    /// Whether new keys are numbered in memory alone.
+    in_memory: bool,
 }
 
 impl KeyCache {
+    /// From here on new keys are numbered in memory alone: the database is only read.
+    pub(crate) fn stay_in_memory(&mut self) {
+        self.in_memory = true;
+    }
+
     /// Reads the path numbers, adding those of new rule paths.
     pub(crate) fn open(conn: &Connection, graph: &ScopeGraph) -> rusqlite::Result<KeyCache> {
         let mut path_ids = Vec::with_capacity(graph.paths.len());
@@ -75,7 +82,9 @@ impl KeyCache {
         }
         let id = self.next;
         let path_id = self.path_ids.get(path).copied().unwrap_or_default();
-        conn.prepare_cached("INSERT INTO scope_key(id, path, value) VALUES(?1, ?2, ?3)")?.execute(params![id, path_id, SqlValue(value)])?;
+        if !self.in_memory {
+            conn.prepare_cached("INSERT INTO scope_key(id, path, value) VALUES(?1, ?2, ?3)")?.execute(params![id, path_id, SqlValue(value)])?;
+        }
         self.next += 1;
         self.keep(id, path, value);
         Ok(id)
@@ -97,7 +106,8 @@ impl KeyCache {
     }
 
     fn keep(&mut self, id: KeyId, path: PathIndex, value: &Value) {
-        if self.by_id.len() >= CACHED_MAX {
+        // What was numbered in memory stands nowhere else.
+        if self.by_id.len() >= CACHED_MAX && !self.in_memory {
             self.by_key.clear();
             self.by_id.clear();
         }

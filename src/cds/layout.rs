@@ -43,6 +43,11 @@ CREATE TABLE reconciled(
 pub(super) fn create(conn: &Connection, dock: &Dock, graph: &ScopeGraph) -> rusqlite::Result<()> {
     conn.execute_batch(FIXED_TABLES)?;
     conn.execute_batch(TXNPROC_FILE_TABLE)?;
+    create_data(conn, dock, graph)
+}
+
+/// Creates the tables of a definition's rows and counts.
+pub(super) fn create_data(conn: &Connection, dock: &Dock, graph: &ScopeGraph) -> rusqlite::Result<()> {
     for (index, table) in dock.tables.iter().enumerate() {
         let columns =
             (0..table.columns.len())

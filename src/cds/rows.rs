@@ -153,6 +153,13 @@ impl Cds {
         Ok(())
     }
 
+    /// Returns the statement that reads every row of a table in the order of its key.
+    pub(crate) fn in_key_order(&self, table: TableIndex) -> Result<rusqlite::Statement<'_>, CdsError> {
+        let key: Vec<String> = self.dock.tables[table].key.iter().map(|column| format!("c{column}")).collect();
+        let text = format!("{} ORDER BY {}", self.statements[table].select, key.join(", "));
+        self.conn.prepare(&text).map_err(self.sql("read rows in order"))
+    }
+
     /// Calls `each` with every row of a table.
     pub(crate) fn scan(&self, table: TableIndex, mut each: impl FnMut(Row) -> Result<(), CdsError>) -> Result<(), CdsError> {
         let declared = &self.dock.tables[table];

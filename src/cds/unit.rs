@@ -5,7 +5,7 @@
 
 use super::compare::Reconciled;
 use super::layout::{self, StoppedTable, TxnprocFile};
-use super::nodes::NodeChanges;
+use super::nodes::{NodeChanges, NodeScope};
 use super::rows::key_of;
 use super::scope::{Touched, UnitScope};
 use super::{Cds, CdsError};
@@ -132,6 +132,7 @@ impl Cds {
         self.conn.execute_batch("COMMIT").map_err(&sql)?;
         drop(sql);
         self.state = state;
+        self.redefined = false;
         nodes.apply(&mut self.nodes);
         Ok(())
     }
@@ -142,6 +143,9 @@ impl Cds {
         self.large = None;
         if !self.conn.is_autocommit() {
             self.conn.execute_batch("ROLLBACK").map_err(self.sql("roll back a unit"))?;
+        }
+        if self.redefined {
+            *self = Cds::open(&self.path)?;
         }
         let forgotten = self.keys.borrow_mut().forget(&self.conn);
         forgotten.map_err(self.sql("read keys again"))
@@ -225,6 +229,20 @@ impl Cds {
         users
     }
 
+    /// Stores the record of a node that runs.
+    pub(super) fn store_node(&self, node: &Node) -> Result<(), CdsError> {
+        let name = &node.name;
+        let record =
+            serde_json::to_string(node).map_err(|_| CdsError::State { path: self.path.clone(), name: format!("node {name}") })?;
+        self.conn
+            .execute(
+                "INSERT INTO node(name, record) VALUES(?1, ?2) ON CONFLICT(name) DO UPDATE SET record = excluded.record",
+                [name.as_str(), &record],
+            )
+            .map_err(self.sql("store a node"))?;
+        Ok(())
+    }
+
     /// Returns whose part in the stream the unit changes, and how.
     pub(super) fn change_nodes(
         &self,
@@ -242,24 +260,9 @@ impl Cds {
             let known = self.nodes.get(name);
             match change {
                 NodeChange::Set(node) if node.state == NodeState::Active => {
-                    let record = serde_json::to_string(node)
-                        .map_err(|_| CdsError::State { path: self.path.clone(), name: format!("node {name}") })?;
-                    self.conn
-                        .execute(
-                            "INSERT INTO node(name, record) VALUES(?1, ?2) ON CONFLICT(name) DO UPDATE SET record = excluded.record",
-                            [name.as_str(), &record],
-                        )
-                        .map_err(self.sql("store a node"))?;
+                    self.store_node(node)?;
                     changes.set.insert(self.derive_node(node)?);
-                    let was = known.map_or(Incarnation(0), |known| known.node.incarnation);
-                    let step = if node.incarnation <= was {
-                        NodeStep::Keys
-                    } else if node.extracted > was && (known.is_some() || node.extracted == node.incarnation) {
-                        NodeStep::Start
-                    } else {
-                        NodeStep::Restart
-                    };
-                    steps.insert(name.clone(), step);
+                    steps.insert(name.clone(), step_of(known, node));
                 }
                 NodeChange::Set(_) | NodeChange::Deleted(_) => {
                     self.conn.execute("DELETE FROM node WHERE name = ?1", [name.as_str()]).map_err(self.sql("delete a node"))?;
@@ -279,6 +282,18 @@ impl Cds {
             steps.insert(name, NodeStep::Keys);
         }
         Ok((steps, changes))
+    }
+}
+
+/// Returns how a running node's part in the stream changes, by what was known of it.
+pub(super) fn step_of(known: Option<&NodeScope>, node: &Node) -> NodeStep {
+    let was = known.map_or(Incarnation(0), |known| known.node.incarnation);
+    if node.incarnation <= was {
+        NodeStep::Keys
+    } else if node.extracted > was && (known.is_some() || node.extracted == node.incarnation) {
+        NodeStep::Start
+    } else {
+        NodeStep::Restart
     }
 }
 

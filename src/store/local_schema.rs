@@ -83,7 +83,8 @@ pub fn reshape(old: &[SchemaObject], new: &[SchemaObject]) -> Result<Reshape, Bu
         }
         let mut changed = object.clone();
         if is_table(object) {
-            let appended = match before.as_ref().and_then(|before| before.sql.as_deref()).zip(object.sql.as_deref()) {
+            let same_kind = before.as_ref().filter(|before| before.kind == object.kind);
+            let appended = match same_kind.and_then(|before| before.sql.as_deref()).zip(object.sql.as_deref()) {
                 Some((before, after)) if before == after => Some(Vec::new()),
                 Some((before, after)) => appended_columns(&object.name, before, after)?,
                 None => None,
