@@ -83,18 +83,6 @@ pub enum CdsError {
     /// The shape of the nodes' tables cannot be told.
     #[error("the shape of the nodes' tables")]
     NodeSchema(#[from] Box<BuildError>),
-    /// The definition in force is not the one that the data store was filled by.
-    #[error("data store {path} was about to be filled anew when `dockmaster deploy` was cut off; run `dockmaster deploy` again")]
-    Superseded {
-        /// The database file.
-        path: PathBuf,
-    },
-    /// Another program has it open, so it cannot be replaced.
-    #[error("data store {path} is open in another program")]
-    InUse {
-        /// The database file.
-        path: PathBuf,
-    },
     /// The unit reaches more rows than memory may hold: it must be taken as a large one.
     #[error("the unit reaches more rows than memory may hold")]
     TooMuch,

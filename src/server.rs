@@ -10,6 +10,7 @@ pub mod pass;
 pub mod purge;
 pub mod rebuild;
 pub mod reconcile;
+mod redefine;
 pub mod round;
 pub mod router;
 pub(crate) mod spool;
@@ -20,6 +21,7 @@ pub mod syncmgr;
 pub mod syncsession;
 pub mod trail;
 pub mod txnproc;
+mod txnproc_queue;
 pub mod verify;
 
 #[cfg(test)]

@@ -75,7 +75,6 @@ crash_points! {
     ApplyRemoved = "apply.removed": "The files are removed; `Applied` was not sent.",
     RebuildFilled = "rebuild.filled": "The data store is rebuilt beside its place.",
     RebuildDone = "rebuild.done": "The rebuilt data store is in its place, the stage has not begun.",
-    DeploySuperseded = "deploy.superseded": "The data store is marked as out of date; the server database is as before.",
     DeployInstalled = "deploy.installed": "Triggers and definition are installed; the data store is not filled.",
     DeployFilled = "deploy.filled": "The new data store is filled beside its place.",
     DeployTail = "deploy.tail": "The tail names the new data store, which is not in its place.",

@@ -50,25 +50,6 @@ impl Filling {
         self.cds.insert_row(table, row)
     }
 
-    /// Takes over the ledger of txnproc files from an older data store, so that their numbers and their chain go on.
-    pub fn keep_files_of(&mut self, old: &Path) -> Result<(), CdsError> {
-        let sql = self.cds.sql("take over the ledger of txnproc files");
-        let source = layout::connect_read_only(old).map_err(&sql)?;
-        let mut statement = source.prepare("SELECT file_no, first, last, content_hash, bytes, created FROM txnproc_file").map_err(&sql)?;
-        let mut rows = statement.query([]).map_err(&sql)?;
-        while let Some(row) = rows.next().map_err(&sql)? {
-            let values = super::rows::read_row(row, 6).map_err(&sql)?;
-            self.cds
-                .conn
-                .prepare_cached(
-                    "INSERT INTO txnproc_file(file_no, first, last, content_hash, bytes, created) VALUES(?1, ?2, ?3, ?4, ?5, ?6)",
-                )
-                .and_then(|mut statement| statement.execute(rusqlite::params_from_iter(values.iter().map(SqlValue))))
-                .map_err(&sql)?;
-        }
-        Ok(())
-    }
-
     /// Adds a row to the ledger of txnproc files.
     pub fn add_file(&mut self, file: &TxnprocFile) -> Result<(), CdsError> {
         layout::write_file(&self.cds.conn, file).map_err(self.cds.sql("write the ledger of txnproc files"))

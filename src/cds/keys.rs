@@ -83,7 +83,11 @@ impl KeyCache {
         let id = self.next;
         let path_id = self.path_ids.get(path).copied().unwrap_or_default();
         if !self.in_memory {
-            conn.prepare_cached("INSERT INTO scope_key(id, path, value) VALUES(?1, ?2, ?3)")?.execute(params![id, path_id, SqlValue(value)])?;
+            conn.prepare_cached("INSERT INTO scope_key(id, path, value) VALUES(?1, ?2, ?3)")?.execute(params![
+                id,
+                path_id,
+                SqlValue(value)
+            ])?;
         }
         self.next += 1;
         self.keep(id, path, value);

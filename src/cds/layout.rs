@@ -6,7 +6,6 @@
 use super::{Cds, CdsError, CdsState};
 use crate::base::ids::{Epoch, FileNo, Nonce, Revision, ServerId, TxnId};
 use crate::model::dock::{Dock, DockTable, TableIndex};
-use crate::model::node::Node;
 use crate::model::schema::Schema;
 use crate::rules::graph::ScopeGraph;
 use crate::store::txnproc::TXNPROC_FILE_TABLE;
@@ -22,9 +21,6 @@ pub fn data_table(table: TableIndex) -> String {
 pub fn column_list(table: &DockTable) -> String {
     (0..table.columns.len()).map(|column| format!("c{column}")).collect::<Vec<_>>().join(", ")
 }
-
-/// Record of a data store that a new filling is about to replace.
-const SUPERSEDED: &str = "superseded";
 
 const FIXED_TABLES: &str = "
 CREATE TABLE cds_state(name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -119,63 +115,6 @@ pub(super) fn write_record(conn: &Connection, name: &str, value: &dyn rusqlite::
         .map(|_| ())
 }
 
-/// Returns whether a new filling was begun and never took this data store's place.
-pub fn is_superseded(conn: &Connection) -> rusqlite::Result<bool> {
-    Ok(read_record::<i64>(conn, SUPERSEDED)?.is_some())
-}
-
-/// Marks the data store as one that a new filling is about to replace, and brings its file to rest.
-///
-/// From here on no stage reads by it: the triggers and the definition in the server database are about to be others. It is left
-/// without a WAL, for SQLite would play a stale one into the file that takes this one's place.
-///
-/// # Errors
-/// Somebody reads it, or a statement failed.
-pub fn supersede(path: &Path) -> Result<(), CdsError> {
-    let sql = |what| move |source| CdsError::Sql { path: path.to_owned(), what, source };
-    let conn =
-        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(sql("open"))?;
-    conn.busy_timeout(std::time::Duration::from_secs(10)).map_err(sql("open"))?;
-    conn.execute_batch("PRAGMA synchronous = FULL").map_err(sql("open"))?;
-    write_record(&conn, SUPERSEDED, &1).map_err(sql("mark as superseded"))?;
-    let mode: String = conn
-        .query_row("PRAGMA journal_mode = DELETE", [], |row| row.get(0))
-        .map_err(sql("bring to rest, while another program reads it,"))?;
-    if mode != "delete" {
-        return Err(CdsError::InUse { path: path.to_owned() });
-    }
-    conn.close().map_err(|(_, source)| sql("close")(source))
-}
-
-/// Takes the mark back: nothing was changed after all.
-///
-/// # Errors
-/// A statement failed.
-pub fn reinstate(path: &Path) -> Result<(), CdsError> {
-    let sql = |source| CdsError::Sql { path: path.to_owned(), what: "take back the mark", source };
-    let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(sql)?;
-    conn.execute("DELETE FROM cds_state WHERE name = ?1", [SUPERSEDED]).map_err(sql)?;
-    conn.close().map_err(|(_, source)| sql(source))
-}
-
-/// Returns the nodes whose stream runs, as of the last unit.
-///
-/// # Errors
-/// A statement failed, or a record is unreadable.
-pub fn running_nodes(path: &Path) -> Result<Vec<Node>, CdsError> {
-    let sql = |source| CdsError::Sql { path: path.to_owned(), what: "read nodes", source };
-    let conn = connect_read_only(path).map_err(sql)?;
-    let mut statement = conn.prepare("SELECT name, record FROM node ORDER BY name").map_err(sql)?;
-    let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))).map_err(sql)?;
-    let mut nodes = Vec::new();
-    for row in rows {
-        let (name, record) = row.map_err(sql)?;
-        let unreadable = |_| CdsError::State { path: path.to_owned(), name: format!("node {name}") };
-        nodes.push(serde_json::from_str(&record).map_err(unreadable)?);
-    }
-    Ok(nodes)
-}
-
 /// Reads the commit point; `None` if this is no filled data store.
 pub fn read_state(conn: &Connection) -> rusqlite::Result<Option<CdsState>> {
     if !conn.table_exists(Some("main"), "cds_state")? {
@@ -248,9 +187,6 @@ impl Cds {
         }
         let conn = connect(path).map_err(sql("open"))?;
         let state = read_state(&conn).map_err(sql("read the commit point"))?.ok_or_else(missing)?;
-        if is_superseded(&conn).map_err(sql("read the commit point"))? {
-            return Err(CdsError::Superseded { path: path.to_owned() });
-        }
         // Keys of nodes may be numbered here for the first time: one commit for all of them.
         conn.execute_batch("BEGIN IMMEDIATE").map_err(sql("open"))?;
         let mut cds = Cds::assemble_stored(path, conn, state)?;

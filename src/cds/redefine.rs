@@ -6,6 +6,7 @@
 //! row whose content, or whose keys as far as nodes hold them, differ becomes a net event like any other (R7). Unchanged rules keep the
 //! names of their paths, so rows that only they show bring no event. A crash before the commit leaves the former data store.
 
+use super::marks::Question;
 use super::nodes::{NodeChanges, NodeIndex, NodeScope};
 use super::rows::{TableSql, key_of, pick, read_row};
 use super::scope::{UnitScope, When};
@@ -127,7 +128,8 @@ impl Cds {
         &mut self,
         to: Redefinition,
         input: &UnitInput,
-        writer: &mut TxnprocWriter,
+        questions: &[Question],
+        writer: &mut TxnprocWriter<'_>,
         fill: impl FnOnce(&mut dyn FnMut(TableIndex, &Row) -> Result<(), E>) -> Result<(), E>,
     ) -> Result<Redefined, E> {
         let cds_error = |error: CdsError| E::from(RedefineError::from(error));
@@ -138,7 +140,7 @@ impl Cds {
             .take_shape(to)
             .map_err(cds_error)
             .and_then(|()| fill(&mut |table, row| self.insert_row(table, row).map_err(cds_error)))
-            .and_then(|()| self.emit_redefinition(&former, input, writer).map_err(E::from));
+            .and_then(|()| self.emit_redefinition(&former, input, questions, writer).map_err(E::from));
         if redefined.is_err() {
             self.rollback().map_err(cds_error)?;
         }
@@ -171,7 +173,13 @@ impl Cds {
         Ok(())
     }
 
-    fn emit_redefinition(&mut self, former: &Cds, input: &UnitInput, writer: &mut TxnprocWriter) -> Result<Redefined, RedefineError> {
+    fn emit_redefinition(
+        &mut self,
+        former: &Cds,
+        input: &UnitInput,
+        questions: &[Question],
+        writer: &mut TxnprocWriter<'_>,
+    ) -> Result<Redefined, RedefineError> {
         let mut state = former.state.clone();
         state.position = input.unit;
         state.day = input.day.map_or(state.day, |day| day.max(state.day));
@@ -188,8 +196,7 @@ impl Cds {
 
         let mut redefined = Redefined::default();
         let (events, held) = self.node_events(former, &steps, &changes, &mut redefined)?;
-        let begin =
-            UnitBegin { unit: input.unit, read_at_micros: input.read_at_micros, revision: state.revision, day: state.day };
+        let begin = UnitBegin { unit: input.unit, read_at_micros: input.read_at_micros, revision: state.revision, day: state.day };
         writer.begin_unit(&begin)?;
         shape.objects.iter().try_for_each(|object| writer.schema(object))?;
         if steps.values().any(|step| *step == NodeStep::Restart) {
@@ -199,12 +206,14 @@ impl Cds {
             writer.key(key)?;
         }
         events.iter().try_for_each(|event| writer.node(event))?;
+        // From here on the unit's end is known: marks are answered as of it.
+        self.pending = Some((state, changes));
+        self.marks(questions)?.iter().try_for_each(|mark| writer.mark(mark))?;
         for table in 0..self.dock.tables.len() {
             redefined.rows += self.compare_definitions(former, table, &shape, &held, writer)?;
         }
         writer.end_unit()?;
         self.state = former.state.clone();
-        self.pending = Some((state, changes));
         Ok(redefined)
     }
 
@@ -255,7 +264,8 @@ impl Cds {
         let mut held = HeldKeys::default();
         let all: BTreeSet<&ScopeKey> = sets.iter().flat_map(|(_, _, before, after)| before.iter().chain(after)).collect();
         held.numbers = all.into_iter().cloned().zip(0..).collect();
-        let number = |keys: &mut dyn Iterator<Item = &ScopeKey>| -> Vec<u32> { keys.filter_map(|key| held.numbers.get(key).copied()).collect() };
+        let number =
+            |keys: &mut dyn Iterator<Item = &ScopeKey>| -> Vec<u32> { keys.filter_map(|key| held.numbers.get(key).copied()).collect() };
         let mut events = Vec::new();
         for (name, step, before, after) in &sets {
             let node = (*name).clone();
@@ -293,7 +303,7 @@ impl Cds {
         table: TableIndex,
         shape: &Reshape,
         held: &HeldKeys,
-        writer: &mut TxnprocWriter,
+        writer: &mut TxnprocWriter<'_>,
     ) -> Result<u64, RedefineError> {
         let declared = &self.dock.tables[table];
         let Some(vertex) = emitting(self, table) else { return Ok(0) };

@@ -232,8 +232,7 @@ impl Cds {
     /// Stores the record of a node that runs.
     pub(super) fn store_node(&self, node: &Node) -> Result<(), CdsError> {
         let name = &node.name;
-        let record =
-            serde_json::to_string(node).map_err(|_| CdsError::State { path: self.path.clone(), name: format!("node {name}") })?;
+        let record = serde_json::to_string(node).map_err(|_| CdsError::State { path: self.path.clone(), name: format!("node {name}") })?;
         self.conn
             .execute(
                 "INSERT INTO node(name, record) VALUES(?1, ?2) ON CONFLICT(name) DO UPDATE SET record = excluded.record",

@@ -5,16 +5,17 @@ use crate::cli::confirm::confirm;
 use crate::cli::exit::{Exit, Outcome};
 use crate::cli::output::{Output, count, some};
 use crate::cli::project::{Project, Settings};
+use crate::docking::error::DockingError;
 use crate::docking::root::{Access, DockingRoot};
 use crate::model::value::display_key;
 use crate::rules::check::Checked;
 use crate::rules::problem::Problem;
 use crate::rules::starter;
 use crate::server::deploy::{self, DeployOptions, DeployPlan};
-use crate::server::pass::window_day;
 use crate::store::sqlite::ServerDatabase;
 use serde_json::{Value as Json, json};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Arguments of `init`.
@@ -146,7 +147,7 @@ pub(crate) fn deploy(named: Option<&Path>, args: &DeployArgs, output: Output) ->
         text: text.clone(),
         server_name: settings.server.name.clone(),
         database: settings.database.clone(),
-        day: window_day(i64::from(settings.server.day_starts_minutes)),
+        day_starts_minutes: i64::from(settings.server.day_starts_minutes),
     };
     let plan = deploy::plan(&options, &settings.root)?;
     for warning in warnings {
@@ -166,9 +167,17 @@ pub(crate) fn deploy(named: Option<&Path>, args: &DeployArgs, output: Output) ->
         return Ok(Exit::Failed);
     }
     let began = Instant::now();
-    let deployed = deploy::deploy(&options, &DockingRoot::open(&settings.root, Access::Exclusive)?)?;
+    let deployed = match DockingRoot::open(&settings.root, Access::Exclusive) {
+        Ok(root) => deploy::deploy(&options, &Arc::new(root))?,
+        Err(DockingError::InUse { .. }) => deploy::deploy_beside_service(&options, &settings.root)?,
+        Err(error) => return Err(error.into()),
+    };
     if output.is_json() {
         output.json(json!({ "plan": plan, "deployed": deployed }))?;
+    }
+    if !deployed.in_force {
+        output.say(format!("Revision {} is deployed; the service has not taken it over yet, its log says why.", deployed.revision))?;
+        return Ok(Exit::TryAgain);
     }
     output.say(format!("Deployed revision {} in {:.1} s.", deployed.revision, began.elapsed().as_secs_f64()))?;
     Ok(Exit::Done)
@@ -191,6 +200,10 @@ fn plan_text(plan: &DeployPlan, settings: &Settings) -> String {
     }
     if !on_database.is_empty() {
         lines.push(format!("  {database:<width$}  {}   undo: dockmaster uninstall", on_database.join(", ")));
+    }
+    if plan.active_nodes > 0 && !plan.builds_data_store && (plan.definition_changed || !plan.capture.is_empty()) {
+        let nodes = some(plan.active_nodes as u64, "node gets", "nodes get");
+        lines.push(format!("  {nodes} exactly the rows that it gains and loses, with one unit"));
     }
     if plan.builds_data_store {
         let created = if settings.root.exists() { "" } else { "created, " };

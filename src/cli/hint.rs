@@ -160,7 +160,8 @@ fn node(error: &NodeError) -> Option<String> {
 fn deploy(error: &DeployError) -> Option<String> {
     match error {
         DeployError::OtherServer { .. } => some("name another docking root: [server] root = \"..\", or move this one away"),
-        DeployError::ActiveNodes { .. } => some("disable the nodes, deploy, enable them and let them fetch their databases anew"),
+        DeployError::StoreLost { .. } => some("stop the service, then run dockmaster deploy again"),
+        DeployError::Take(_) => some("run dockmaster deploy again, or start dockmaster serve"),
         _ => None,
     }
 }
@@ -168,7 +169,6 @@ fn deploy(error: &DeployError) -> Option<String> {
 fn data_store(error: &CdsError) -> Option<String> {
     match error {
         CdsError::Missing { .. } => some("dockmaster deploy fills one"),
-        CdsError::Superseded { .. } => some("dockmaster deploy goes on where it was cut off"),
         CdsError::State { .. } | CdsError::Inconsistent { .. } => some(BEGIN_ANEW),
         _ => None,
     }

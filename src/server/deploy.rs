@@ -1,27 +1,37 @@
-//! `deploy`: puts a checked definition into force: capture on the server database, a filled data store in the docking
-//! root. `plan` says beforehand what it will do and changes nothing.
+//! `deploy`: puts a checked definition into force. `plan` says beforehand what it will do and changes nothing.
 //!
-//! It can be interrupted anywhere and run again: the data store is built beside its place and moved there last.
+//! The first time the data store is filled from a snapshot of the server database. From then on a deploy changes the server database
+//! alone: triggers, definition and a control in the log, in one transaction. The Transaction Processor takes the definition over with
+//! the unit that holds the control (`server::redefine`), whether nodes run or not, whether the service runs or `deploy` itself does it.
+//!
+//! It can be interrupted anywhere and run again: the first data store is built beside its place and moved there last.
 
 use super::nodes::restart_all;
+use super::pass::{self, ServeError, ServeOptions, Stage, window_day};
 use super::rebuild::{RebuildError, forget_ledger, rebuild};
 use super::txnproc::{TxnProcError, new_nonce};
 use crate::base::crash::{self, CrashPoint};
 use crate::base::ids::{Epoch, FileNo, Nonce, Revision, ServerId, TxnId};
 use crate::cds::fill::Filling;
-use crate::cds::layout::{StoppedTable, connect_read_only, is_superseded, read_state, read_stopped, reinstate, running_nodes, supersede};
+use crate::cds::layout::{connect_read_only, read_state};
 use crate::cds::{CdsError, CdsState};
 use crate::docking::ledger::Ledger;
 use crate::docking::root::DockingRoot;
 use crate::model::dock::Dock;
 use crate::model::node::{Node, NodeState};
 use crate::model::schema::Schema;
-use crate::store::control::Control;
-use crate::store::install::InstallPlan;
+use crate::store::install::{InstallPlan, Installed};
 use crate::store::local_build::{BuildError, check_local};
 use crate::store::sqlite::{ServerDatabase, StoreError};
 use crate::store::tail::Filled;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long `deploy` waits for the service to take a definition over.
+const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(600);
+/// How often it looks meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// What is to be deployed.
 #[derive(Debug, Clone)]
@@ -36,8 +46,8 @@ pub struct DeployOptions {
     pub server_name: String,
     /// The server database.
     pub database: PathBuf,
-    /// Today, days since 1970: where time windows begin.
-    pub day: i64,
+    /// Minutes after midnight UTC at which a new day begins for time windows.
+    pub day_starts_minutes: i64,
 }
 
 /// Why a definition cannot be put into force.
@@ -68,26 +78,15 @@ pub enum DeployError {
         /// Its identity; `None` if nothing of ours is in it.
         expected: Option<ServerId>,
     },
-    /// Nodes hold data by the definition in force.
-    #[error("{what} changed, and {} data by the definition in force; it cannot be changed under active nodes yet",
-        holders(first, *count - 1))]
-    ActiveNodes {
-        /// What changed.
-        what: String,
-        /// How many.
-        count: usize,
-        /// One of them.
-        first: String,
+    /// The data store is gone while another program works on the docking root.
+    #[error("docking root {} has no data store, and another program works on it", root.display())]
+    StoreLost {
+        /// The docking root.
+        root: PathBuf,
     },
-}
-
-/// `node ANNA holds`, `ANNA and 1 other node hold`, `ANNA and 2 other nodes hold`.
-fn holders(first: &str, others: usize) -> String {
-    match others {
-        0 => format!("node {first} holds"),
-        1 => format!("{first} and 1 other node hold"),
-        others => format!("{first} and {others} other nodes hold"),
-    }
+    /// The unit that holds the definition could not be taken.
+    #[error("the definition is deployed, but not taken over yet: {0}")]
+    Take(#[source] Box<ServeError>),
 }
 
 /// What `deploy` will do.
@@ -123,8 +122,10 @@ impl DeployPlan {
 pub struct Deployed {
     /// Revision now in force.
     pub revision: Revision,
-    /// Rows copied into the data store; `None` if it stayed as it was.
+    /// Rows copied into the first data store; `None` if there was one.
     pub rows: Option<u64>,
+    /// Whether the Transaction Processor has taken the definition over; else the service will.
+    pub in_force: bool,
 }
 
 /// Returns what `deploy` will do. Changes nothing.
@@ -145,9 +146,7 @@ pub fn plan(options: &DeployOptions, root: &Path) -> Result<DeployPlan, DeployEr
         stopped.into_iter().map(|(table, _)| table).collect()
     };
     let cds = root.join("cds.db");
-    // Tables that stopped once stay so until the data store is filled anew, even if they look right again.
-    let is_filled = holds_data(&cds)? && data_store_stopped(&cds)?.is_empty();
-    let builds_data_store = !is_filled || definition_changed || !capture.is_empty();
+    let builds_data_store = !cds.exists() || data_store_state(&cds)?.is_none();
     let rows = if builds_data_store {
         let counts = server.count_rows(&options.schema)?;
         options.dock.tables.iter().filter_map(|table| counts.get(&table.name)).sum()
@@ -166,96 +165,76 @@ pub fn plan(options: &DeployOptions, root: &Path) -> Result<DeployPlan, DeployEr
     })
 }
 
-/// Puts the definition into force. The docking root must be open exclusively.
-pub fn deploy(options: &DeployOptions, root: &DockingRoot) -> Result<Deployed, DeployError> {
+/// Puts the definition into force. The docking root must be open exclusively: no service runs.
+pub fn deploy(options: &DeployOptions, root: &Arc<DockingRoot>) -> Result<Deployed, DeployError> {
     let plan = plan(options, root.path())?;
     let server = ServerDatabase::open(&options.database)?;
-    let active = active_nodes(&server)?;
-    if let (Some(first), true) = (active.first(), plan.builds_data_store) {
-        let store = if root.cds_db().exists() { data_store_state(&root.cds_db())? } else { None };
-        let what = match (plan.definition_changed, plan.capture.is_empty()) {
-            (false, true) if store.is_none() => return refill(options, root, &server),
-            (true, _) => "the definition".to_owned(),
-            (false, false) => format!("table {}", plan.capture.join(", ")),
-            (false, true) => "a table that stopped".to_owned(),
-        };
-        return Err(DeployError::ActiveNodes { what, count: active.len(), first: first.name.to_string() });
+    check_owner(options, root.path(), &server)?;
+    // One that was lost is rebuilt where its files are left, and the nodes notice nothing.
+    let builds = plan.builds_data_store && !(server.is_installed()? && rebuild(&server, root, "there is none")?);
+    let installed = install(options, &server)?;
+    crash::at(CrashPoint::DeployInstalled);
+    let rows = if builds {
+        let identity = (installed.server_id, installed.epoch, installed.revision);
+        // Where the whole docking root is lost, the streams of all nodes begin anew, in band.
+        let is_root_lost = !active_nodes(&server)?.is_empty();
+        if is_root_lost {
+            forget_ledger(root)?;
+        }
+        Some(build_data_store(options, root, &server, identity, is_root_lost)?)
+    } else {
+        None
+    };
+    // The change is a unit of the log; here nobody else takes it.
+    let serve = ServeOptions { day_starts_minutes: options.day_starts_minutes, ..ServeOptions::new(options.database.clone(), "") };
+    pass::run(&serve, root, &[Stage::TxnProc]).map_err(|error| DeployError::Take(Box::new(error)))?;
+    Ok(Deployed { revision: installed.revision, rows, in_force: true })
+}
+
+/// Puts the definition into force while the service works on the docking root: the service takes it over, and this waits for it.
+pub fn deploy_beside_service(options: &DeployOptions, root: &Path) -> Result<Deployed, DeployError> {
+    let plan = plan(options, root)?;
+    let server = ServerDatabase::open(&options.database)?;
+    check_owner(options, root, &server)?;
+    if plan.builds_data_store {
+        return Err(DeployError::StoreLost { root: root.to_owned() });
     }
-    if root.cds_db().exists()
-        && let Some(old) = data_store_state(&root.cds_db())?
-    {
-        let expected = if server.is_installed()? { Some(server.identity()?.server_id) } else { None };
-        if expected != Some(old.server_id) {
-            return Err(DeployError::OtherServer {
-                root: root.path().to_owned(),
-                found: old.server_id,
-                database: options.database.clone(),
-                expected,
-            });
+    let installed = install(options, &server)?;
+    let until = Instant::now() + TAKEN_OVER_WITHIN;
+    let mut in_force = false;
+    while !in_force && Instant::now() < until {
+        in_force = data_store_state(&root.join("cds.db"))?.is_some_and(|state| state.revision >= installed.revision);
+        if !in_force {
+            std::thread::sleep(LOOK_AGAIN);
         }
     }
-    let superseded = plan.builds_data_store && root.cds_db().exists() && holds_data(&root.cds_db())?;
-    if plan.builds_data_store && root.cds_db().exists() && data_store_state(&root.cds_db())?.is_some() {
-        // Before the first change of the server database: cut off anywhere behind this, `deploy` finds that it has to fill it anew.
-        supersede(&root.cds_db())?;
-        crash::at(CrashPoint::DeploySuperseded);
-    }
-    let installed = server.install(&InstallPlan {
+    Ok(Deployed { revision: installed.revision, rows: None, in_force })
+}
+
+fn install(options: &DeployOptions, server: &ServerDatabase) -> Result<Installed, StoreError> {
+    server.install(&InstallPlan {
         dock: &options.dock,
         schema: &options.schema,
         revision_text: &options.text,
         server_name: &options.server_name,
-    });
-    if installed.is_err() && superseded {
-        // The definition before is still in force, and the data store is as good as it was.
-        reinstate(&root.cds_db())?;
-    }
-    let installed = installed?;
-    crash::at(CrashPoint::DeployInstalled);
-    if !plan.builds_data_store {
-        return Ok(Deployed { revision: installed.revision, rows: None });
-    }
-    let rows = build_data_store(options, root, &server, (installed.server_id, installed.epoch, installed.revision), false)?;
-    Ok(Deployed { revision: installed.revision, rows: Some(rows) })
-}
-
-/// Puts a data store in the place of one that is lost, under nodes that are in use. Where its files are left it is rebuilt and the
-/// nodes notice nothing; where the whole docking root is lost, the streams of all nodes begin anew, in band.
-fn refill(options: &DeployOptions, root: &DockingRoot, server: &ServerDatabase) -> Result<Deployed, DeployError> {
-    let identity = server.identity()?;
-    if rebuild(server, root, "there is none")? {
-        return Ok(Deployed { revision: identity.revision, rows: None });
-    }
-    forget_ledger(root)?;
-    let rows = build_data_store(options, root, server, (identity.server_id, identity.epoch, identity.revision), true)?;
-    Ok(Deployed { revision: identity.revision, rows: Some(rows) })
-}
-
-/// Returns whether there is a data store that stages can go on with.
-fn holds_data(path: &Path) -> Result<bool, CdsError> {
-    let look = |conn: &rusqlite::Connection| Ok(read_state(conn)?.is_some() && !is_superseded(conn)?);
-    if !path.exists() {
-        return Ok(false);
-    }
-    connect_read_only(path).and_then(|conn| look(&conn)).map_err(|source| CdsError::Sql {
-        path: path.to_owned(),
-        what: "read the commit point",
-        source,
     })
+}
+
+/// A docking root is for one server database.
+fn check_owner(options: &DeployOptions, root: &Path, server: &ServerDatabase) -> Result<(), DeployError> {
+    let path = root.join("cds.db");
+    let Some(state) = (if path.exists() { data_store_state(&path)? } else { None }) else { return Ok(()) };
+    let expected = if server.is_installed()? { Some(server.identity()?.server_id) } else { None };
+    if expected == Some(state.server_id) {
+        return Ok(());
+    }
+    Err(DeployError::OtherServer { root: root.to_owned(), found: state.server_id, database: options.database.clone(), expected })
 }
 
 fn data_store_state(path: &Path) -> Result<Option<CdsState>, CdsError> {
     connect_read_only(path).and_then(|conn| read_state(&conn)).map_err(|source| CdsError::Sql {
         path: path.to_owned(),
         what: "read the commit point",
-        source,
-    })
-}
-
-fn data_store_stopped(path: &Path) -> Result<Vec<StoppedTable>, CdsError> {
-    connect_read_only(path).and_then(|conn| read_stopped(&conn)).map_err(|source| CdsError::Sql {
-        path: path.to_owned(),
-        what: "read stopped tables",
         source,
     })
 }
@@ -276,48 +255,34 @@ fn build_data_store(
 ) -> Result<u64, DeployError> {
     let building = root.path().join("cds.db.new");
     for suffix in ["", "-journal", "-wal", "-shm"] {
-        let leftover = root.path().join(format!("cds.db.new{suffix}"));
-        if leftover.exists() {
-            root.disk().remove(&leftover).map_err(TxnProcError::from)?;
+        for name in ["cds.db.new", "cds.db"] {
+            let leftover = root.path().join(format!("{name}{suffix}"));
+            if leftover.exists() {
+                root.disk().remove(&leftover).map_err(TxnProcError::from)?;
+            }
         }
     }
     let nonce: Nonce = new_nonce()?;
     let previous = server.tail()?.map(|tail| tail.nonce);
     let mut position = TxnId::default();
-    // Nodes that were disabled or deleted and whose end was not read yet. The new data store goes on with them, without values.
-    let mut ended = if root.cds_db().exists() { running_nodes(&root.cds_db())? } else { Vec::new() };
-    for node in &mut ended {
-        node.attributes.clear();
-        node.model = None;
-    }
+    let day = window_day(options.day_starts_minutes);
     let rows = server.snapshot(|snapshot| -> Result<u64, DeployError> {
         position = snapshot.log_end()?;
-        let state = CdsState { server_id, server_name: options.server_name.clone(), epoch, revision, position, nonce, day: options.day };
+        let state = CdsState { server_id, server_name: options.server_name.clone(), epoch, revision, position, nonce, day };
         let mut filling = Filling::create(&building, options.dock.clone(), options.schema.clone(), state)?;
         for (number, table) in options.dock.tables.iter().enumerate() {
             let columns: Vec<String> = table.columns.iter().map(|column| column.name.clone()).collect();
             snapshot.scan::<DeployError>(&table.name, &columns, |row| Ok(filling.add(number, &row)?))?;
         }
-        if root.cds_db().exists() && data_store_state(&root.cds_db())?.is_some() {
-            filling.keep_files_of(&root.cds_db())?;
-        }
-        Ok(filling.finish(&ended)?)
+        Ok(filling.finish(&[])?)
     })?;
     crash::at(CrashPoint::DeployFilled);
-    // The rows of the log that ended them are behind the position: told again, they end the streams at the Router too.
-    for node in &ended {
-        let now = server.node(&node.name)?;
-        server.append_control(&match now {
-            Some(now) => Control::Node { node: now, before: Some(node.clone()) },
-            None => Control::NodeDeleted { name: node.name.clone(), before: Some(node.clone()) },
-        })?;
-    }
     if is_root_lost {
         let nodes = restart_all(server).map_err(|error| TxnProcError::from(RebuildError::Nodes(Box::new(error))))?;
         tracing::warn!(nodes, "the docking root was lost: the streams of all nodes begin anew, in band");
     }
     // From here on the server database knows this data store as the one that read it last.
-    server.write_filled(&Filled { position, revision, day: options.day })?;
+    server.write_filled(&Filled { position, revision, day })?;
     server.write_frozen(&[])?;
     server.write_tail(position, nonce, previous)?;
     crash::at(CrashPoint::DeployTail);

@@ -59,7 +59,8 @@ fn site(folder: &Path) {
     let server = ServerDatabase::open(&hq).unwrap();
     let schema = server.schema().unwrap();
     let text = "version = 1".to_owned();
-    deploy(&DeployOptions { dock: dock(), schema, text, server_name: "HQ".into(), database: hq.clone(), day: 20_000 }, &root).unwrap();
+    deploy(&DeployOptions { dock: dock(), schema, text, server_name: "HQ".into(), database: hq.clone(), day_starts_minutes: 0 }, &root)
+        .unwrap();
     let mut txnproc = TxnProc::open(&hq, Arc::clone(&root)).unwrap();
     let mut router = Router::open(Arc::clone(&root), RouterOptions::default()).unwrap();
     let mut route = || {

@@ -7,24 +7,23 @@
 
 use super::rebuild::{self, RebuildError, rebuild};
 use super::reconcile::{self, Compared, Standing};
-use crate::base::clock::now_micros;
+use super::redefine;
+use super::txnproc_queue::TxnprocQueue;
 use crate::base::crash::{self, CrashPoint};
 use crate::base::disk::DiskError;
-use crate::base::ids::{ContentHash, FileNo, NodeName, Nonce, Revision, TxnId};
+use crate::base::ids::{NodeName, Nonce, Revision, TxnId};
 use crate::base::step::Progress;
 use crate::cds::compare::Reconciled;
 use crate::cds::layout::{StoppedTable, TxnprocFile, pin_snapshot};
 use crate::cds::marks::Question;
 use crate::cds::nodes::NodeScope;
-use crate::cds::unit::{NodeChange, RowChange, UnitInput};
+use crate::cds::redefine::Redefined;
+use crate::cds::unit::{RowChange, UnitInput};
 use crate::cds::view::visible_rows;
 use crate::cds::{Cds, CdsError, CdsState};
 use crate::docking::error::DockingError;
-use crate::docking::queue;
 use crate::docking::root::DockingRoot;
 use crate::dx::error::DxError;
-use crate::dx::header::{DxDirection, Header};
-use crate::dx::writer::TxnprocWriter;
 use crate::model::dock::Dock;
 use crate::model::event::NodeEvent;
 use crate::model::schema::Schema;
@@ -34,12 +33,8 @@ use crate::store::heal::Healing;
 use crate::store::log::{Marked, ReadOptions, UnitReading};
 use crate::store::sqlite::{ServerDatabase, StoreError};
 use rusqlite::Connection;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
-
-/// Level at which txnproc files are compressed.
-const ZSTD_LEVEL: i32 = 1;
 
 /// Rows of the log that stay behind the position, for people to look at.
 const LOG_ROWS_KEPT: i64 = 10_000;
@@ -73,6 +68,23 @@ pub enum TxnProcError {
     /// The data store is lost and cannot be rebuilt.
     #[error("the data store cannot be rebuilt: {0}")]
     Rebuild(#[from] RebuildError),
+    /// A unit could not be encoded.
+    #[error("a unit cannot be written to a file")]
+    Encode(#[source] DxError),
+    /// The definition that the log announces is not there.
+    #[error("definition {revision} was announced, but the server database does not have it")]
+    NoDefinition {
+        /// The definition.
+        revision: Revision,
+    },
+    /// A table is not what it was when the definition was deployed, and the definition is not in force yet.
+    #[error("table {table} changed again after the last deploy ({reason})")]
+    ChangedAgain {
+        /// The table.
+        table: String,
+        /// How.
+        reason: String,
+    },
     /// No random numbers from the system.
     #[error("the system gives no random numbers: {0}")]
     Random(String),
@@ -86,6 +98,7 @@ impl TxnProcError {
             TxnProcError::Cds(CdsError::Sql { source, .. }) => is_transient(source),
             TxnProcError::Disk(error) => error.is_no_space(),
             TxnProcError::Docking(error) => error.is_transient(),
+            error if error.is_changed_again() => true,
             _ => false,
         }
     }
@@ -124,6 +137,15 @@ impl PendingExtracts {
     }
 }
 
+/// What was done in the snapshot of a unit.
+#[derive(Debug)]
+enum Looked {
+    /// Tables in doubt were compared.
+    Compared(Compared),
+    /// Another definition was put into force; the unit is written.
+    Redefined(Redefined, TxnprocFile),
+}
+
 /// What one step did.
 #[derive(Debug)]
 pub struct Step {
@@ -139,9 +161,7 @@ pub struct TxnProc {
     server: ServerDatabase,
     cds: Cds,
     root: Arc<DockingRoot>,
-    last_file: FileNo,
-    last_hash: ContentHash,
-    last_unit: TxnId,
+    files: TxnprocQueue,
     purged_upto: TxnId,
     /// What stood in doubt when healing was tried last: trying again would find the same.
     tried: Option<(i64, Vec<String>)>,
@@ -159,18 +179,8 @@ impl TxnProc {
                 if rebuild(&server, &root, &reason)? { Cds::open(&root.cds_db()) } else { again.and_then(|()| Cds::open(&root.cds_db())) };
         }
         let cds = opened?;
-        let last = cds.last_file()?;
-        // After a new filling of the data store the files go on where they were: each range begins where the last one ended.
-        let (last_file, last_hash, last_unit) =
-            last.map_or((FileNo(0), ContentHash::default(), cds.state().position), |file| (file.file_no, file.content_hash, file.last));
-        root.disk().clean_tmp(&root.txnproc_tmp())?;
-        for file in queue::list(&root.txnproc())?.files {
-            if file.file_no > last_file {
-                tracing::info!(stage = "txnproc", file = %file.file_no, "deleting a file that was never committed");
-                root.disk().remove(&file.path)?;
-            }
-        }
-        Ok(TxnProc { server, cds, root, last_file, last_hash, last_unit, purged_upto: TxnId::default(), tried: None })
+        let files = TxnprocQueue::open(Arc::clone(&root), &cds)?;
+        Ok(TxnProc { server, cds, root, files, purged_upto: TxnId::default(), tried: None })
     }
 
     /// Returns the data store.
@@ -204,59 +214,86 @@ impl TxnProc {
         self.server.check_mark(&options)?;
         self.heal()?;
         let read = self.server.read_unit_with(&options, |snapshot, unit| {
+            let input = redefine::controls(unit);
+            if let Some(to) = redefine::asked(&self.cds, snapshot, &input)? {
+                let (cds, revision) = (&mut self.cds, input.revision.unwrap_or(state.revision));
+                let mut redefined = Redefined::default();
+                let file = self.files.write(&state, unit.upto, revision, |writer| {
+                    redefined = redefine::redefine(cds, snapshot, to, unit, &input, &questions(unit), writer)?;
+                    Ok(())
+                })?;
+                return Ok((Looked::Redefined(redefined, file), Vec::new()));
+            }
             let mut compared = reconcile::compare(&self.cds, snapshot, unit)?;
             let uncarried = std::mem::take(&mut compared.uncarried);
-            Ok::<_, TxnProcError>((compared, uncarried))
-        })?;
-        let Some((reading, compared)) = read else {
-            self.purge_log()?;
-            return Ok(idle);
-        };
-
-        crash::at(CrashPoint::CaptureRead);
-        let nonce = new_nonce()?;
-        self.server.write_tail(reading.upto, nonce, Some(state.nonce))?;
-        crash::at(CrashPoint::CaptureTail);
-
-        let unit = reading.upto;
-        let questions = questions(&reading);
-        let input = self.input(reading, compared)?;
-        if let Some(stopped) = &input.stopped {
-            // Before the commit here: the note there may say too much, never too little.
-            self.server.write_frozen(&stopped.iter().map(|note| note.table.clone()).collect::<Vec<_>>())?;
-        }
-        let mut events = self.cds.process(&input)?;
-        crash::at(CrashPoint::TxnprocProcessed);
-        let marks = self.cds.marks(&questions).map_err(TxnProcError::from);
-        let written = marks.and_then(|marks| {
-            events.marks = marks;
-            self.write_file(&state, unit, events.revision, |writer| {
-                writer.unit(&events).map_err(|source| TxnProcError::Dx { unit, source })
-            })
+            Ok::<_, TxnProcError>((Looked::Compared(compared), uncarried))
         });
-        let file = match written {
-            Ok(file) => file,
+        let read = match read {
+            Ok(read) => read,
             Err(error) => {
                 self.cds.rollback()?;
                 return Err(error);
             }
         };
+        let Some((reading, looked)) = read else {
+            self.purge_log()?;
+            return Ok(idle);
+        };
+
+        crash::at(CrashPoint::CaptureRead);
+        let taken = self.take(&state, reading, looked);
+        let started = match taken {
+            Ok(started) => started,
+            Err(error) => {
+                self.cds.rollback()?;
+                return Err(error);
+            }
+        };
+        let started: Vec<NodeScope> = started.iter().filter_map(|node| self.cds.nodes().get(node).cloned()).collect();
+        let share = started.len().div_ceil(SNAPSHOTS_OF_A_UNIT).max(1);
+        let extracts = started.chunks(share).map(|nodes| self.pending_extracts(nodes)).collect::<Result<_, _>>()?;
+        Ok(Step { progress: Progress::Worked, extracts })
+    }
+
+    /// Makes a unit durable, publishes and commits it. Returns the nodes whose stream begins after it.
+    fn take(&mut self, state: &CdsState, reading: UnitReading, looked: Looked) -> Result<Vec<NodeName>, TxnProcError> {
+        let nonce = new_nonce()?;
+        let unit = reading.upto;
+        self.server.write_tail(unit, nonce, Some(state.nonce))?;
+        crash::at(CrashPoint::CaptureTail);
+        let redefined = matches!(looked, Looked::Redefined(..));
+        let (file, started, rows) = match looked {
+            Looked::Redefined(redefined, file) => (file, redefined.started, redefined.rows),
+            Looked::Compared(compared) => {
+                let questions = questions(&reading);
+                let input = self.input(reading, compared)?;
+                if let Some(stopped) = &input.stopped {
+                    // Before the commit here: the note there may say too much, never too little.
+                    self.server.write_frozen(&stopped.iter().map(|note| note.table.clone()).collect::<Vec<_>>())?;
+                }
+                let mut events = self.cds.process(&input)?;
+                crash::at(CrashPoint::TxnprocProcessed);
+                events.marks = self.cds.marks(&questions)?;
+                let file = self.files.write(state, unit, events.revision, |writer| {
+                    writer.unit(&events).map_err(|source| TxnProcError::Dx { unit, source })
+                })?;
+                let started = events.nodes.iter().filter_map(|event| match event {
+                    NodeEvent::Start { node, .. } => Some(node.clone()),
+                    _ => None,
+                });
+                (file, started.collect(), events.rows.len() as u64)
+            }
+        };
         crash::at(CrashPoint::TxnprocFile);
         self.cds.commit(&file, nonce)?;
         crash::at(CrashPoint::TxnprocCommitted);
-        self.last_file = file.file_no;
-        self.last_hash = file.content_hash;
-        self.last_unit = file.last;
-
-        let started = events.nodes.iter().filter_map(|event| match event {
-            NodeEvent::Start { node, .. } => self.cds.nodes().get(node).cloned(),
-            _ => None,
-        });
-        let started: Vec<NodeScope> = started.collect();
-        let share = started.len().div_ceil(SNAPSHOTS_OF_A_UNIT).max(1);
-        let extracts = started.chunks(share).map(|nodes| self.pending_extracts(nodes)).collect::<Result<_, _>>()?;
-        tracing::debug!(stage = "txnproc", unit = %unit, rows = events.rows.len(), "unit committed");
-        Ok(Step { progress: Progress::Worked, extracts })
+        self.files.wrote(&file);
+        if redefined {
+            // Every table was read anew.
+            self.server.write_frozen(&[])?;
+        }
+        tracing::debug!(stage = "txnproc", unit = %unit, rows, "unit committed");
+        Ok(started)
     }
 
     /// Puts capture right where it was interrupted, and asks for a comparison of what may have been missed.
@@ -305,7 +342,7 @@ impl TxnProc {
     }
 
     fn input(&self, reading: UnitReading, compared: Compared) -> Result<UnitInput, TxnProcError> {
-        let mut input = UnitInput { unit: reading.upto, read_at_micros: now_micros(), ..UnitInput::default() };
+        let mut input = redefine::controls(&reading);
         // Once more, now that what the comparison found is known.
         let standing = Standing::of(&self.cds, &reading)?;
         input.stopped = standing.noted;
@@ -320,70 +357,7 @@ impl TxnProc {
         input.changes.extend(compared.changes.into_iter().filter(|change| is_compared(change.table)));
         let is_found = |found: &Reconciled| self.cds.dock().table(&found.table).is_some_and(is_compared);
         input.reconciled = compared.found.into_iter().filter(is_found).collect();
-        for control in reading.controls {
-            match control {
-                Control::Node { node, .. } => input.nodes.push(NodeChange::Set(node)),
-                Control::NodeDeleted { name, .. } => input.nodes.push(NodeChange::Deleted(name)),
-                Control::Definition { revision } => input.revision = Some(revision),
-                Control::Reconcile { .. } | Control::Verify { .. } => {}
-                Control::Tick { day } => input.day = Some(day),
-            }
-        }
         Ok(input)
-    }
-
-    /// Writes the next file; `fill` appends its one unit. Nothing stands under the file's name unless all went well.
-    fn write_file(
-        &self,
-        state: &CdsState,
-        unit: TxnId,
-        revision: Revision,
-        fill: impl FnOnce(&mut TxnprocWriter<'_>) -> Result<(), TxnProcError>,
-    ) -> Result<TxnprocFile, TxnProcError> {
-        let header = Header {
-            direction: DxDirection::Txnproc,
-            server_id: state.server_id,
-            epoch: state.epoch,
-            node: None,
-            incarnation: Default::default(),
-            file_no: self.last_file.next(),
-            first: TxnId(self.last_unit.0 + 1),
-            last: unit,
-            revision,
-            previous: self.last_hash,
-            install_id: Default::default(),
-            applied_unit: TxnId::default(),
-        };
-        let dx = |source| TxnProcError::Dx { unit, source };
-        let mut failed = None;
-        let name = header.file_no.file_name();
-        let written = self.root.disk().put_with(&self.root.txnproc_tmp(), &self.root.txnproc(), &name, |out| {
-            let write = || {
-                let mut writer = TxnprocWriter::begin(&header, ZSTD_LEVEL, out).map_err(dx)?;
-                fill(&mut writer)?;
-                writer.finish().map_err(dx)
-            };
-            write().map_err(|error| match error {
-                // A full disk is the disk's matter, not the unit's.
-                TxnProcError::Dx { source: DxError::Io { source, .. }, .. } => source,
-                other => {
-                    failed = Some(other);
-                    io::Error::other("its content could not be made")
-                }
-            })
-        });
-        let summary = match (written, failed) {
-            (Err(_), Some(error)) => return Err(error),
-            (written, _) => written?,
-        };
-        Ok(TxnprocFile {
-            file_no: header.file_no,
-            first: header.first,
-            last: header.last,
-            content_hash: summary.content_hash,
-            bytes: summary.bytes,
-            created_micros: now_micros(),
-        })
     }
 
     fn pending_extracts(&self, nodes: &[NodeScope]) -> Result<PendingExtracts, TxnProcError> {

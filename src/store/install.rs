@@ -109,7 +109,15 @@ impl ServerDatabase {
                 interrupted.push(target.dock.name.clone());
             }
         }
+        let was = self.identity()?.revision;
         let revision = self.write_definition(plan, moved)?;
+        if revision == was {
+            // Nothing else takes these tables over again: what was missed is found by a comparison (R6).
+            for table in &interrupted {
+                let reason = "its capture was interrupted".to_owned();
+                self.log_control(&Control::Reconcile { tables: vec![table.clone()], reason })?;
+            }
+        }
         let identity = self.identity()?;
         transaction.commit().map_err(fault())?;
         Ok(Installed { server_id: identity.server_id, epoch: identity.epoch, revision, interrupted })

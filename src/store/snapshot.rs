@@ -2,10 +2,11 @@
 //!
 //! Everything read through one [`Snapshot`] is as of one transaction boundary, the end of the log included. Writers are not held up.
 
-use crate::base::ids::TxnId;
+use crate::base::ids::{Revision, TxnId};
 use crate::model::node::Node;
 use crate::model::schema::Schema;
 use crate::model::value::{Row, Value};
+use crate::store::deployed::Deployed;
 use crate::store::install::Identity;
 use crate::store::log::too_long;
 use crate::store::sqlite::{ServerDatabase, StoreError, quote_name, value_of};
@@ -38,6 +39,14 @@ impl Snapshot<'_> {
     /// A statement failed.
     pub fn log_end(&self) -> Result<TxnId, StoreError> {
         self.database.log_end()
+    }
+
+    /// Returns a deployed definition.
+    ///
+    /// # Errors
+    /// The row is damaged, or a statement failed.
+    pub fn deployed(&self, revision: Revision) -> Result<Option<Deployed>, StoreError> {
+        self.database.deployed(revision)
     }
 
     /// Returns the schema.

@@ -83,7 +83,7 @@ impl Yard {
         let server = ServerDatabase::open(&hq).unwrap();
         let text = "version = 1".to_owned();
         let schema = server.schema().unwrap();
-        let options = DeployOptions { dock: dock(), schema, text, server_name: "HQ".into(), database: hq.clone(), day: 20_000 };
+        let options = DeployOptions { dock: dock(), schema, text, server_name: "HQ".into(), database: hq.clone(), day_starts_minutes: 0 };
         deploy(&options, &root).unwrap();
         for (place, name) in names.iter().enumerate() {
             let mut settings = NodeSettings::default();

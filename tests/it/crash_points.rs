@@ -46,7 +46,7 @@ fn victim(point: CrashPoint) -> Victim {
         DiskOperation | ExchangeBegun | ExchangeStored | ExchangeWhole | ExchangeRenamed | ExchangeAcknowledged | ApplyUnit
         | ApplyCommit | ApplyCommitted | ApplyRemoved => Victim::Sync,
         RebuildFilled | RebuildDone => Victim::Rebuild,
-        DeploySuperseded | DeployInstalled | DeployFilled | DeployTail | DeployDone => Victim::Deploy,
+        DeployInstalled | DeployFilled | DeployTail | DeployDone => Victim::Deploy,
     }
 }
 

@@ -62,30 +62,6 @@ fn r26_a_data_store_whose_program_was_killed_is_replaced_without_its_write_ahead
 }
 
 #[test]
-fn r26_a_deploy_that_was_cut_off_is_done_again() {
-    let mut site = site(ONE);
-    site.dockmaster_ok(&["run"]);
-    // What a deploy leaves that is killed after its change of the server database: the old data store, marked.
-    let old = site.path("old.db");
-    redefine(&site, BOTH);
-    dockmaster::cds::layout::supersede(&site.path("docking/cds.db")).unwrap();
-    std::fs::copy(site.path("docking/cds.db"), &old).unwrap();
-    site.dockmaster_ok(&["deploy", "--yes"]);
-    for suffix in ["-wal", "-shm"] {
-        let _ = std::fs::remove_file(site.path(&format!("docking/cds.db{suffix}")));
-    }
-    std::fs::copy(&old, site.path("docking/cds.db")).unwrap();
-
-    let refused = site.dockmaster(&["run"]);
-    assert_eq!(refused.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("run `dockmaster deploy` again"), "{refused:?}");
-    assert!(!site.dockmaster_ok(&["deploy", "--yes"]).contains("Nothing to do"));
-    site.dockmaster_ok(&["node", "add", "X", "--set", "emp=1"]);
-    site.sqlite3("hq.db", "UPDATE b SET t = 'changed'");
-    assert_sees_a(&mut site, "x.db", "b");
-}
-
-#[test]
 fn a_deploy_that_is_refused_leaves_the_data_store_in_force() {
     let site = site(ONE);
     site.dockmaster_ok(&["run"]);

@@ -10,7 +10,7 @@ use dockmaster::rules::check::check;
 use dockmaster::rules::problem::SourceFile;
 use dockmaster::server::deploy::{DeployOptions, deploy};
 use dockmaster::server::nodes::{self, NodeSettings};
-use dockmaster::server::pass::{Pass, ServeOptions, Stage, run, window_day};
+use dockmaster::server::pass::{Pass, ServeOptions, Stage, run};
 use dockmaster::store::local::LocalDatabase;
 use dockmaster::store::predicate::PredicateChecker;
 use dockmaster::store::sqlite::ServerDatabase;
@@ -53,7 +53,7 @@ impl Direct {
             text: checked.text,
             server_name: "HQ".into(),
             database: site.path("hq.db"),
-            day: window_day(0),
+            day_starts_minutes: 0,
         };
         deploy(&options, &root).unwrap();
         Direct { site, root, dock: options.dock, brought: BTreeMap::new() }

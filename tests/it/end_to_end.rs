@@ -102,7 +102,7 @@ fn sr1_to_sr22_without_the_network() {
         text: "version = 1".into(),
         server_name: "HQ".into(),
         database: hq.clone(),
-        day: 20_000,
+        day_starts_minutes: 0,
     };
     deploy(&options, &root).unwrap();
 
@@ -185,7 +185,8 @@ fn h1_a_pass_purges_what_was_read_and_keeps_the_last_rows_for_people() {
     let root = Arc::new(DockingRoot::open(&folder.path().join("docking"), Access::Exclusive).unwrap());
     let schema = ServerDatabase::open(&hq).unwrap().schema().unwrap();
     let text = "version = 1".to_owned();
-    deploy(&DeployOptions { dock: dock(), schema, text, server_name: "HQ".into(), database: hq.clone(), day: 20_000 }, &root).unwrap();
+    deploy(&DeployOptions { dock: dock(), schema, text, server_name: "HQ".into(), database: hq.clone(), day_starts_minutes: 0 }, &root)
+        .unwrap();
     let many =
         "WITH RECURSIVE n(i) AS (SELECT 100 UNION ALL SELECT i + 1 FROM n WHERE i < 15099) INSERT INTO customer SELECT i, 'c' FROM n";
     Connection::open(&hq).unwrap().execute_batch(many).unwrap();
