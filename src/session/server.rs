@@ -560,10 +560,9 @@ impl ServerSession {
                 self.turn(Turned::plain(RefusalCode::Stale, format!("{} became stale while connected: fetch the database anew", node.name)))
             }
             // While the session itself starts the node, the number is about to change.
-            Some(node) if node.incarnation > self.incarnation && node.extracted <= self.incarnation => self.turn(Turned::plain(
-                RefusalCode::BegunAnew,
-                format!("the stream of {} begins anew: it fetches everything that it sees when it calls again", node.name),
-            )),
+            Some(node) if node.incarnation > self.incarnation && node.extracted <= self.incarnation => {
+                self.turn(Turned::plain(RefusalCode::BegunAnew, format!("the stream of {} begins anew: call again", node.name)))
+            }
             Some(node) if node.incarnation != self.incarnation && !matches!(self.state, State::InitDeciding | State::InitStarting) => self
                 .turn(Turned::plain(
                     RefusalCode::Incarnation,
