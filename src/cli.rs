@@ -15,6 +15,7 @@ pub mod exit;
 mod explain_command;
 pub mod explain_view;
 pub mod hint;
+mod history_command;
 pub mod logging;
 pub mod node_commands;
 pub mod output;

@@ -1,9 +1,11 @@
 //! Layer 4: the server side, one file per Siebel component.
 
+pub mod alerting;
 pub mod deploy;
 pub mod directory;
 pub mod explain;
 pub mod extract;
+pub mod metrics;
 pub mod nodes;
 pub mod outbox;
 pub mod pass;

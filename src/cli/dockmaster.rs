@@ -75,6 +75,8 @@ enum Command {
     Reconcile(reconcile_command::ReconcileArgs),
     /// Show how far everybody is, and what needs a person
     Status,
+    /// Print all positions, lags and counts for Prometheus (textfile collector of node_exporter)
+    Metrics,
     /// Say why a node has a row or has not: rule by rule, then stage by stage
     Explain(explain_command::ExplainArgs),
     /// Compare nodes with what they should see, row by row, at one place of the stream
@@ -114,6 +116,7 @@ fn run(arguments: &Arguments) -> Outcome {
         Command::Extract(args) => server_commands::extract(named, args, output),
         Command::Reconcile(args) => reconcile_command::reconcile(named, args, output),
         Command::Status => server_commands::status(named, output),
+        Command::Metrics => server_commands::metrics(named, output),
         Command::Explain(args) => explain_command::explain(named, args, output),
         Command::Verify(args) => verify_command::verify(named, args, output),
         Command::Bench(command) => bench_commands::bench(command, output),

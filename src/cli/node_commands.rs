@@ -3,6 +3,7 @@
 use crate::base::ids::NodeName;
 use crate::cli::confirm::confirm;
 use crate::cli::exit::{Exit, Outcome};
+use crate::cli::history_command::{self, HistoryArgs};
 use crate::cli::output::{Output, some, table};
 use crate::cli::project::{Project, Settings};
 use crate::docking::root::{Access, DockingRoot};
@@ -33,6 +34,8 @@ The columns of the file: name, model (may be left out), attributes of [node].")]
     List,
     /// Show one node: what it is set to, how far it is, its last sessions
     Show(NameArgs),
+    /// What happened to a node: sessions, settings, extracts, comparisons; newest first
+    History(HistoryArgs),
     /// Change attributes or the model of a node; rows enter and leave its view with the next sync
     #[command(
         after_help = "Examples:\n  dockmaster node set ANNA --set employee=4\n  dockmaster node set VENUS --set vessel=9074729 --set vessel=9074731      several values\n  dockmaster node set VENUS --set vessel=                                no value"
@@ -149,6 +152,7 @@ pub(crate) fn node(named: Option<&Path>, command: &NodeCommand, output: Output) 
         NodeCommand::Add(args) => add(named, args, output),
         NodeCommand::List => list(named, output),
         NodeCommand::Show(args) => show(named, &args.name, output),
+        NodeCommand::History(args) => history_command::history(named, args, output),
         NodeCommand::Set(args) => set(named, args, output),
         NodeCommand::Enable(args) => {
             let node = nodes::enable(&open(named)?, &args.name)?;
@@ -279,15 +283,17 @@ fn show(named: Option<&Path>, name: &NodeName, output: Output) -> Outcome {
     let settings = Settings::load(named)?;
     let node = nodes::show(&ServerDatabase::open(&settings.database)?, name)?;
     let root = DockingRoot::open(&settings.root, Access::Look)?;
-    let (mut mark, mut sessions, mut alerts) = (None, Vec::new(), Vec::new());
+    let (mut mark, mut sessions, mut alerts, mut stop) = (None, Vec::new(), Vec::new(), None);
     if let Some(database) = SessionsDb::open_to_read(&root.sessions_db())? {
         mark = database.mark(name, node.incarnation)?;
         sessions = database.sessions(Some(name), 5)?;
         alerts = database.alerts(Some(name))?;
+        stop = database.stop_of(name, node.incarnation)?;
     }
     if output.is_json() {
         let mut document = node_json(&node);
         document["applied"] = json!(mark.as_ref().map(|mark| mark.applied.unit.0));
+        document["stopped"] = json!(stop.as_ref().map(|stop| json!({ "since": stop.since, "reason": stop.reason })));
         document["alerts"] = json!(alerts.iter().map(|alert| json!({ "at": alert.at, "text": alert.text })).collect::<Vec<_>>());
         document["sessions"] = sessions
             .iter()
@@ -305,6 +311,9 @@ fn show(named: Option<&Path>, name: &NodeName, output: Output) -> Outcome {
             Some(mark) => format!("applied  txn {} (file {}), received file {}", mark.applied.unit, mark.applied.file, mark.received),
             None => "applied  nothing yet".to_owned(),
         })?;
+        if let Some(stop) = &stop {
+            output.line(format!("! stopped since {}: {}", time(stop.since), stop.reason))?;
+        }
         for session in &sessions {
             let outcome = if session.ended.is_none() { "goes on" } else { &session.outcome };
             let line = format!("session  {} {} from {}: {outcome} {}", time(session.began), session.mode, session.peer, session.detail);
@@ -317,14 +326,14 @@ fn show(named: Option<&Path>, name: &NodeName, output: Output) -> Outcome {
             output.say(format!("When it is dealt with:  dockmaster node clear {name}"))?;
         }
     }
-    Ok(if alerts.is_empty() { Exit::Done } else { Exit::NeedsPerson })
+    Ok(if alerts.is_empty() && stop.is_none() { Exit::Done } else { Exit::NeedsPerson })
 }
 
-fn time(seconds: i64) -> String {
+pub(crate) fn time(seconds: i64) -> String {
     jiff::Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |at| at.strftime("%Y-%m-%d %H:%M:%SZ").to_string())
 }
 
-fn attributes_text(node: &Node) -> String {
+pub(crate) fn attributes_text(node: &Node) -> String {
     let one = |(name, values): (&String, &Vec<Value>)| format!("{name}={}", values.iter().map(plain).collect::<Vec<_>>().join(","));
     if node.attributes.is_empty() { "-".to_owned() } else { node.attributes.iter().map(one).collect::<Vec<_>>().join(" ") }
 }

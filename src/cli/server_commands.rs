@@ -10,6 +10,7 @@ use crate::cli::status_view;
 use crate::docking::error::DockingError;
 use crate::docking::root::{Access, DockingRoot};
 use crate::model::node::NodeState;
+use crate::server::metrics::text as metrics_text;
 use crate::server::nodes;
 use crate::server::pass::{self, Pass, ServeOptions, Stage};
 use crate::server::status::{StatusOptions, status as server_status};
@@ -21,8 +22,7 @@ use std::sync::Arc;
 /// Shows how far everybody is; exit code 1 if something waits for a person.
 pub(crate) fn status(named: Option<&Path>, output: Output) -> Outcome {
     let settings = Settings::load(named)?;
-    let options = StatusOptions { database: settings.database, root: settings.root, server_name: settings.server.name, now: now_seconds() };
-    let status = server_status(&options)?;
+    let status = server_status(&status_options(&settings))?;
     if output.is_json() {
         output.json(status_view::server_json(&status))?;
     } else {
@@ -30,6 +30,24 @@ pub(crate) fn status(named: Option<&Path>, output: Output) -> Outcome {
     }
     let in_need = !status.needs.is_empty() || status.nodes_in_need() > 0;
     Ok(if in_need { Exit::NeedsPerson } else { Exit::Done })
+}
+
+/// Prints all positions, lags and counts as Prometheus text.
+pub(crate) fn metrics(named: Option<&Path>, output: Output) -> Outcome {
+    let settings = Settings::load(named)?;
+    let text = metrics_text(&server_status(&status_options(&settings))?)?;
+    output.line(text.trim_end())?;
+    Ok(Exit::Done)
+}
+
+/// Where `status`, `metrics` and the alert hook look.
+pub(crate) fn status_options(settings: &Settings) -> StatusOptions {
+    StatusOptions {
+        database: settings.database.clone(),
+        root: settings.root.clone(),
+        server_name: settings.server.name.clone(),
+        now: now_seconds(),
+    }
 }
 
 /// A stage as the command line names it.
@@ -60,6 +78,7 @@ pub(crate) fn serve_options(settings: &Settings) -> ServeOptions {
     ServeOptions {
         database: settings.database.clone(),
         listen: settings.server.listen.clone(),
+        alert_command: settings.server.alert_command.clone(),
         day_starts_minutes: i64::from(settings.server.day_starts_minutes),
         retention: settings.server.retention,
     }

@@ -3,7 +3,7 @@
 use crate::base::clock::now_seconds;
 use crate::cds::compare::Reconciled;
 use crate::cli::output::{ago, bytes, count, some, table};
-use crate::server::status::{NodeCondition, NodeStatus, ServerStatus};
+use crate::server::status::{Light, NodeCondition, NodeStatus, ServerStatus};
 use serde_json::{Value as Json, json};
 
 /// Returns the status of the server as text.
@@ -45,7 +45,12 @@ fn comparison(of: &Reconciled) -> String {
 }
 
 fn stages(status: &ServerStatus) -> String {
-    let well = if status.needs.is_empty() { "ok" } else { "needs a person" };
+    // A light that is not green by a need is so by a lag or by the disk, which stand in the line themselves.
+    let well = match status.light() {
+        Light::Green => "ok".to_owned(),
+        light if status.needs.is_empty() => light.to_string(),
+        light => format!("{light}, needs a person"),
+    };
     let mut parts = vec![format!("{} {well}", status.server_name)];
     if let Some(revision) = status.revision {
         parts.push(format!("revision {revision}"));
@@ -87,7 +92,11 @@ fn node_rows(node: &NodeStatus) -> Vec<Vec<String>> {
 /// Returns the status of the server as JSON.
 pub fn server_json(status: &ServerStatus) -> Json {
     let needs = |needs: &[crate::server::status::Need]| -> Json {
-        needs.iter().map(|need| json!({ "what": need.what, "command": need.command })).collect::<Vec<_>>().into()
+        needs
+            .iter()
+            .map(|need| json!({ "what": need.what, "command": need.command, "level": need.level.to_string() }))
+            .collect::<Vec<_>>()
+            .into()
     };
     let nodes: Vec<Json> = status
         .nodes
@@ -95,7 +104,9 @@ pub fn server_json(status: &ServerStatus) -> Json {
         .map(|node| {
             json!({
                 "node": node.node.as_str(), "state": node.condition.to_string(), "incarnation": node.incarnation.0,
-                "applied": node.applied.map(|unit| unit.0), "heard_seconds_ago": node.heard_ago,
+                "applied": node.applied.map(|unit| unit.0), "applied_file": node.applied_file.map(|file| file.0),
+                "received_file": node.received.map(|file| file.0), "routed_file": node.routed.map(|(file, _)| file.0),
+                "routed": node.routed.map(|(_, unit)| unit.0), "heard_seconds_ago": node.heard_ago,
                 "waiting": { "files": node.to_node.files, "bytes": node.to_node.bytes, "operations": node.to_node.operations },
                 "needs": needs(&node.needs),
             })
@@ -104,7 +115,7 @@ pub fn server_json(status: &ServerStatus) -> Json {
     json!({
         "server": status.server_name, "revision": status.revision.map(|revision| revision.0),
         "log": status.log.map(|position| position.0), "txnproc": status.txnproc.map(|position| position.0),
-        "router": status.router.map(|position| position.0), "free_bytes": status.free_bytes,
+        "router": status.router.map(|position| position.0), "free_bytes": status.free_bytes, "light": status.light().to_string(), "sessions": status.sessions_begun,
         "nodes": nodes, "needs": needs(&status.needs), "reconciled": status.reconciled,
     })
 }
@@ -122,6 +133,9 @@ mod tests {
             condition,
             incarnation: Incarnation(1),
             applied: Some(TxnId(7)),
+            routed: None,
+            received: None,
+            applied_file: None,
             heard_ago,
             to_node: Backlog { files, bytes: files * 1_400, operations: files },
             needs: Vec::new(),
@@ -130,7 +144,12 @@ mod tests {
 
     fn status() -> ServerStatus {
         let mut lost = node("SHOP-05", NodeCondition::Stopped, Some(300), 7);
-        lost.needs = vec![Need { what: "two copies of this node".into(), command: "dockmaster node show SHOP-05".into() }];
+        lost.needs = vec![Need {
+            key: "alert".into(),
+            level: Light::Red,
+            what: "two copies of this node".into(),
+            command: "dockmaster node show SHOP-05".into(),
+        }];
         ServerStatus {
             server_name: "HQ".into(),
             revision: Some(Revision(3)),
@@ -138,6 +157,7 @@ mod tests {
             txnproc: Some(TxnId(184_220)),
             router: Some(TxnId(184_200)),
             free_bytes: Some(41_000_000_000),
+            sessions_begun: None,
             nodes: vec![node("SHOP-01", NodeCondition::Watching, Some(3), 0), node("SHOP-02", NodeCondition::Ok, Some(720), 3), lost],
             needs: Vec::new(),
             reconciled: Vec::new(),
@@ -147,7 +167,7 @@ mod tests {
     #[test]
     fn status_reads_as_drawn() {
         let drawn = "\
-HQ ok   revision 3   log 184,220   txnproc 184,220   router 184,200 (20 behind)   disk 41 GB free
+HQ red   revision 3   log 184,220   txnproc 184,220   router 184,200 (20 behind)   disk 41 GB free
 NODE     STATE     LAST SYNC  TO NODE          NEEDS A PERSON
 SHOP-01  watching  now        -
 SHOP-02  ok        12 min     3 files  4.2 kB

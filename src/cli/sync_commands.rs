@@ -137,13 +137,18 @@ pub(crate) fn sync(args: &SyncArgs, output: Output) -> Outcome {
     if output.is_json() {
         output.json(json!({
             "node": config.node.as_str(), "server": report.server_name, "files": report.files, "bytes": report.bytes,
-            "units": total.units, "rows": total.rows, "applied_file": total.applied_file.0, "applied_unit": total.applied_unit.0,
+            "units": total.units, "rows": total.rows, "applied_bytes": total.bytes, "applied_raw_bytes": total.raw_bytes, "applied_file": total.applied_file.0, "applied_unit": total.applied_unit.0,
         }))?;
         return Ok(Exit::Done);
     }
     let took = began.elapsed().as_secs_f32();
     let received = format!("Received {}, {}", some(report.files, "file", "files"), bytes(report.bytes));
-    let applied = format!("applied {}", some(total.rows, "row", "rows"));
+    // Small files gain nothing; then the figure would only puzzle.
+    let ratio = match total.raw_bytes as f64 / (total.bytes.max(1) as f64) {
+        ratio if ratio >= 1.05 => format!(" (compressed {ratio:.1} to 1)"),
+        _ => String::new(),
+    };
+    let applied = format!("applied {}{ratio}", some(total.rows, "row", "rows"));
     output.line(match args.only {
         None => {
             format!("In step with {} at txn {} in {took:.1} s. {received}; {applied}.", report.server_name, count(total.applied_unit.0))

@@ -60,6 +60,10 @@ pub struct ApplyReport {
     pub units: u64,
     /// Operations applied.
     pub rows: u64,
+    /// Bytes of the files applied to their end, as they travelled and uncompressed (DOE-5).
+    pub bytes: u64,
+    /// See `bytes`.
+    pub raw_bytes: u64,
     /// Last file that is applied to its end.
     pub applied_file: FileNo,
     /// Last unit that is applied.
@@ -278,7 +282,8 @@ impl<'d> Applier<'d> {
     }
 
     fn file(&mut self, file: &mut Candidate, slice: &mut Option<Slice<'d>>, report: &mut ApplyReport) -> Result<(), Halt> {
-        let (header, content_hash) = (file.reader.header().clone(), file.reader.summary().content_hash);
+        let (header, summary) = (file.reader.header().clone(), *file.reader.summary());
+        let content_hash = summary.content_hash;
         let already = slice.as_ref().map_or(self.watermark.unit, |slice| slice.reached.unit);
         let advice = self.inbox.extract_advice();
         let stop = |unit, reason: String| Halt::Stop(Box::new(Stopped { file: header.file_no, unit, reason, advice: advice.clone() }));
@@ -320,6 +325,8 @@ impl<'d> Applier<'d> {
         let current = self.slice(slice)?;
         current.transaction.store_file_hash(header.file_no, content_hash)?;
         current.finished.push(header.file_no);
+        report.bytes += summary.bytes;
+        report.raw_bytes += summary.raw_bytes;
         current.reached = Watermark { file: header.file_no, chain_hash: content_hash, unit: header.last, revision: header.revision };
         Ok(())
     }

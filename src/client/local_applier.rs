@@ -84,6 +84,8 @@ impl LocalApplier {
         self.total.files += report.files;
         self.total.units += report.units;
         self.total.rows += report.rows;
+        self.total.bytes += report.bytes;
+        self.total.raw_bytes += report.raw_bytes;
         self.total.applied_file = report.applied_file;
         self.total.applied_unit = report.applied_unit;
         self.total.longest_pause = self.total.longest_pause.max(report.longest_pause);

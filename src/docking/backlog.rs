@@ -56,6 +56,33 @@ impl LedgerView {
         read.optional().map_err(self.sql("read the position"))
     }
 
+    /// Returns the last file that was routed to a node in that incarnation, and the last unit that it covers; file 0 before the first.
+    ///
+    /// # Errors
+    /// If SQLite refuses.
+    pub fn routed(&self, node: &NodeName, incarnation: Incarnation) -> Result<Option<(FileNo, TxnId)>, DockingError> {
+        self.connection
+            .prepare_cached("SELECT last_file, last_unit FROM stream WHERE node = ?1 AND incarnation = ?2")
+            .and_then(|mut statement| {
+                let read = |row: &rusqlite::Row<'_>| Ok((FileNo(row.get::<_, i64>(0)?.unsigned_abs()), TxnId(row.get(1)?)));
+                statement.query_row(params![node.as_str(), incarnation.0], read).optional()
+            })
+            .map_err(self.sql("read a stream"))
+    }
+
+    /// Returns the file that a node fetches next, after that one.
+    ///
+    /// # Errors
+    /// If SQLite refuses.
+    pub fn next_file(&self, node: &NodeName, incarnation: Incarnation, after: FileNo) -> Result<Option<FileNo>, DockingError> {
+        let after = i64::try_from(after.0).unwrap_or(i64::MAX);
+        self.connection
+            .prepare_cached("SELECT min(file_no) FROM outbox_file WHERE node = ?1 AND incarnation = ?2 AND file_no > ?3")
+            .and_then(|mut statement| statement.query_row(params![node.as_str(), incarnation.0, after], |row| row.get::<_, Option<i64>>(0)))
+            .map(|found| found.map(|file| FileNo(file.unsigned_abs())))
+            .map_err(self.sql("read the outbox"))
+    }
+
     /// Returns what waits for a node after file `after` of that incarnation.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use crate::base::ids::{Incarnation, NodeName};
 use crate::docking::sessions::{SessionsDb, SessionsError};
 use crate::model::digest::TableOutcome;
 use rusqlite::{OptionalExtension, params};
+use std::collections::BTreeSet;
 
 /// Most outcomes of comparisons that are kept; the oldest go first.
 const OUTCOMES_KEPT_MAX: i64 = 20_000;
@@ -16,6 +17,7 @@ CREATE TABLE stop(node TEXT PRIMARY KEY, incarnation INTEGER NOT NULL, since INT
 CREATE TABLE compared(
     id INTEGER NOT NULL, place INTEGER NOT NULL, node TEXT NOT NULL, at INTEGER NOT NULL, unit INTEGER NOT NULL,
     is_equal INTEGER NOT NULL, outcome TEXT NOT NULL, PRIMARY KEY(id, place));
+CREATE TABLE hooked(key TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE INDEX compared_node ON compared(node, at);
 ";
 
@@ -68,6 +70,46 @@ impl SessionsDb {
                     .optional()
             })
             .map_err(|source| self.error("read why a node stopped from", source))
+    }
+
+    /// Returns the keys of the alerts for which the hook was run and that last.
+    ///
+    /// # Errors
+    /// SQLite fails.
+    pub fn hooked(&self) -> Result<BTreeSet<String>, SessionsError> {
+        self.connection()
+            .prepare_cached("SELECT key FROM hooked")
+            .and_then(|mut statement| statement.query_map([], |row| row.get(0))?.collect())
+            .map_err(|source| self.error("read alerts of", source))
+    }
+
+    /// Notes that the hook is run for an alert.
+    ///
+    /// # Errors
+    /// SQLite fails.
+    pub fn hook(&self, key: &str) -> Result<(), SessionsError> {
+        let written = self.connection().execute("INSERT OR IGNORE INTO hooked(key) VALUES(?1)", [key]);
+        written.map(drop).map_err(|source| self.error("write an alert to", source))
+    }
+
+    /// Forgets an alert that is over: it is told again when it comes back.
+    ///
+    /// # Errors
+    /// SQLite fails.
+    pub fn unhook(&self, key: &str) -> Result<(), SessionsError> {
+        let written = self.connection().execute("DELETE FROM hooked WHERE key = ?1", [key]);
+        written.map(drop).map_err(|source| self.error("write an alert to", source))
+    }
+
+    /// Returns how many sessions known nodes ever began.
+    ///
+    /// # Errors
+    /// SQLite fails.
+    pub fn begun(&self) -> Result<u64, SessionsError> {
+        let sql = "SELECT ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'session'), 0)";
+        let begun: i64 =
+            self.connection().query_row(sql, [], |row| row.get(0)).map_err(|source| self.error("count sessions of", source))?;
+        Ok(begun.unsigned_abs())
     }
 
     /// Keeps what a node found. Told twice it is kept once.

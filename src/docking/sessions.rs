@@ -167,19 +167,29 @@ impl SessionsDb {
         // An acknowledgement that a power cut takes back only keeps files longer.
         connection.pragma_update(None, "synchronous", "NORMAL").map_err(at("open"))?;
         let database = SessionsDb { connection, path: path.to_owned() };
+        if database.version()? < SESSIONS_VERSION {
+            database.bring_up_to_date()?;
+        }
         match database.version()? {
-            0 => {
-                let sql = format!("BEGIN IMMEDIATE; {LAYOUT} {} PRAGMA user_version = {SESSIONS_VERSION}; COMMIT;", reports::LAYOUT);
-                database.connection.execute_batch(&sql).map_err(|source| database.error("create", source))?;
-            }
-            1 => {
-                let sql = format!("BEGIN IMMEDIATE; {} PRAGMA user_version = {SESSIONS_VERSION}; COMMIT;", reports::LAYOUT);
-                database.connection.execute_batch(&sql).map_err(|source| database.error("bring up to date", source))?;
-            }
             SESSIONS_VERSION => {}
             found => return Err(SessionsError::Newer { path: path.to_owned(), found }),
         }
         Ok(database)
+    }
+
+    /// Makes the tables that are missing. Several threads open the file when a service starts: one of them does it.
+    fn bring_up_to_date(&self) -> Result<(), SessionsError> {
+        let failed = |source| self.error("create", source);
+        self.connection.execute_batch("BEGIN IMMEDIATE").map_err(failed)?;
+        let missing = match self.version()? {
+            0 => format!("{LAYOUT} {}", reports::LAYOUT),
+            1 => reports::LAYOUT.to_owned(),
+            _ => String::new(),
+        };
+        let sql = format!("{missing} PRAGMA user_version = {SESSIONS_VERSION}; COMMIT");
+        // A newer version is only seen here if another program has just made it.
+        let sql = if missing.is_empty() { "ROLLBACK" } else { sql.as_str() };
+        self.connection.execute_batch(sql).map_err(failed)
     }
 
     /// Opens the file for reading; `None` if there is none yet.
@@ -448,6 +458,24 @@ mod tests {
         let sessions = database.sessions(Some(&node), 10).unwrap();
         assert_eq!((sessions.len(), sessions[0].outcome.as_str(), sessions[0].files_sent, sessions[0].ended), (1, "done", 3, Some(11)));
         assert_eq!(database.alerts(None).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn threads_that_open_a_new_file_at_once_all_get_it() {
+        for _ in 0..20 {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("sessions.db");
+            let start = std::sync::Barrier::new(4);
+            std::thread::scope(|threads| {
+                for _ in 0..4 {
+                    threads.spawn(|| {
+                        start.wait();
+                        SessionsDb::open(&path).unwrap().alert("SHOP-01", "fork", 1).unwrap();
+                    });
+                }
+            });
+            assert_eq!(SessionsDb::open(&path).unwrap().alerts(None).unwrap().len(), 1);
+        }
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub struct ServerSettings {
     pub listen: String,
     /// Docking root, relative to the file. Default `docking`.
     pub root: String,
+    /// Command that is run, with the alert as JSON on its standard input, when something begins to need a person.
+    pub alert_command: Option<String>,
     /// When a day begins for windows, minutes after midnight. Default 03:00.
     pub day_starts_minutes: u16,
     /// How long delivered files are kept, and when a node is stale.
@@ -30,6 +32,7 @@ impl Default for ServerSettings {
             database: None,
             listen: "127.0.0.1:40400".into(),
             root: "docking".into(),
+            alert_command: None,
             day_starts_minutes: 180,
             retention: Retention::default(),
         }

@@ -12,7 +12,7 @@ use toml_edit::{Document, Item, TableLike, Value};
 const RULE_KEYS: &[&str] = &["rule", "where", "window"];
 /// What `[server]` may hold.
 const SERVER_KEYS: &[&str] =
-    &["name", "database", "listen", "root", "day_starts", "keep_days", "keep_files", "stale_days", "stale_outbox_mb"];
+    &["name", "database", "listen", "root", "alert_command", "day_starts", "keep_days", "keep_files", "stale_days", "stale_outbox_mb"];
 /// Version of the definition language.
 const VERSION: i64 = 1;
 
@@ -139,6 +139,9 @@ impl Reader<'_, '_> {
                 self.report.problem(listen.at, format!("listen: `{}` is not an address", listen.value), Some("\"0.0.0.0:40400\"".into()));
             }
             settings.listen = listen.value;
+        }
+        if let Some(command) = self.optional_text(server, "alert_command") {
+            settings.alert_command = Some(command.value);
         }
         if let Some(time) = self.optional_text(server, "day_starts") {
             let parts = time.value.split_once(':').filter(|(hours, minutes)| hours.len() == 2 && minutes.len() == 2);

@@ -12,7 +12,7 @@ use crate::cds::layout::StoppedTable;
 use crate::cds::verdict::RowVerdict;
 use crate::docking::error::DockingError;
 use crate::docking::root::{Access, DockingRoot};
-use crate::docking::sessions::{AlertRow, SessionsDb, SessionsError};
+use crate::docking::sessions::{SessionsDb, SessionsError};
 use crate::model::dock::{Direction, TableIndex};
 use crate::model::node::Node;
 use crate::model::value::{RowKey, Value};
@@ -115,7 +115,12 @@ pub fn explain(options: &ExplainOptions) -> Result<Explanation, ExplainError> {
     let root = DockingRoot::open(&options.root, Access::Look)?;
     let registered = nodes::show(&database, &options.node)?;
     let sessions = SessionsDb::open_to_read(&root.sessions_db())?;
-    let alerts = sessions.map_or(Ok(Vec::new()), |sessions| sessions.alerts(Some(&options.node)))?;
+    let mut troubles = Vec::new();
+    if let Some(sessions) = &sessions {
+        let stop = sessions.stop_of(&options.node, registered.incarnation)?;
+        troubles.extend(stop.map(|stop| format!("it applies nothing more: {}", stop.reason)));
+        troubles.extend(sessions.alerts(Some(&options.node))?.into_iter().map(|alert| alert.text));
+    }
     let downstream = Downstream::look(&root, &registered)?;
     let no_data_store = || ExplainError::NoDataStore { root: options.root.clone() };
     let cds = Cds::look(&root.cds_db()).map_err(TrailError::from)?.ok_or_else(no_data_store)?;
@@ -136,7 +141,7 @@ pub fn explain(options: &ExplainOptions) -> Result<Explanation, ExplainError> {
     trail.log_end = database.log_end()?;
     let place = trail.place(is_sent(&cds, table, verdict.as_ref()));
     let stopped = cds.stopped().map_err(TrailError::from)?;
-    let held_by = held_by(&cds, table, &view, &trail, place, &alerts, &stopped);
+    let held_by = held_by(&cds, table, &view, &trail, place, &troubles, &stopped);
     Ok(Explanation { node, table: declared.name.clone(), key, verdict, trail, place, held_by })
 }
 
@@ -214,7 +219,7 @@ fn held_by(
     view: &NodeView,
     trail: &Trail,
     place: Place,
-    alerts: &[AlertRow],
+    troubles: &[String],
     stopped: &[StoppedTable],
 ) -> Vec<Held> {
     let (name, dock) = (&view.node.name, cds.dock());
@@ -260,7 +265,7 @@ fn held_by(
         Place::Applied(_) | Place::InExtract | Place::NeverSent => {}
     }
     if matches!(place, Place::Outbox(_) | Place::Received(_) | Place::Extract) {
-        all.extend(alerts.iter().map(|alert| held(alert.text.clone(), format!("dockmaster node show {name}"))));
+        all.extend(troubles.iter().map(|trouble| held(trouble.clone(), format!("dockmaster node show {name}"))));
     }
     all
 }

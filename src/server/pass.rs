@@ -83,6 +83,8 @@ pub struct ServeOptions {
     pub database: PathBuf,
     /// Address of the Synchronization Manager, e.g. `127.0.0.1:40400`.
     pub listen: String,
+    /// Command that is told what begins to need a person; `None` = nobody is told.
+    pub alert_command: Option<String>,
     /// Minutes after midnight UTC at which a new day begins for time windows.
     pub day_starts_minutes: i64,
     /// How long delivered files are kept, and when a node is stale.
@@ -92,7 +94,13 @@ pub struct ServeOptions {
 impl ServeOptions {
     /// Returns options with the ordinary limits; a day begins at midnight.
     pub fn new(database: impl Into<PathBuf>, listen: impl Into<String>) -> ServeOptions {
-        ServeOptions { database: database.into(), listen: listen.into(), day_starts_minutes: 0, retention: Retention::default() }
+        ServeOptions {
+            database: database.into(),
+            listen: listen.into(),
+            alert_command: None,
+            day_starts_minutes: 0,
+            retention: Retention::default(),
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 //! The figures come from several databases one after the other, while stages go on; they are read from the last stage to the
 //! first, so that `log >= txnproc >= router >= applied` holds in every answer.
 
-use crate::base::ids::{Incarnation, NodeName, Revision, TxnId};
+use crate::base::ids::{FileNo, Incarnation, NodeName, Revision, TxnId};
 use crate::base::limits::RECONCILED_KEPT_MAX;
 use crate::base::space::free_bytes;
 use crate::cds::compare::{Found, Reconciled, read_reconciled};
@@ -24,6 +24,13 @@ use std::path::PathBuf;
 pub const SILENT_AFTER_SECONDS: i64 = 30 * 86_400;
 /// A node that watches says something at least so often, in seconds; after twice that it is not connected any more.
 const HEARD_WITHIN_SECONDS: i64 = 90;
+
+/// From so many log rows behind on the light is yellow, or red.
+const LAG_YELLOW: i64 = 100_000;
+const LAG_RED: i64 = 10_000_000;
+/// With less room than this on the docking root's disk the light is yellow, or red.
+const DISK_YELLOW_BYTES: u64 = 2 << 30;
+const DISK_RED_BYTES: u64 = 200 << 20;
 
 /// So many comparisons of tables are shown.
 const COMPARISONS_SHOWN: usize = 5;
@@ -78,6 +85,8 @@ pub struct ServerStatus {
     pub router: Option<TxnId>,
     /// Room on the disk of the docking root.
     pub free_bytes: Option<u64>,
+    /// Sessions that known nodes ever began; `None` = there is no history yet.
+    pub sessions_begun: Option<u64>,
     /// Every node, by name.
     pub nodes: Vec<NodeStatus>,
     /// What waits for a person and is not of one node.
@@ -105,6 +114,20 @@ pub enum NodeCondition {
     Disabled,
     /// Away for too long: its files are gone, it holds nothing back, and it begins anew when it comes back.
     Stale,
+}
+
+impl NodeCondition {
+    /// Every condition.
+    pub const ALL: [NodeCondition; 8] = [
+        NodeCondition::Registered,
+        NodeCondition::Extracted,
+        NodeCondition::Watching,
+        NodeCondition::Ok,
+        NodeCondition::Silent,
+        NodeCondition::Stopped,
+        NodeCondition::Disabled,
+        NodeCondition::Stale,
+    ];
 }
 
 impl fmt::Display for NodeCondition {
@@ -135,15 +158,46 @@ pub struct NodeStatus {
     pub applied: Option<TxnId>,
     /// Seconds since it was heard last.
     pub heard_ago: Option<i64>,
+    /// Last file routed to it, and the last unit that it covers.
+    pub routed: Option<(FileNo, TxnId)>,
+    /// Last file that lies durable in its inbox, as it said.
+    pub received: Option<FileNo>,
+    /// Last file that it said it has applied.
+    pub applied_file: Option<FileNo>,
     /// What it has not applied yet.
     pub to_node: Backlog,
     /// What waits for a person.
     pub needs: Vec<Need>,
 }
 
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Light {
+    /// All is well.
+    Green,
+    /// It should be looked at; everything goes on.
+    Yellow,
+    /// Something stands still.
+    Red,
+}
+
+impl fmt::Display for Light {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Light::Green => "green",
+            Light::Yellow => "yellow",
+            Light::Red => "red",
+        })
+    }
+}
+
 /// Something that waits for a person.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Need {
+    /// What it is called as long as it lasts, whatever figures `what` holds.
+    pub key: String,
+    /// Yellow or red.
+    pub level: Light,
     /// What is the matter.
     pub what: String,
     /// What to type.
@@ -151,6 +205,24 @@ pub struct Need {
 }
 
 impl ServerStatus {
+    /// Returns the one light: the worst of what needs a person, of the lags, and of the disk.
+    pub fn light(&self) -> Light {
+        let needs = self.needs.iter().chain(self.nodes.iter().flat_map(|node| &node.needs)).map(|need| need.level);
+        let behind = |position: Option<TxnId>| Some(self.log?.0 - position?.0);
+        let lag = [self.txnproc, self.router].into_iter().filter_map(behind).max().unwrap_or_default();
+        let of_lag = match lag {
+            LAG_RED.. => Light::Red,
+            LAG_YELLOW.. => Light::Yellow,
+            _ => Light::Green,
+        };
+        let of_disk = match self.free_bytes {
+            Some(0..DISK_RED_BYTES) => Light::Red,
+            Some(DISK_RED_BYTES..DISK_YELLOW_BYTES) => Light::Yellow,
+            _ => Light::Green,
+        };
+        needs.chain([of_lag, of_disk]).max().unwrap_or(Light::Green)
+    }
+
     /// Returns how many nodes need a person.
     pub fn nodes_in_need(&self) -> usize {
         self.nodes.iter().filter(|node| !node.needs.is_empty()).count()
@@ -173,18 +245,27 @@ pub fn status(options: &StatusOptions) -> Result<ServerStatus, StatusError> {
         txnproc: None,
         router: None,
         free_bytes: free_bytes(root.path()).or_else(|| free_bytes(root.path().parent()?)),
+        sessions_begun: None,
         nodes: Vec::new(),
         needs: Vec::new(),
         reconciled: Vec::new(),
     };
     if !database.is_installed()? {
-        status.needs.push(need(format!("nothing is deployed in {}", options.database.display()), "dockmaster deploy"));
+        status.needs.push(need(
+            Light::Red,
+            "deploy",
+            format!("nothing is deployed in {}", options.database.display()),
+            "dockmaster deploy",
+        ));
         return Ok(status);
     }
     let marks: BTreeMap<NodeName, Mark> = match &sessions {
         Some(sessions) => sessions.marks()?.into_iter().map(|mark| (mark.node.clone(), mark)).collect(),
         None => BTreeMap::new(),
     };
+    if let Some(sessions) = &sessions {
+        status.sessions_begun = Some(sessions.begun()?);
+    }
     if let Some(ledger) = &ledger {
         status.router = ledger.position()?;
     }
@@ -196,21 +277,35 @@ pub fn status(options: &StatusOptions) -> Result<ServerStatus, StatusError> {
     let identity = database.identity()?;
     status.server_name = identity.server_name;
     status.revision = Some(identity.revision);
+    if let Some(free) = status.free_bytes.filter(|free| *free < DISK_RED_BYTES) {
+        let what = format!("{} MB are left on the disk of {}: routing pauses, and goes on by itself", free >> 20, root.path().display());
+        status.needs.push(need(Light::Red, "disk", what, "make room there"));
+    }
     let stopped = database.stopped_tables()?;
     if status.txnproc.is_some() {
         status.reconciled = last_comparisons(root.cds_db())?;
     }
     let noted = if status.txnproc.is_some() { noted_stops(root.cds_db())? } else { Vec::new() };
     for (table, reason) in stopped.iter().chain(noted.iter().filter(|(table, _)| !stopped.iter().any(|(known, _)| known == table))) {
-        status.needs.push(need(format!("table {table} is stopped: {reason}; other tables go on"), "dockmaster deploy"));
+        status.needs.push(need(
+            Light::Red,
+            format!("table {table}: {reason}"),
+            format!("table {table} is stopped: {reason}; other tables go on"),
+            "dockmaster deploy",
+        ));
     }
     for node in database.nodes()? {
         let mark = marks.get(&node.name).filter(|mark| mark.incarnation == node.incarnation);
-        status.nodes.push(node_status(&node, mark, sessions.as_ref(), ledger.as_ref(), options.now)?);
+        status.nodes.push(node_status(&root, &node, mark, sessions.as_ref(), ledger.as_ref(), options.now)?);
     }
     status.log = Some(database.log_end()?);
     if status.txnproc.is_none() {
-        status.needs.push(need(format!("docking root {} has no data store", root.path().display()), "dockmaster deploy"));
+        status.needs.push(need(
+            Light::Red,
+            "data store",
+            format!("docking root {} has no data store", root.path().display()),
+            "dockmaster deploy",
+        ));
     }
     Ok(status)
 }
@@ -244,6 +339,7 @@ fn last_comparisons(path: PathBuf) -> Result<Vec<Reconciled>, StatusError> {
 }
 
 fn node_status(
+    root: &DockingRoot,
     node: &Node,
     mark: Option<&Mark>,
     sessions: Option<&SessionsDb>,
@@ -251,34 +347,46 @@ fn node_status(
     now: i64,
 ) -> Result<NodeStatus, StatusError> {
     let mut needs = Vec::new();
-    let (mut alerts, mut connected) = (Vec::new(), false);
+    let (mut alerts, mut connected, mut stop) = (Vec::new(), false, None);
     if let Some(sessions) = sessions {
+        stop = sessions.stop_of(&node.name, node.incarnation)?.filter(|_| node.state == NodeState::Active);
         alerts = sessions.alerts(Some(&node.name))?;
         connected = sessions.is_watching(&node.name)?;
     }
     let heard_ago = mark.map(|mark| (now - mark.last_seen).max(0));
     // A server that was killed leaves its sessions open: who was not heard lately is not connected.
     connected &= heard_ago.is_some_and(|ago| ago <= 2 * HEARD_WITHIN_SECONDS);
+    if let Some(stop) = &stop {
+        let what = format!("it applies nothing since {}: {}", ago_text(now - stop.since), stop.reason);
+        needs.push(need(
+            Light::Red,
+            format!("stopped: {}", stop.reason),
+            what,
+            format!("dockmaster verify {0}, or dockmaster node show {0}", node.name),
+        ));
+    }
     // Whoever disabled a node has looked at it.
     if let (Some(newest), true) = (alerts.first(), node.state != NodeState::Disabled) {
         let more = if alerts.len() > 1 { format!(" (and {} more)", alerts.len() - 1) } else { String::new() };
-        needs.push(need(format!("{}{more}", newest.text), format!("dockmaster node show {}", node.name)));
+        let key = format!("alert: {}", newest.text);
+        needs.push(need(Light::Red, key, format!("{}{more}", newest.text), format!("dockmaster node show {}", node.name)));
     }
     let condition = match (node.state, mark) {
         (NodeState::Disabled, _) => NodeCondition::Disabled,
         (NodeState::Stale, _) => {
             let days = heard_ago.map_or_else(String::new, |ago| format!("not heard for {} days, ", ago / 86_400));
             let what = format!("{days}its files are gone; it holds nothing back. On its machine");
-            needs.push(need(what, "remote-sync init --replace --renew"));
+            needs.push(need(Light::Yellow, "stale", what, "remote-sync init --replace --renew"));
             NodeCondition::Stale
         }
-        _ if !alerts.is_empty() => NodeCondition::Stopped,
+        _ if !alerts.is_empty() || stop.is_some() => NodeCondition::Stopped,
         (NodeState::Registered, _) => NodeCondition::Registered,
         (NodeState::Active, None) => NodeCondition::Extracted,
         (NodeState::Active, Some(_)) if connected => NodeCondition::Watching,
         (NodeState::Active, Some(_)) if heard_ago.is_some_and(|ago| ago >= SILENT_AFTER_SECONDS) => {
             let days = heard_ago.unwrap_or_default() / 86_400;
-            needs.push(need(format!("not heard for {days} days; its files are kept"), format!("dockmaster node disable {}", node.name)));
+            let what = format!("not heard for {days} days; its files are kept");
+            needs.push(need(Light::Yellow, "silent", what, format!("dockmaster node disable {}", node.name)));
             NodeCondition::Silent
         }
         (NodeState::Active, Some(_)) => NodeCondition::Ok,
@@ -289,7 +397,19 @@ fn node_status(
         }
         _ => Backlog::default(),
     };
+    let (mut routed, received) = (None, mark.map(|mark| mark.received));
+    if let (Some(ledger), NodeState::Active) = (ledger, node.state) {
+        routed = ledger.routed(&node.name, node.incarnation)?;
+        let next = ledger.next_file(&node.name, node.incarnation, received.unwrap_or_default())?;
+        if let Some(file) = next.filter(|file| to_node.files > 0 && !root.outbox_file(&node.name, *file).exists()) {
+            let what = format!("file {file} is gone from its outbox");
+            needs.push(need(Light::Red, format!("missing {file}"), what, format!("dockmaster extract {}", node.name)));
+        }
+    }
     Ok(NodeStatus {
+        routed,
+        received,
+        applied_file: mark.map(|mark| mark.applied.file),
         node: node.name.clone(),
         condition,
         incarnation: node.incarnation,
@@ -300,6 +420,15 @@ fn node_status(
     })
 }
 
-fn need(what: impl Into<String>, command: impl Into<String>) -> Need {
-    Need { what: what.into(), command: command.into() }
+/// Writes since when, for people.
+fn ago_text(seconds: i64) -> String {
+    match seconds {
+        ..7_200 => format!("{} min", seconds.max(0) / 60),
+        7_200..172_800 => format!("{} h", seconds / 3_600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+fn need(level: Light, key: impl Into<String>, what: impl Into<String>, command: impl Into<String>) -> Need {
+    Need { key: key.into(), level, what: what.into(), command: command.into() }
 }

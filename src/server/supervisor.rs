@@ -3,11 +3,13 @@
 //! A change of the server database's write-ahead log wakes the Transaction Processor, a committed unit wakes the Router,
 //! a committed round wakes the sessions. A slow poll is the safety net, never the mechanism.
 
+use super::alerting;
 use super::directory::{Directory, Routed};
 use super::pass::{ServeError, ServeOptions, build_extract, restart_lost_extracts, tick};
 use super::purge::Purge;
 use super::rebuild::restore_ledger;
 use super::router::{Router, RouterError, RouterOptions};
+use super::status::StatusOptions;
 use super::syncmgr::{self, SyncOptions};
 use super::txnproc::{PendingExtracts, TxnProc};
 use crate::base::clock::now_seconds;
@@ -34,6 +36,8 @@ const LOOK_AGAIN_FIRST: Duration = Duration::from_micros(100);
 const LOOK_AGAIN_LAST: Duration = Duration::from_millis(500);
 /// Pause between two ways of the purge through all nodes.
 const PURGE_PAUSE: Duration = Duration::from_secs(60);
+/// How often what needs a person is looked for, if somebody wants to be told.
+const ALERT_LOOK: Duration = Duration::from_secs(5);
 /// Extracts built at once.
 const EXTRACT_WORKERS: usize = 2;
 
@@ -118,6 +122,23 @@ pub fn serve(
                 }
             }
         });
+        if let Some(command) = &options.alert_command {
+            threads.spawn(move || {
+                while !stop.is_stopped() {
+                    let look = StatusOptions {
+                        database: options.database.clone(),
+                        root: root.path().to_owned(),
+                        // What is deployed says its name itself.
+                        server_name: String::new(),
+                        now: now_seconds(),
+                    };
+                    if let Err(error) = alerting::look(command, &look, root) {
+                        tracing::error!(stage = "alerts", error = with_causes(&error), "no look for alerts");
+                    }
+                    stop.pause(ALERT_LOOK);
+                }
+            });
+        }
         threads.spawn(move || {
             while !stop.is_stopped() {
                 match router.step().map_err(ServeError::from) {

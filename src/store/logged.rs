@@ -83,6 +83,39 @@ impl ServerDatabase {
             .map_err(self.fault("reading the beginning of the log"))
     }
 
+    /// Returns the newest controls about a node that the kept log holds, newest first, with the second since 1970 at which each was written.
+    ///
+    /// # Errors
+    /// A control is damaged, or a statement failed.
+    pub fn controls_of(&self, node: &NodeName, limit: u32) -> Result<Vec<(TxnId, i64, Control)>, StoreError> {
+        self.require_installed()?;
+        let fault = || self.fault("searching the log");
+        let sql = "SELECT id, CAST((ifnull(at, 2440587.5) - 2440587.5) * 86400 AS INTEGER), c1 FROM main.dock_txn_log WHERE tbl = 0 ORDER BY id DESC";
+        let mut statement = self.connection.prepare(sql).map_err(fault())?;
+        let mut rows = statement.query([]).map_err(fault())?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next().map_err(fault())? {
+            let read = || -> rusqlite::Result<(i64, i64, String)> { Ok((row.get(0)?, row.get(1)?, row.get(2)?)) };
+            let (id, at, json) = read().map_err(fault())?;
+            let control = self.control(id, &json)?;
+            if names(&control, node) {
+                found.push((TxnId(id), at, control));
+            }
+            if found.len() >= limit as usize {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    fn control(&self, id: i64, json: &str) -> Result<Control, StoreError> {
+        serde_json::from_str(json).map_err(|error| StoreError::Damaged {
+            path: self.path.clone(),
+            what: format!("log row {id}"),
+            reason: error.to_string(),
+        })
+    }
+
     /// Returns where the log, after a position, last tells of a change of a node; `None` if nothing is told.
     ///
     /// # Errors
@@ -94,17 +127,20 @@ impl ServerDatabase {
         let mut rows = statement.query([after.0]).map_err(fault())?;
         while let Some(row) = rows.next().map_err(fault())? {
             let (id, json): (i64, String) = row.get(0).and_then(|id| Ok((id, row.get(1)?))).map_err(fault())?;
-            let control = serde_json::from_str(&json).map_err(|error| StoreError::Damaged {
-                path: self.path.clone(),
-                what: format!("log row {id}"),
-                reason: error.to_string(),
-            })?;
-            match control {
-                Control::Node { node: changed, .. } if changed.name == *node => return Ok(Some(TxnId(id))),
-                Control::NodeDeleted { name, .. } if name == *node => return Ok(Some(TxnId(id))),
-                _ => {}
+            let control = self.control(id, &json)?;
+            if names(&control, node) && !matches!(control, Control::Verify { .. }) {
+                return Ok(Some(TxnId(id)));
             }
         }
         Ok(None)
+    }
+}
+
+/// Returns whether a control is about a node.
+fn names(control: &Control, node: &NodeName) -> bool {
+    match control {
+        Control::Node { node: of, .. } => of.name == *node,
+        Control::NodeDeleted { name: of, .. } | Control::Verify { node: of, .. } => of == node,
+        _ => false,
     }
 }

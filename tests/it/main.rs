@@ -39,6 +39,7 @@ mod scenarios;
 mod scope;
 mod scope_cost;
 mod scope_large;
+mod seeing;
 mod session;
 mod ten_steps;
 mod tidy;
