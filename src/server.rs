@@ -9,6 +9,7 @@ pub mod metrics;
 pub mod nodes;
 pub mod outbox;
 pub mod pass;
+pub mod preview;
 pub mod purge;
 pub mod rebuild;
 pub mod reconcile;

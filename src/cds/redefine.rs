@@ -25,6 +25,7 @@ use crate::rules::graph::{ScopeGraph, VertexIndex};
 use crate::store::local_build::BuildError;
 use crate::store::local_schema::{Reshape, node_schema, reshape};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
 
 /// Why a definition could not be put into force.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +97,16 @@ impl Side<'_> {
 }
 
 impl Cds {
+    /// Copies a data store as of its last commit into a file that is not there yet.
+    ///
+    /// # Errors
+    /// It cannot be read, or there is no room.
+    pub fn copy_to(path: &Path, copy: &Path) -> Result<(), CdsError> {
+        let sql = |source| CdsError::Sql { path: path.to_owned(), what: "copy the data store", source };
+        let conn = layout::connect_read_only(path).map_err(sql)?;
+        conn.execute("VACUUM INTO ?1", [copy.to_string_lossy()]).map(drop).map_err(sql)
+    }
+
     /// Opens the data store as of its last commit, for reading beside a writer; what is numbered through it stays in memory.
     fn open_beside(&self) -> Result<Cds, CdsError> {
         let conn = layout::pin_snapshot(&self.path).map_err(self.sql("pin the former data store"))?;
@@ -111,7 +122,11 @@ impl Cds {
         Ok(self.key_parts(key)?.map(|(path, value)| ScopeKey { path: self.graph.paths[path].name.clone(), value }))
     }
 
-    fn held_keys(&self, scope: &NodeScope) -> Result<BTreeSet<ScopeKey>, CdsError> {
+    /// Returns the keys that a node holds, by name.
+    ///
+    /// # Errors
+    /// The data store cannot be read.
+    pub fn held_keys(&self, scope: &NodeScope) -> Result<BTreeSet<ScopeKey>, CdsError> {
         let mut found = BTreeSet::new();
         for key in &scope.keys {
             found.extend(self.scope_key(*key)?);

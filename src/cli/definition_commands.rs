@@ -1,9 +1,10 @@
 //! `init`, `check`, `deploy`, `uninstall`: the commands around the definition and the server database.
 
 use crate::base::disk::Disk;
+use crate::base::ids::NodeName;
 use crate::cli::confirm::confirm;
 use crate::cli::exit::{Exit, Outcome};
-use crate::cli::output::{Output, count, some};
+use crate::cli::output::{Output, bytes, count, some, table};
 use crate::cli::project::{Project, Settings};
 use crate::docking::error::DockingError;
 use crate::docking::root::{Access, DockingRoot};
@@ -12,8 +13,10 @@ use crate::rules::check::Checked;
 use crate::rules::problem::Problem;
 use crate::rules::starter;
 use crate::server::deploy::{self, DeployOptions, DeployPlan};
+use crate::server::preview::NodeEffect;
 use crate::store::sqlite::ServerDatabase;
 use serde_json::{Value as Json, json};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -63,12 +66,19 @@ fn path_from(config: &Path, database: &Path) -> PathBuf {
 /// Says everything that is wrong with the definition.
 pub(crate) fn check(named: Option<&Path>, output: Output) -> Outcome {
     let project = Project::load(named)?;
-    report(&project, output)?;
+    let effects = match options(&project) {
+        Some(options) if project.database.is_installed()? => {
+            let plan = deploy::plan(&options, &project.settings.root)?;
+            deploy::effects(&options, &plan, &project.settings.root)?
+        }
+        _ => None,
+    };
+    report(&project, effects.as_ref(), output)?;
     Ok(if project.checked.problems.is_empty() { Exit::Done } else { Exit::Failed })
 }
 
 /// Prints problems and warnings, and in the end what they come to.
-fn report(project: &Project, output: Output) -> anyhow::Result<()> {
+fn report(project: &Project, effects: Option<&BTreeMap<NodeName, NodeEffect>>, output: Output) -> anyhow::Result<()> {
     let Checked { problems, warnings, dock, .. } = &project.checked;
     let uncovered = dock.as_ref().map_or(Ok(Vec::new()), |dock| project.database.uncovered(dock))?;
     if output.is_json() {
@@ -77,7 +87,7 @@ fn report(project: &Project, output: Output) -> anyhow::Result<()> {
             .map(|of| json!({ "object": of.object, "table": of.table, "rows": of.rows, "unseen": of.unseen, "example": display_key(&of.example) }))
             .collect();
         return output
-            .json(json!({ "problems": list(problems), "warnings": list(warnings), "uncovered": uncovered, "ok": problems.is_empty() }));
+            .json(json!({ "problems": list(problems), "warnings": list(warnings), "uncovered": uncovered, "effects": effects, "ok": problems.is_empty() }));
     }
     for problem in problems {
         output.line(problem.to_string())?;
@@ -94,6 +104,10 @@ fn report(project: &Project, output: Output) -> anyhow::Result<()> {
             of.object,
             display_key(&of.example)
         ))?;
+    }
+    if let Some(effects) = effects {
+        output.line("dockmaster deploy would change for the nodes:")?;
+        output.line(effects_text(effects))?;
     }
     match (problems.len(), dock) {
         (0, Some(dock)) => output.say(format!(
@@ -135,20 +149,11 @@ pub(crate) struct DeployArgs {
 /// Checks, shows what will be done, asks, and puts the definition into force.
 pub(crate) fn deploy(named: Option<&Path>, args: &DeployArgs, output: Output) -> Outcome {
     let project = Project::load(named)?;
-    let Checked { dock, warnings, text, .. } = &project.checked;
-    let Some(dock) = dock else {
-        report(&project, output)?;
+    let Some(options) = options(&project) else {
+        report(&project, None, output)?;
         return Ok(Exit::Failed);
     };
-    let settings = &project.settings;
-    let options = DeployOptions {
-        dock: dock.clone(),
-        schema: project.schema.clone(),
-        text: text.clone(),
-        server_name: settings.server.name.clone(),
-        database: settings.database.clone(),
-        day_starts_minutes: i64::from(settings.server.day_starts_minutes),
-    };
+    let (settings, warnings) = (&project.settings, &project.checked.warnings);
     let plan = deploy::plan(&options, &settings.root)?;
     for warning in warnings {
         output.say(format!("warning: {warning}"))?;
@@ -162,6 +167,11 @@ pub(crate) fn deploy(named: Option<&Path>, args: &DeployArgs, output: Output) ->
         return Ok(Exit::Done);
     }
     output.say(plan_text(&plan, settings))?;
+    // Who is not asked does not look: trying it takes as long as doing it.
+    let effects = if args.yes { None } else { deploy::effects(&options, &plan, &settings.root)? };
+    if let Some(effects) = &effects {
+        output.say(effects_text(effects))?;
+    }
     if !confirm("Go on?", args.yes)? {
         output.say("Nothing was changed.")?;
         return Ok(Exit::Failed);
@@ -181,6 +191,48 @@ pub(crate) fn deploy(named: Option<&Path>, args: &DeployArgs, output: Output) ->
     }
     output.say(format!("Deployed revision {} in {:.1} s.", deployed.revision, began.elapsed().as_secs_f64()))?;
     Ok(Exit::Done)
+}
+
+/// Returns what is to be deployed; `None` if the definition has problems.
+fn options(project: &Project) -> Option<DeployOptions> {
+    let settings = &project.settings;
+    Some(DeployOptions {
+        dock: project.checked.dock.clone()?,
+        schema: project.schema.clone(),
+        text: project.checked.text.clone(),
+        server_name: settings.server.name.clone(),
+        database: settings.database.clone(),
+        day_starts_minutes: i64::from(settings.server.day_starts_minutes),
+    })
+}
+
+/// Nodes that are named one by one.
+const EFFECTS_SHOWN_MAX: usize = 20;
+
+/// Returns what each node gains and loses, the most first, and what it comes to.
+fn effects_text(effects: &BTreeMap<NodeName, NodeEffect>) -> String {
+    let mut concerned: Vec<(&NodeName, &NodeEffect)> = effects.iter().filter(|(_, effect)| **effect != NodeEffect::default()).collect();
+    concerned.sort_by_key(|(_, effect)| std::cmp::Reverse(effect.bytes));
+    let number = |number: u64| count(number.cast_signed());
+    let row = |(name, effect): &(&NodeName, &NodeEffect)| {
+        vec![name.to_string(), number(effect.gained), number(effect.lost), number(effect.changed), bytes(effect.bytes)]
+    };
+    let mut lines = Vec::new();
+    if !concerned.is_empty() {
+        let rows = concerned.iter().take(EFFECTS_SHOWN_MAX).map(row).collect();
+        lines.push(table(&["NODE", "ROWS GAINED", "LOST", "CHANGED", "BYTES"], rows, &[1, 2, 3, 4]));
+    }
+    if concerned.len() > EFFECTS_SHOWN_MAX {
+        lines.push(format!("and {} more nodes", concerned.len() - EFFECTS_SHOWN_MAX));
+    }
+    let total: u64 = effects.values().map(|effect| effect.bytes).sum();
+    lines.push(format!(
+        "{} of {} get something, {} in all before compression; one unit, one file per node",
+        number(concerned.len() as u64),
+        some(effects.len() as u64, "node", "nodes"),
+        bytes(total)
+    ));
+    lines.join("\n")
 }
 
 fn plan_text(plan: &DeployPlan, settings: &Settings) -> String {

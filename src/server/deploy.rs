@@ -8,12 +8,14 @@
 
 use super::nodes::restart_all;
 use super::pass::{self, ServeError, ServeOptions, Stage, window_day};
+use super::preview::{NodeEffect, PreviewError, preview};
 use super::rebuild::{RebuildError, forget_ledger, rebuild};
 use super::txnproc::{TxnProcError, new_nonce};
 use crate::base::crash::{self, CrashPoint};
-use crate::base::ids::{Epoch, FileNo, Nonce, Revision, ServerId, TxnId};
+use crate::base::ids::{Epoch, FileNo, NodeName, Nonce, Revision, ServerId, TxnId};
 use crate::cds::fill::Filling;
 use crate::cds::layout::{connect_read_only, read_state};
+use crate::cds::redefine::Redefinition;
 use crate::cds::{CdsError, CdsState};
 use crate::docking::ledger::Ledger;
 use crate::docking::root::DockingRoot;
@@ -24,6 +26,7 @@ use crate::store::install::{InstallPlan, Installed};
 use crate::store::local_build::{BuildError, check_local};
 use crate::store::sqlite::{ServerDatabase, StoreError};
 use crate::store::tail::Filled;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -163,6 +166,18 @@ pub fn plan(options: &DeployOptions, root: &Path) -> Result<DeployPlan, DeployEr
         active_nodes: active_nodes(&server)?.len(),
         left_out,
     })
+}
+
+/// Returns what `deploy` will give and take from each running node; `None` if it changes nothing for them.
+///
+/// # Errors
+/// As [`preview`].
+pub fn effects(options: &DeployOptions, plan: &DeployPlan, root: &Path) -> Result<Option<BTreeMap<NodeName, NodeEffect>>, PreviewError> {
+    if plan.builds_data_store || plan.active_nodes == 0 || !(plan.definition_changed || !plan.capture.is_empty()) {
+        return Ok(None);
+    }
+    let to = Redefinition { dock: options.dock.clone(), schema: options.schema.clone() };
+    preview(&ServerDatabase::open(&options.database)?, root, to).map(Some)
 }
 
 /// Puts the definition into force. The docking root must be open exclusively: no service runs.

@@ -54,16 +54,28 @@ pub(super) fn redefine(
     if let Some((table, reason)) = unit.stopped.iter().find(|(table, _)| to.dock.table(table).is_some()) {
         return Err(TxnProcError::ChangedAgain { table: table.clone(), reason: reason.clone() });
     }
+    let redefined = fill_from(cds, snapshot, to, input, questions, writer)?;
+    tracing::info!(stage = "txnproc", unit = %unit.upto, rows = redefined.rows, "another definition is in force");
+    Ok(redefined)
+}
+
+/// Redefines a data store with the rows of a snapshot.
+pub(super) fn fill_from(
+    cds: &mut Cds,
+    snapshot: &Snapshot<'_>,
+    to: Redefinition,
+    input: &UnitInput,
+    questions: &[Question],
+    writer: &mut TxnprocWriter<'_>,
+) -> Result<Redefined, TxnProcError> {
     let tables = to.dock.tables.clone();
-    let redefined = cds.redefine(to, input, questions, writer, |add: &mut dyn FnMut(TableIndex, &Row) -> Result<(), TxnProcError>| {
+    cds.redefine(to, input, questions, writer, |add: &mut dyn FnMut(TableIndex, &Row) -> Result<(), TxnProcError>| {
         for (number, table) in tables.iter().enumerate() {
             let columns: Vec<String> = table.columns.iter().map(|column| column.name.clone()).collect();
             snapshot.scan::<TxnProcError>(&table.name, &columns, |row| add(number, &row))?;
         }
         Ok(())
-    })?;
-    tracing::info!(stage = "txnproc", unit = %unit.upto, rows = redefined.rows, "another definition is in force");
-    Ok(redefined)
+    })
 }
 
 impl From<crate::cds::redefine::RedefineError> for TxnProcError {

@@ -409,7 +409,7 @@ impl RoundContent {
     }
 }
 
-fn operation_of(event: &RowEvent, action: Action) -> Result<Operation, DxError> {
+pub(crate) fn operation_of(event: &RowEvent, action: Action) -> Result<Operation, DxError> {
     let gone = || DxError::Content("the row is gone, but a node should get it".to_owned());
     Ok(match action {
         Action::Delete => Operation::Delete { key: event.key.clone() },

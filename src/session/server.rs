@@ -550,10 +550,8 @@ impl ServerSession {
     }
 
     fn node_now(&mut self, node: Option<Box<Node>>) -> Vec<Action> {
-        if !self.is_open() {
-            return Vec::new();
-        }
         match node {
+            _ if !self.is_open() => Vec::new(),
             None => self.turn(Turned::node("the node was deleted while connected")),
             Some(node) if node.state == NodeState::Disabled => self.turn(Turned::node("the node was disabled while connected")),
             Some(node) if node.state == NodeState::Stale && !matches!(self.state, State::InitDeciding | State::InitStarting) => {

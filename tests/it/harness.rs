@@ -172,7 +172,7 @@ pub fn interrupt(mut child: Child) {
 }
 
 /// Takes the `[server]` section out of a definition.
-fn without_server(definition: &str) -> String {
+pub fn without_server(definition: &str) -> String {
     let mut inside = false;
     let kept = definition.lines().filter(|line| {
         inside = if line.starts_with('[') { *line == "[server]" } else { inside };

@@ -38,7 +38,7 @@ pub const ORACLE: &[(&str, &str, &str)] = &[
 ];
 
 /// Returns the shared Northwind database; `None`, loudly, where the project stands alone. Never in CI.
-fn northwind() -> Option<PathBuf> {
+pub fn northwind() -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/northwind.db");
     if path.exists() {
         return Some(path);

@@ -1,6 +1,8 @@
 //! Another definition under running nodes (R40, C9): each gets exactly what it gains and loses, in one unit, without an extract.
 
-use crate::harness::{Site, literals};
+use crate::harness::{Site, literals, without_server};
+use dockmaster::dx::reader::DownloadReader;
+use dockmaster::model::operation::Operation;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -32,7 +34,7 @@ fn site() -> Site {
 }
 
 fn define(site: &Site, definition: &str) {
-    std::fs::write(site.path("dockmaster.toml"), format!("{definition}\n{SETTINGS}")).unwrap();
+    std::fs::write(site.path("dockmaster.toml"), format!("{}\n{SETTINGS}", without_server(definition))).unwrap();
 }
 
 /// Both nodes hold what a plain query of the server database gives, and were extracted once.
@@ -60,6 +62,17 @@ fn r40_c9_a_definition_changes_while_nodes_and_the_service_run() {
     assert_in_step(&site, own, false);
 
     define(&site, NORTH);
+    let checked = site.dockmaster_ok(&["check"]);
+    // Each has 100 visits of its own, half of them in the north, and sees 100 more by the new rule; and photos of what it sees.
+    let photos =
+        literals(&site.path("hq.db"), "SELECT count(*) FROM photo WHERE visit IN (SELECT id FROM visit WHERE rep = 1 OR region = 'north')");
+    let gained = 100 + photos[0].parse::<u64>().unwrap();
+    let line = checked.lines().find(|line| line.starts_with("ANNA")).unwrap_or_else(|| panic!("{checked}"));
+    assert!(
+        line.split_whitespace().nth(1) == Some(&gained.to_string()) && line.split_whitespace().nth(2) == Some("0"),
+        "{gained}: {checked}"
+    );
+    assert!(checked.contains("2 of 2 nodes get something"), "{checked}");
     let said = site.dockmaster_ok(&["deploy", "--yes"]);
     assert!(said.contains("2 nodes get exactly the rows") && said.contains("Deployed revision 2"), "{said}");
     site.sqlite3("hq.db", "UPDATE visit SET note = 'changed' WHERE id <= 10");
@@ -122,5 +135,83 @@ fn r6_x27_a_rebuilt_table_with_another_shape_is_taken_over_by_deploy() {
     assert_in_step(&site, |rep| format!("rep = {rep}"), false);
     let sql = literals(&site.path("BEN.db"), "SELECT sql FROM sqlite_master WHERE name = 'visit'");
     assert!(sql[0].contains("rank REAL NOT NULL"), "{sql:?}");
+    site.stop();
+}
+
+/// What each order went through on one node: `+` put, `-` deleted, in the order of the files.
+fn fates(site: &Site, node: &str) -> std::collections::BTreeMap<String, String> {
+    let mut fates: std::collections::BTreeMap<String, String> = Default::default();
+    let mut files: Vec<_> =
+        std::fs::read_dir(site.path(&format!("docking/{node}/outbox"))).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "dx"));
+    files.sort();
+    for file in files {
+        let mut reader = DownloadReader::open(std::fs::File::open(file).unwrap()).unwrap();
+        for item in reader.operations() {
+            let (_, heading, operation) = item.unwrap();
+            let (sign, key) = match &operation {
+                Operation::Put { row } => ('+', &row[usize::from(heading.key[0])]),
+                Operation::Delete { key } => ('-', &key[0]),
+                Operation::Update { .. } => continue,
+            };
+            if heading.name == "Orders" {
+                fates.entry(key.to_string()).or_default().push(sign);
+            }
+        }
+    }
+    fates
+}
+
+#[test]
+fn r40_c9_northwind_orders_become_everyones_and_their_owners_again_under_load() {
+    let Some(northwind) = crate::northwind::northwind() else { return };
+    let definition = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/northwind.toml")).unwrap();
+    let everyones = definition.replace("visible.own = 'Orders.EmployeeID = node.employee'", "visible.all = 'everyone'");
+    assert_ne!(definition, everyones);
+    let mut site = Site::new(|path| assert!(std::fs::copy(&northwind, path).unwrap() > 0), &definition);
+    site.dockmaster_ok(&["deploy", "--yes"]);
+    let address = site.serve();
+    let nodes: Vec<String> = (1..=9).map(|employee| format!("E{employee}")).collect();
+    for (node, employee) in nodes.iter().zip(1..) {
+        site.dockmaster_ok(&["node", "add", node, "--set", &format!("employee={employee}")]);
+        site.remote_sync_ok(&["init", &address, "--node", node, &format!("{node}.db")]);
+    }
+    let owners = literals(&site.path("hq.db"), "SELECT OrderID, EmployeeID FROM Orders ORDER BY OrderID");
+    let hq = site.path("hq.db");
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopped = std::sync::Arc::clone(&stop);
+    let writer = std::thread::spawn(move || {
+        let conn = rusqlite::Connection::open(hq).unwrap();
+        conn.busy_timeout(Duration::from_secs(30)).unwrap();
+        let mut rng = fastrand::Rng::with_seed(40);
+        let mut written = 0;
+        while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+            let order = 10_248 + rng.i64(0..800);
+            conn.execute("UPDATE Orders SET Freight = Freight + 1 WHERE OrderID = ?1", [order]).unwrap();
+            written += 1;
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        written
+    });
+    define(&site, &everyones);
+    site.dockmaster_ok(&["deploy", "--yes"]);
+    define(&site, &definition);
+    site.dockmaster_ok(&["deploy", "--yes"]);
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(writer.join().unwrap() > 0);
+    for (node, employee) in nodes.iter().zip(1..) {
+        let local = site.path(&format!("{node}.db"));
+        site.remote_sync_ok(&["sync", local.to_str().unwrap()]);
+        let fates = fates(&site, node);
+        for order in &owners {
+            let (order, owner) = order.split_once(" | ").unwrap();
+            let expected = if owner == employee.to_string() { "" } else { "+-" };
+            assert_eq!(fates.get(order).map_or("", String::as_str), expected, "{node}, order {order} of {owner}");
+        }
+        let orders = "SELECT * FROM Orders WHERE";
+        let expected = literals(&site.path("hq.db"), &format!("{orders} EmployeeID = {employee} ORDER BY OrderID"));
+        assert_eq!(literals(&local, &format!("{orders} true ORDER BY OrderID")), expected, "{node}");
+        assert_eq!(literals(&local, "SELECT incarnation FROM dock_state"), ["1"], "{node} was not extracted again");
+    }
     site.stop();
 }
