@@ -25,6 +25,7 @@ Examples:
   dockmaster verify --all --wait 600      every active node, at night
   dockmaster verify ANNA --wait 0         only ask; the node answers with its next sync
   dockmaster verify ANNA --last           the last answer that came
+  dockmaster verify ANNA --repair         and send everything again if anything differs
 
 The question travels in the node's stream, so both sides are compared at one place, under load too. The service must run, and the
 node must sync. A row that a program at the node has changed shows as different. Ends with 1 if anything differs, with 3 if a
@@ -42,6 +43,9 @@ pub(crate) struct VerifyArgs {
     /// Do not ask; show the last answer that came
     #[arg(long)]
     last: bool,
+    /// Send a node that differs everything again, in its stream: no extract, no new init; what programs there changed is lost
+    #[arg(long)]
+    repair: bool,
 }
 
 /// What became of one question.
@@ -50,6 +54,8 @@ struct Answer {
     /// When it came, if that is long ago.
     at: Option<i64>,
     outcomes: Option<Vec<TableOutcome>>,
+    /// Its stream begins anew.
+    repaired: bool,
 }
 
 impl Answer {
@@ -75,7 +81,7 @@ pub(crate) fn verify(named: Option<&Path>, args: &VerifyArgs, output: Output) ->
         for node in names {
             nodes::show(&database, &node)?;
             let (at, outcomes) = last_answer(&settings.root, &node)?.unzip();
-            answers.push(Answer { node, at, outcomes });
+            answers.push(Answer { node, at, outcomes, repaired: false });
         }
     } else {
         let until = Instant::now() + Duration::from_secs(args.wait);
@@ -93,12 +99,18 @@ pub(crate) fn verify(named: Option<&Path>, args: &VerifyArgs, output: Output) ->
                     outcomes = outcomes.map(|first| joined(first, rows));
                 }
             }
-            answers.push(Answer { node, at: None, outcomes });
+            answers.push(Answer { node, at: None, outcomes, repaired: false });
         }
     }
     for answer in &mut answers {
         if let Some(outcomes) = &mut answer.outcomes {
             name_missing(&settings.root, &database, &answer.node, outcomes)?;
+        }
+    }
+    if args.repair {
+        for answer in answers.iter_mut().filter(|answer| answer.differs()) {
+            nodes::restart(&database, &answer.node)?;
+            answer.repaired = true;
         }
     }
     if output.is_json() {
@@ -155,6 +167,7 @@ fn text(answers: &[Answer]) -> String {
         let wrong: Vec<&TableOutcome> = outcomes.iter().filter(|outcome| !outcome.is_equal()).collect();
         let result = match wrong.len() as u64 {
             0 => format!("equal, {}", some(outcomes.len() as u64, "table", "tables")),
+            tables if answer.repaired => format!("{} differ; all rows are sent again with its next sync", some(tables, "table", "tables")),
             tables => format!("{} differ", some(tables, "table", "tables")),
         };
         rows.push(vec![answer.node.to_string(), unit, result]);
@@ -201,5 +214,5 @@ fn answer_json(answer: &Answer) -> Json {
         outcomes.iter().map(table).collect::<Vec<_>>()
     });
     let equal = answer.outcomes.is_some() && !answer.differs();
-    json!({ "node": answer.node.as_str(), "answered": answer.outcomes.is_some(), "at": answer.at, "equal": equal, "tables": tables })
+    json!({ "node": answer.node.as_str(), "answered": answer.outcomes.is_some(), "at": answer.at, "equal": equal, "repaired": answer.repaired, "tables": tables })
 }

@@ -254,7 +254,7 @@ fn held_by(
         Place::Extract => {
             all.push(held("its extract is ready, and the node has not synchronised with it", "remote-sync init, then sync, on its machine"))
         }
-        Place::Outbox(at) => outbox_held(name, trail, at.file, &mut all),
+        Place::Outbox(at) => outbox_held(&view.node, trail, at.file, &mut all),
         Place::Received(at) => {
             let applied = trail.mark.as_ref().map(|mark| mark.applied.file).unwrap_or_default();
             all.push(held(
@@ -270,9 +270,13 @@ fn held_by(
     all
 }
 
-fn outbox_held(name: &NodeName, trail: &Trail, file: FileNo, all: &mut Vec<Held>) {
+fn outbox_held(node: &Node, trail: &Trail, file: FileNo, all: &mut Vec<Held>) {
+    let name = &node.name;
     match (&trail.mark, trail.missing.filter(|missing| *missing <= file)) {
         (_, Some(missing)) => all.push(held(format!("file {missing} is gone from its outbox"), format!("dockmaster extract {name}"))),
+        (None, None) if node.extracted != node.incarnation => {
+            all.push(held(format!("{name} has not called since its stream began anew"), "remote-sync sync on its machine"));
+        }
         (None, None) if trail.extract_ready => {
             all.push(held("its extract is ready, and the node has not synchronised with it", "remote-sync init, then sync, on its machine"))
         }

@@ -159,3 +159,25 @@ fn r42_a_node_that_is_away_answers_with_its_next_sync() {
     assert_eq!(refused.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("only an active node can be compared"));
 }
+
+#[test]
+fn r42_repair_sends_a_node_that_differs_everything_again_without_an_extract() {
+    let site = running(DEFINITION);
+    site.remote_sync_ok(&["sync", "anna.db"]);
+    site.sqlite3(
+        "anna.db",
+        "DELETE FROM part WHERE item_id = 7; UPDATE item SET name = 'forged' WHERE id = 8; INSERT INTO item(id) VALUES(9000);",
+    );
+    assert_eq!(site.dockmaster(&["verify", "ANNA", "--wait", "0"]).status.code(), Some(3));
+    site.remote_sync_ok(&["sync", "anna.db"]);
+    let repaired = site.dockmaster(&["verify", "ANNA", "--last", "--repair"]);
+    let text = String::from_utf8_lossy(&repaired.stdout).into_owned();
+    assert!(repaired.status.code() == Some(1) && text.contains("all rows are sent again with its next sync"), "{text}");
+    site.remote_sync_ok(&["sync", "anna.db"]);
+    let wrong = "SELECT (SELECT count(*) FROM item), (SELECT count(*) FROM part), (SELECT name FROM item WHERE id = 8)";
+    assert_eq!(super::harness::literals(&site.path("anna.db"), wrong), [format!("{ROWS} | {ROWS} | 'item 8'")]);
+    assert_eq!(site.dockmaster(&["verify", "ANNA", "--wait", "0"]).status.code(), Some(3));
+    site.remote_sync_ok(&["sync", "anna.db"]);
+    let text = site.dockmaster_ok(&["verify", "ANNA", "--last"]);
+    assert!(text.contains("equal, 2 tables"), "{text}");
+}
