@@ -13,6 +13,7 @@ pub mod preview;
 pub mod purge;
 pub mod rebuild;
 pub mod reconcile;
+pub mod recover;
 mod redefine;
 pub mod round;
 pub mod router;

@@ -22,6 +22,7 @@ pub mod logged;
 pub mod nodes;
 pub mod predicate;
 pub mod probe;
+pub mod recover;
 pub mod rollback;
 pub mod schema;
 pub mod scratch;

@@ -6,6 +6,7 @@
 use super::{Cds, CdsError, CdsState};
 use crate::base::ids::{Epoch, FileNo, Nonce, Revision, ServerId, TxnId};
 use crate::model::dock::{Dock, DockTable, TableIndex};
+use crate::model::node::Node;
 use crate::model::schema::Schema;
 use crate::rules::graph::ScopeGraph;
 use crate::store::txnproc::TXNPROC_FILE_TABLE;
@@ -113,6 +114,24 @@ pub(super) fn write_record(conn: &Connection, name: &str, value: &dyn rusqlite::
     conn.prepare_cached("INSERT INTO cds_state(name, value) VALUES(?1, ?2) ON CONFLICT(name) DO UPDATE SET value = excluded.value")?
         .execute(params![name, value])
         .map(|_| ())
+}
+
+/// Returns the nodes whose stream runs, as of the last unit.
+///
+/// # Errors
+/// A statement failed, or a record is unreadable.
+pub fn running_nodes(path: &Path) -> Result<Vec<Node>, CdsError> {
+    let sql = |source| CdsError::Sql { path: path.to_owned(), what: "read nodes", source };
+    let conn = connect_read_only(path).map_err(sql)?;
+    let mut statement = conn.prepare("SELECT name, record FROM node ORDER BY name").map_err(sql)?;
+    let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))).map_err(sql)?;
+    let mut nodes = Vec::new();
+    for row in rows {
+        let (name, record) = row.map_err(sql)?;
+        let unreadable = |_| CdsError::State { path: path.to_owned(), name: format!("node {name}") };
+        nodes.push(serde_json::from_str(&record).map_err(unreadable)?);
+    }
+    Ok(nodes)
 }
 
 /// Reads the commit point; `None` if this is no filled data store.
@@ -226,6 +245,15 @@ impl Cds {
             .map_err(self.sql("read the ledger of txnproc files"))
     }
 
+    /// Goes on in a later epoch. An earlier one changes nothing: then the server database is not the one read last.
+    pub fn enter_epoch(&mut self, epoch: Epoch) -> Result<(), CdsError> {
+        if epoch > self.state.epoch {
+            write_record(&self.conn, "epoch", &epoch.0).map_err(self.sql("enter an epoch"))?;
+            self.state.epoch = epoch;
+        }
+        Ok(())
+    }
+
     /// Returns the tables that stand still.
     pub fn stopped(&self) -> Result<Vec<StoppedTable>, CdsError> {
         read_stopped(&self.conn).map_err(self.sql("read stopped tables"))
@@ -267,6 +295,11 @@ pub fn read_stopped(conn: &Connection) -> rusqlite::Result<Vec<StoppedTable>> {
     conn.prepare("SELECT table_name, reason, cause FROM stopped ORDER BY table_name")?
         .query_map([], |row| Ok(StoppedTable { table: row.get(0)?, reason: row.get(1)?, cause: row.get(2)? }))?
         .collect()
+}
+
+/// Reads the definition of a data store; `None` if there is none.
+pub fn read_dock(conn: &Connection) -> rusqlite::Result<Option<Dock>> {
+    read_json(conn, "dock")
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(conn: &Connection, name: &str) -> rusqlite::Result<Option<T>> {

@@ -3,8 +3,8 @@
 use crate::cli::exit::{self, Outcome};
 use crate::cli::output::Output;
 use crate::cli::{
-    bench_commands, definition_commands, dx_commands, explain_command, logging, node_commands, reconcile_command, serve_command,
-    server_commands, verify_command,
+    bench_commands, definition_commands, dx_commands, explain_command, logging, node_commands, reconcile_command, recover_command,
+    serve_command, server_commands, tick_command, verify_command,
 };
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -71,6 +71,10 @@ enum Command {
     Node(node_commands::NodeCommand),
     /// Make a new extract for nodes: the ready local database that `remote-sync init` fetches
     Extract(server_commands::ExtractArgs),
+    /// Say what to do about a server database that is not the one read last, and do it
+    Recover(recover_command::RecoverArgs),
+    /// Let time windows go on to today after a leap of the clock
+    Tick(tick_command::TickArgs),
     /// Compare tables with the data store and send nodes the difference
     Reconcile(reconcile_command::ReconcileArgs),
     /// Show how far everybody is, and what needs a person
@@ -114,6 +118,8 @@ fn run(arguments: &Arguments) -> Outcome {
         Command::Run(args) => server_commands::run(named, args, output),
         Command::Node(command) => node_commands::node(named, command, output),
         Command::Extract(args) => server_commands::extract(named, args, output),
+        Command::Recover(args) => recover_command::recover(named, args, output),
+        Command::Tick(args) => tick_command::tick(named, args, output),
         Command::Reconcile(args) => reconcile_command::reconcile(named, args, output),
         Command::Status => server_commands::status(named, output),
         Command::Metrics => server_commands::metrics(named, output),

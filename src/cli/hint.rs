@@ -128,8 +128,7 @@ fn config(error: &ConfigError) -> Option<String> {
 }
 
 /// What helps when log and docking root do not belong together.
-const BEGIN_ANEW: &str = "nothing was read or sent; put the files back that were there, or begin anew: dockmaster node disable each node, \
-                          move the docking root away, dockmaster deploy, dockmaster node enable, remote-sync init --replace --renew";
+const BEGIN_ANEW: &str = "nothing was read or sent; put the files back that were there, or see what else can be done: dockmaster recover";
 
 fn store(error: &StoreError) -> Option<String> {
     match error {

@@ -46,6 +46,7 @@ pub(crate) fn status_options(settings: &Settings) -> StatusOptions {
         database: settings.database.clone(),
         root: settings.root.clone(),
         server_name: settings.server.name.clone(),
+        day_starts_minutes: i64::from(settings.server.day_starts_minutes),
         now: now_seconds(),
     }
 }

@@ -12,6 +12,10 @@ pub fn server_text(status: &ServerStatus) -> String {
     for need in &status.needs {
         lines.push(format!("! {}: {}", need.what, need.command));
     }
+    for of in &status.unreadable_dates {
+        let rows = some(of.rows, "row has", "rows have");
+        lines.push(format!("table {}: {rows} no readable date in {}, and stay inside the window", of.table, of.column));
+    }
     for of in &status.reconciled {
         lines.push(comparison(of));
     }
@@ -117,6 +121,7 @@ pub fn server_json(status: &ServerStatus) -> Json {
         "log": status.log.map(|position| position.0), "txnproc": status.txnproc.map(|position| position.0),
         "router": status.router.map(|position| position.0), "free_bytes": status.free_bytes, "light": status.light().to_string(), "sessions": status.sessions_begun,
         "nodes": nodes, "needs": needs(&status.needs), "reconciled": status.reconciled,
+        "unreadable_dates": status.unreadable_dates,
     })
 }
 
@@ -160,6 +165,7 @@ mod tests {
             sessions_begun: None,
             nodes: vec![node("SHOP-01", NodeCondition::Watching, Some(3), 0), node("SHOP-02", NodeCondition::Ok, Some(720), 3), lost],
             needs: Vec::new(),
+            unreadable_dates: Vec::new(),
             reconciled: Vec::new(),
         }
     }

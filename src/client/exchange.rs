@@ -51,6 +51,12 @@ pub trait Applier: Send + 'static {
     /// It cannot be read.
     fn state(&mut self) -> Result<LocalPosition, BoxError>;
 
+    /// Takes note of the server's epoch: from here on files of it are accepted. It never goes back.
+    ///
+    /// # Errors
+    /// It cannot be stored.
+    fn enter_epoch(&mut self, epoch: Epoch) -> Result<(), BoxError>;
+
     /// Applies everything in the inbox that can be applied and returns how far the database is now, committed.
     ///
     /// # Errors
@@ -459,6 +465,8 @@ impl Exchange<'_> {
     }
 
     async fn welcomed(&mut self, running: &mut Running, welcome: &Welcome) -> Result<(), ExchangeError> {
+        let (applier, epoch) = (self.applier.clone(), welcome.epoch);
+        on_thread(move || lock(&applier).enter_epoch(epoch)).await.map_err(ExchangeError::Local)?;
         self.report.sessions += 1;
         self.report.server_name.clone_from(&welcome.server_name);
         self.report.last_file = welcome.last_file;

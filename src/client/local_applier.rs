@@ -1,7 +1,7 @@
 //! The bridge from a session to `apply`: what waits in the inbox goes into the local database, on a thread of its own.
 
 use crate::base::folder;
-use crate::base::ids::{FileNo, Incarnation, InstallId};
+use crate::base::ids::{Epoch, FileNo, Incarnation, InstallId};
 use crate::client::apply::{self, ApplyError, ApplyFolders, ApplyReport};
 use crate::client::exchange::{Applier, BoxError, LocalPosition, Reports};
 use crate::client::folder::ClientFolder;
@@ -114,6 +114,10 @@ impl Applier for LocalApplier {
             applied: AppliedTo { file: state.applied_file, unit: state.applied_unit, hash: state.chain_hash },
             revision: state.revision,
         })
+    }
+
+    fn enter_epoch(&mut self, epoch: Epoch) -> Result<(), BoxError> {
+        Ok(self.local.enter_epoch(epoch)?)
     }
 
     fn apply(&mut self) -> Result<AppliedTo, BoxError> {

@@ -197,7 +197,7 @@ pub struct Expected<'a> {
     pub direction: DxDirection,
     /// The server.
     pub server_id: ServerId,
-    /// The epoch.
+    /// The latest epoch known; files of an earlier one may still be on their way.
     pub epoch: Epoch,
     /// The node; `None` for txnproc files.
     pub node: Option<&'a NodeName>,
@@ -231,7 +231,7 @@ impl Expected<'_> {
         let name = |node: Option<&NodeName>| node.map_or_else(|| "none".to_owned(), NodeName::to_string);
         same("direction", header.direction, self.direction)?;
         same("server", header.server_id, self.server_id)?;
-        same("epoch", header.epoch, self.epoch)?;
+        same("epoch", header.epoch, header.epoch.min(self.epoch))?;
         same("node", name(header.node.as_ref()), name(self.node))?;
         same("incarnation", header.incarnation, self.incarnation)?;
         same("file number", header.file_no, self.file_no)

@@ -8,12 +8,16 @@ use super::txnproc::{PendingExtracts, TxnProc, TxnProcError};
 use crate::base::clock;
 use crate::base::ids::NodeName;
 use crate::base::step::Progress;
+use crate::cds::CdsError;
+use crate::cds::layout::{connect_read_only, read_dock, read_state};
 use crate::cds::nodes::NodeScope;
 use crate::docking::root::DockingRoot;
 use crate::docking::sessions::SessionsDb;
+use crate::model::dock::Dock;
 use crate::rules::retention::Retention;
 use crate::store::control::Control;
 use crate::store::sqlite::StoreError;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -166,16 +170,53 @@ pub fn run(options: &ServeOptions, root: &Arc<DockingRoot>, stages: &[Stage]) ->
     Ok(pass)
 }
 
-/// Begins a new day for time windows, as a row of the log, when one has begun.
+/// Begins a new day for time windows, as a row of the log, when one has begun. A long step is left to a person (R39).
 pub(super) fn tick(txnproc: &TxnProc, options: &ServeOptions) -> Result<(), ServeError> {
-    if txnproc.cds().graph().vertices.iter().all(|vertex| vertex.inputs.iter().all(|input| input.guard.windows.is_empty())) {
+    if !has_windows(txnproc.cds().dock()) {
         return Ok(());
     }
-    let day = window_day(options.day_starts_minutes);
-    if day > txnproc.cds().state().day {
-        txnproc.server().append_control(&Control::Tick { day })?;
+    let (was, today) = (txnproc.cds().state().day, window_day(options.day_starts_minutes));
+    if today > was && !(PendingTick { day: was, days: today - was }).is_long() {
+        txnproc.server().append_control(&Control::Tick { day: today })?;
     }
     Ok(())
+}
+
+/// Most days that windows go on by themselves: behind more there may be a clock that was set wrong.
+const TICK_DAYS_MAX: i64 = 2;
+
+/// How far windows are behind today.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PendingTick {
+    /// Day from which they count, days since 1970.
+    pub day: i64,
+    /// Days since then.
+    pub days: i64,
+}
+
+impl PendingTick {
+    /// Returns whether the step waits for a person.
+    pub fn is_long(&self) -> bool {
+        self.days > TICK_DAYS_MAX
+    }
+}
+
+fn has_windows(dock: &Dock) -> bool {
+    dock.objects.iter().any(|object| object.window.is_some()) || dock.rules.iter().any(|rule| rule.window.is_some())
+}
+
+/// Returns how far the windows of a docking root are behind a day; `None` if there are none, or no data store.
+///
+/// # Errors
+/// The data store cannot be read.
+pub fn pending_tick(root: &Path, today: i64) -> Result<Option<PendingTick>, CdsError> {
+    let path = DockingRoot::look(root).cds_db();
+    if !path.exists() {
+        return Ok(None);
+    }
+    let read = connect_read_only(&path).and_then(|conn| Ok(read_state(&conn)?.zip(read_dock(&conn)?)));
+    let found = read.map_err(|source| CdsError::Sql { path, what: "read the commit point", source })?;
+    Ok(found.filter(|(_, dock)| has_windows(dock)).map(|(state, _)| PendingTick { day: state.day, days: (today - state.day).max(0) }))
 }
 
 /// Returns the day that time windows count from, days since 1970 (UTC).

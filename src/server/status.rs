@@ -5,11 +5,14 @@
 //! The figures come from several databases one after the other, while stages go on; they are read from the last stage to the
 //! first, so that `log >= txnproc >= router >= applied` holds in every answer.
 
+use super::pass::{PendingTick, pending_tick, window_day};
 use crate::base::ids::{FileNo, Incarnation, NodeName, Revision, TxnId};
 use crate::base::limits::RECONCILED_KEPT_MAX;
 use crate::base::space::free_bytes;
+use crate::cds::CdsError;
 use crate::cds::compare::{Found, Reconciled, read_reconciled};
-use crate::cds::layout::{StoppedTable, connect_read_only, last_routable, read_state, read_stopped};
+use crate::cds::guard::{UnreadableDates, unreadable_dates};
+use crate::cds::layout::{StoppedTable, connect_read_only, last_routable, read_dock, read_state, read_stopped};
 use crate::docking::backlog::{Backlog, LedgerView};
 use crate::docking::error::DockingError;
 use crate::docking::root::{Access, DockingRoot};
@@ -47,6 +50,9 @@ pub enum StatusError {
     /// The history of sessions.
     #[error(transparent)]
     Sessions(#[from] SessionsError),
+    /// The data store, by its own means.
+    #[error(transparent)]
+    Cds(#[from] CdsError),
     /// The data store.
     #[error("read {}", path.display())]
     DataStore {
@@ -66,6 +72,8 @@ pub struct StatusOptions {
     pub root: PathBuf,
     /// Name of the server as the definition has it, for the time before the first deploy.
     pub server_name: String,
+    /// Minutes after midnight UTC at which a new day begins for time windows.
+    pub day_starts_minutes: i64,
     /// Seconds since 1970; says how long ago something was, decides nothing else.
     pub now: i64,
 }
@@ -91,6 +99,8 @@ pub struct ServerStatus {
     pub nodes: Vec<NodeStatus>,
     /// What waits for a person and is not of one node.
     pub needs: Vec<Need>,
+    /// Rows that stay at nodes because the date of their window cannot be read.
+    pub unreadable_dates: Vec<UnreadableDates>,
     /// The last comparisons of tables with the data store that found something, newest first.
     pub reconciled: Vec<Reconciled>,
 }
@@ -248,6 +258,7 @@ pub fn status(options: &StatusOptions) -> Result<ServerStatus, StatusError> {
         sessions_begun: None,
         nodes: Vec::new(),
         needs: Vec::new(),
+        unreadable_dates: Vec::new(),
         reconciled: Vec::new(),
     };
     if !database.is_installed()? {
@@ -282,8 +293,13 @@ pub fn status(options: &StatusOptions) -> Result<ServerStatus, StatusError> {
         status.needs.push(need(Light::Red, "disk", what, "make room there"));
     }
     let stopped = database.stopped_tables()?;
+    if let Some(tick) = pending_tick(root.path(), window_day(options.day_starts_minutes))?.filter(PendingTick::is_long) {
+        let what = format!("time windows stand still: today is {} days later than the day that they count from", tick.days);
+        status.needs.push(need(Light::Yellow, "windows", what, "dockmaster tick --accept"));
+    }
     if status.txnproc.is_some() {
         status.reconciled = last_comparisons(root.cds_db())?;
+        status.unreadable_dates = unreadable(root.cds_db())?;
     }
     let noted = if status.txnproc.is_some() { noted_stops(root.cds_db())? } else { Vec::new() };
     for (table, reason) in stopped.iter().chain(noted.iter().filter(|(table, _)| !stopped.iter().any(|(known, _)| known == table))) {
@@ -327,6 +343,15 @@ fn noted_stops(path: PathBuf) -> Result<Vec<(String, String)>, StatusError> {
     let read = connect_read_only(&path).and_then(|connection| read_stopped(&connection));
     let pair = |note: StoppedTable| (note.table, note.reason);
     read.map(|notes| notes.into_iter().map(pair).collect()).map_err(|source| StatusError::DataStore { path, source })
+}
+
+/// Returns the dates of windows that cannot be read.
+fn unreadable(path: PathBuf) -> Result<Vec<UnreadableDates>, StatusError> {
+    let read = connect_read_only(&path).and_then(|connection| match read_dock(&connection)? {
+        Some(dock) => unreadable_dates(&connection, &dock),
+        None => Ok(Vec::new()),
+    });
+    read.map_err(|source| StatusError::DataStore { path, source })
 }
 
 /// Returns the last comparisons that found something.

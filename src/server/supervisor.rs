@@ -130,6 +130,7 @@ pub fn serve(
                         root: root.path().to_owned(),
                         // What is deployed says its name itself.
                         server_name: String::new(),
+                        day_starts_minutes: options.day_starts_minutes,
                         now: now_seconds(),
                     };
                     if let Err(error) = alerting::look(command, &look, root) {

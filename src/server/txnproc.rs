@@ -178,7 +178,9 @@ impl TxnProc {
             opened =
                 if rebuild(&server, &root, &reason)? { Cds::open(&root.cds_db()) } else { again.and_then(|()| Cds::open(&root.cds_db())) };
         }
-        let cds = opened?;
+        let mut cds = opened?;
+        // A restore was declared: from here on everything is of the new epoch.
+        cds.enter_epoch(server.identity()?.epoch)?;
         let files = TxnprocQueue::open(Arc::clone(&root), &cds)?;
         Ok(TxnProc { server, cds, root, files, purged_upto: TxnId::default(), tried: None })
     }

@@ -102,7 +102,8 @@ pub fn screen(hello: &Hello, server: &ServerIdentity) -> Result<Option<NodeName>
             format!("this is server {} ({}), the local database belongs to server {theirs}", server.name, server.server_id),
         ));
     }
-    if hello.mode != Mode::Init && hello.epoch != server.epoch {
+    // A node of an earlier epoch goes on: a restore was declared, and its stream leads over.
+    if hello.mode != Mode::Init && hello.epoch > server.epoch {
         return Err(Turned::plain(
             RefusalCode::Epoch,
             format!("server {} is in epoch {}, the local database in epoch {}", server.name, server.epoch, hello.epoch),

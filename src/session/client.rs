@@ -443,7 +443,7 @@ impl ClientSession {
 
     fn on_welcome(&mut self, welcome: Box<Welcome>) -> Outcome {
         let wrong_id = self.hello.server_id.is_some_and(|ours| ours != welcome.server_id);
-        let wrong_epoch = self.hello.mode != Mode::Init && self.hello.epoch != welcome.epoch;
+        let wrong_epoch = self.hello.mode != Mode::Init && self.hello.epoch > welcome.epoch;
         if wrong_id || wrong_epoch {
             let (name, server_id, epoch) = (welcome.server_name, welcome.server_id, welcome.epoch);
             return Ok(self.leave(Closed::WrongServer { name, server_id, epoch }, "not my server"));

@@ -149,7 +149,21 @@ impl LocalDatabase {
         read_state(&self.connection, &self.path)
     }
 
+    /// Takes note of the server's epoch: files of it are accepted from here on, those of earlier ones still. It never goes back.
+    ///
+    /// # Errors
+    /// A statement failed.
+    pub fn enter_epoch(&self, epoch: Epoch) -> Result<(), LocalError> {
+        self.connection
+            .execute("UPDATE dock_state SET epoch = ?1 WHERE epoch < ?1", [epoch.0])
+            .map_err(|source| LocalError::of_sql(&self.path, "store the server's epoch", source))?;
+        Ok(())
+    }
+
     /// Notes why nothing is applied any more, or that all is well again; `dock_status` shows it to applications.
+    ///
+    /// # Errors
+    /// A statement failed.
     pub fn set_stopped(&self, reason: Option<&str>) -> Result<(), LocalError> {
         self.connection
             .execute("UPDATE dock_state SET stopped = ?1 WHERE stopped IS NOT ?1", [reason])

@@ -47,6 +47,11 @@ impl ServerDatabase {
         Ok(result)
     }
 
+    /// Returns a writer within a transaction of the caller.
+    pub(crate) fn node_writer(&self) -> NodeWriter<'_> {
+        NodeWriter { database: self }
+    }
+
     fn read_nodes(&self, only: Option<&NodeName>) -> Result<Vec<Node>, StoreError> {
         let fault = || self.fault("reading nodes");
         let mut nodes: BTreeMap<String, Node> = BTreeMap::new();

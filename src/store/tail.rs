@@ -146,6 +146,14 @@ impl ServerDatabase {
         // The connection opens with synchronous=FULL; said again, since everything published rests on it.
         self.connection.pragma_update(None, "synchronous", "FULL").map_err(fault())?;
         let transaction = self.begin_write("writing the tail")?;
+        self.put_tail(position, nonce, previous)?;
+        transaction.commit().map_err(fault())
+    }
+
+    /// The same within a transaction of the caller.
+    pub(crate) fn put_tail(&self, position: TxnId, nonce: Nonce, previous: Option<Nonce>) -> Result<(), StoreError> {
+        let fault = || self.fault("writing the tail");
+        let transaction = &self.connection;
         let row = (position.0, nonce.to_string(), previous.map(|nonce| nonce.to_string()));
         let updated =
             transaction.execute("UPDATE main.dock_tail SET position = ?1, nonce = ?2, previous = ?3", row.clone()).map_err(fault())?;
@@ -159,7 +167,7 @@ impl ServerDatabase {
         if raised == 0 && position.0 > 0 {
             transaction.execute("INSERT INTO main.sqlite_sequence(name, seq) VALUES ('dock_txn_log', ?1)", [position.0]).map_err(fault())?;
         }
-        transaction.commit().map_err(fault())
+        Ok(())
     }
 
     /// Deletes log rows up to `upto`, but none that stands among the last `keep` of them and none behind the tail. Returns how many.

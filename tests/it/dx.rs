@@ -565,7 +565,7 @@ fn fault17_fault18_a_file_of_somebody_else_is_refused_by_field() {
     let other_node = "SHOP-02".parse().unwrap();
     let cases = [
         ("server", Expected { server_id: ServerId([9; 16]), ..expected }),
-        ("epoch", Expected { epoch: Epoch(2), ..expected }),
+        ("epoch", Expected { epoch: Epoch(0), ..expected }),
         ("node", Expected { node: Some(&other_node), ..expected }),
         ("incarnation", Expected { incarnation: Incarnation(3), ..expected }),
         ("file number", Expected { file_no: FileNo(43), ..expected }),

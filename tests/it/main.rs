@@ -32,6 +32,7 @@ mod oracle_router;
 mod oracle_schemas;
 mod rebuild;
 mod reconcile;
+mod recover;
 mod redefine;
 mod route;
 mod router;

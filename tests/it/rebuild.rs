@@ -214,3 +214,64 @@ fn assert_rolls_back(site: &Site, position: TxnId) {
         assert_eq!(rows, literals(&site.path("then.db"), &format!("SELECT * FROM {table}")), "{table}");
     }
 }
+
+#[test]
+fn r26_a_table_in_doubt_at_the_time_of_the_loss_makes_the_streams_begin_anew_in_band() {
+    let mut site = crm::running(&ALL);
+    routed(&site);
+    site.stop();
+    let drop = literals(
+        &site.path("hq.db"),
+        "SELECT 'DROP TRIGGER ' || name || ';' FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = 'opportunity'",
+    )
+    .iter()
+    .map(|sql| sql.trim_matches('\'').to_owned())
+    .collect::<String>();
+    server_sql(&site, &format!("{drop} UPDATE opportunity SET position_id = 6 WHERE position_id = 4"));
+    lose(&site, "cds.db");
+    crm::serve_again(&mut site);
+    in_step(&site, &ALL);
+    assert_eq!(incarnations(&site), ["'ANNA' | 2", "'BERT' | 2", "'CORA' | 2"]);
+    assert_eq!(literals(&site.path("hq.db"), "SELECT extracted FROM dock_node"), ["1", "1", "1"], "none is extracted anew");
+    site.stop();
+}
+
+#[test]
+fn r26_a_lost_or_damaged_ledger_makes_the_streams_begin_anew_in_band() {
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut site = crm::running(&ALL);
+    for damage in [false, true] {
+        server_sql(&site, &writes(&mut random));
+        in_step(&site, &ALL);
+        server_sql(&site, &writes(&mut random));
+        site.signal("-KILL");
+        lose(&site, "ledger.db");
+        if damage {
+            std::fs::write(site.path("docking/ledger.db"), b"damaged".repeat(1000)).unwrap();
+        }
+        server_sql(&site, &writes(&mut random));
+        crm::serve_again(&mut site);
+        in_step(&site, &ALL);
+    }
+    assert_eq!(incarnations(&site), ["'ANNA' | 3", "'BERT' | 3", "'CORA' | 3"]);
+    assert_eq!(literals(&site.path("hq.db"), "SELECT extracted FROM dock_node"), ["1", "1", "1"]);
+    site.stop();
+}
+
+#[test]
+fn r26_a_docking_root_wholly_lost_is_filled_by_deploy_and_no_node_is_extracted() {
+    let mut random = fastrand::Rng::with_seed(8);
+    let mut site = crm::running(&ALL);
+    server_sql(&site, &writes(&mut random));
+    in_step(&site, &ALL);
+    server_sql(&site, &writes(&mut random));
+    site.stop();
+    std::fs::remove_dir_all(site.path("docking")).unwrap();
+    server_sql(&site, &writes(&mut random));
+    site.dockmaster_ok(&["deploy", "--yes"]);
+    server_sql(&site, &writes(&mut random));
+    crm::serve_again(&mut site);
+    in_step(&site, &ALL);
+    assert_eq!(literals(&site.path("hq.db"), "SELECT extracted FROM dock_node"), ["1", "1", "1"], "none is extracted anew");
+    site.stop();
+}

@@ -248,6 +248,11 @@ impl Applier for Keeper {
         Ok(self.position.clone())
     }
 
+    fn enter_epoch(&mut self, epoch: Epoch) -> Result<(), BoxError> {
+        self.position.epoch = self.position.epoch.max(epoch);
+        Ok(())
+    }
+
     fn reports(&mut self) -> Result<Reports, BoxError> {
         Ok(Reports::default())
     }
