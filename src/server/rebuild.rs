@@ -79,7 +79,12 @@ pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
 fn is_behind(cds: &Cds, root: &DockingRoot) -> Result<bool, TxnProcError> {
     let last = cds.last_file()?.map_or(FileNo(0), |file| file.file_no);
     let newest = queue::list(&root.txnproc())?.files.last().map_or(FileNo(0), |file| file.file_no);
-    let routed = Ledger::look(&root.ledger_db())?.map(|ledger| ledger.state()).transpose()?.unwrap_or_default();
+    let routed = match Ledger::look(&root.ledger_db()).and_then(|ledger| ledger.map(|ledger| ledger.state()).transpose()) {
+        Ok(state) => state.unwrap_or_default(),
+        // It is put right afterwards, and then every stream begins anew.
+        Err(DockingError::Sql { source, .. }) if is_damage(&source) => RouterState::default(),
+        Err(error) => return Err(error.into()),
+    };
     Ok(newest.0 > last.0 + 1 || (newest > last && routed.txnproc_file > last))
 }
 

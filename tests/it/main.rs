@@ -22,6 +22,7 @@ mod end_to_end;
 mod examples;
 mod explain;
 mod extract;
+mod folding;
 mod harness;
 mod kills;
 mod node_kit;
