@@ -3,3 +3,4 @@
 pub mod link;
 pub mod signals;
 pub mod tcp;
+pub mod throttle;

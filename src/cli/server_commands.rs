@@ -82,6 +82,7 @@ pub(crate) fn serve_options(settings: &Settings) -> ServeOptions {
         alert_command: settings.server.alert_command.clone(),
         day_starts_minutes: i64::from(settings.server.day_starts_minutes),
         retention: settings.server.retention,
+        send_bytes_per_second: settings.server.send_bytes_per_second,
     }
 }
 

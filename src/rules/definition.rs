@@ -23,6 +23,8 @@ pub struct ServerSettings {
     pub day_starts_minutes: u16,
     /// How long delivered files are kept, and when a node is stale.
     pub retention: Retention,
+    /// Most bytes per second that all sessions send together; `None` = as fast as the line is.
+    pub send_bytes_per_second: Option<u64>,
 }
 
 impl Default for ServerSettings {
@@ -35,6 +37,7 @@ impl Default for ServerSettings {
             alert_command: None,
             day_starts_minutes: 180,
             retention: Retention::default(),
+            send_bytes_per_second: None,
         }
     }
 }

@@ -11,8 +11,19 @@ use toml_edit::{Document, Item, TableLike, Value};
 /// Words that cannot name a rule, since `visible` may hold them itself.
 const RULE_KEYS: &[&str] = &["rule", "where", "window"];
 /// What `[server]` may hold.
-const SERVER_KEYS: &[&str] =
-    &["name", "database", "listen", "root", "alert_command", "day_starts", "keep_days", "keep_files", "stale_days", "stale_outbox_mb"];
+const SERVER_KEYS: &[&str] = &[
+    "name",
+    "database",
+    "listen",
+    "root",
+    "alert_command",
+    "day_starts",
+    "keep_days",
+    "keep_files",
+    "stale_days",
+    "stale_outbox_mb",
+    "send_kb_per_second",
+];
 /// Version of the definition language.
 const VERSION: i64 = 1;
 
@@ -152,6 +163,9 @@ impl Reader<'_, '_> {
                     self.report.problem(time.at, format!("day_starts: `{}` is not a time of day", time.value), Some("\"03:00\"".into()))
                 }
             }
+        }
+        if let Some(kilobytes) = self.optional_number(server, "send_kb_per_second", 64..=1 << 30) {
+            settings.send_bytes_per_second = Some(kilobytes.unsigned_abs() << 10);
         }
         let retention = &mut settings.retention;
         if let Some(days) = self.optional_number(server, "keep_days", 0..=36_500) {

@@ -93,6 +93,8 @@ pub struct ServeOptions {
     pub day_starts_minutes: i64,
     /// How long delivered files are kept, and when a node is stale.
     pub retention: Retention,
+    /// Most bytes per second that all sessions send together; `None` = as fast as the line is.
+    pub send_bytes_per_second: Option<u64>,
 }
 
 impl ServeOptions {
@@ -104,6 +106,7 @@ impl ServeOptions {
             alert_command: None,
             day_starts_minutes: 0,
             retention: Retention::default(),
+            send_bytes_per_second: None,
         }
     }
 }

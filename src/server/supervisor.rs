@@ -74,7 +74,8 @@ pub fn serve(
         let (fail, extracts_routed, route_wake) = (&fail, &routed_sender, &route);
         let sessions = end_sessions.clone();
         threads.spawn(move || {
-            let sync_options = SyncOptions::new(&options.listen, root.path());
+            let sync_options =
+                SyncOptions { send_bytes_per_second: options.send_bytes_per_second, ..SyncOptions::new(&options.listen, root.path()) };
             if let Err(error) = syncmgr::serve(sync_options, directory, index, routed, sessions, ready) {
                 fail(ServeError::from(error));
             }

@@ -13,6 +13,7 @@ use crate::session::admission::{ServerIdentity, Turned};
 use crate::session::message::{Message, Refusal, RefusalCode};
 use crate::transport::link::{Pulse, Timing};
 use crate::transport::tcp::{self, TcpError};
+use crate::transport::throttle::Throttle;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
@@ -105,12 +106,20 @@ pub struct SyncOptions {
     pub timing: Timing,
     /// Most sessions at once.
     pub sessions_max: usize,
+    /// Most bytes per second that all sessions send together.
+    pub send_bytes_per_second: Option<u64>,
 }
 
 impl SyncOptions {
     /// Returns options with the ordinary limits.
     pub fn new(listen: impl Into<String>, root: impl Into<PathBuf>) -> SyncOptions {
-        SyncOptions { listen: listen.into(), root: root.into(), timing: Timing::default(), sessions_max: SESSIONS_MAX }
+        SyncOptions {
+            listen: listen.into(),
+            root: root.into(),
+            timing: Timing::default(),
+            sessions_max: SESSIONS_MAX,
+            send_bytes_per_second: None,
+        }
     }
 }
 
@@ -141,6 +150,7 @@ pub(super) struct Shared {
     pub(super) index: Arc<dyn OutboxIndex>,
     pub(super) root: Arc<DockingRoot>,
     pub(super) timing: Timing,
+    pub(super) throttle: Throttle,
     pub(super) routed: watch::Receiver<u64>,
     sessions: Mutex<SessionsDb>,
     slots: Mutex<HashMap<NodeName, Slot>>,
@@ -221,6 +231,7 @@ impl SyncManager {
             index,
             root: Arc::new(root),
             timing: options.timing,
+            throttle: Throttle::new(options.send_bytes_per_second),
             routed,
             sessions: Mutex::new(sessions),
             slots: Mutex::new(HashMap::new()),

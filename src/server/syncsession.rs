@@ -146,7 +146,8 @@ impl Task {
         let mut router_gone = false;
         while self.ended.is_none() {
             if self.call.is_none() && self.outgoing.is_empty() {
-                self.call = self.reading.take().map(read_chunk);
+                let shared = &self.shared;
+                self.call = self.reading.take().map(|reading| read_chunk(reading, Arc::clone(shared)));
             }
             if self.noting.is_none()
                 && let Some(mark) = self.note.take()
@@ -471,14 +472,17 @@ fn open_file(open: impl FnOnce() -> Result<Reading, OutboxError> + Send + 'stati
     })
 }
 
-fn read_chunk(mut reading: Reading) -> Call {
+fn read_chunk(mut reading: Reading, shared: Arc<Shared>) -> Call {
     Box::pin(async move {
         let read = blocking(move || {
             let offset = reading.offset();
             Ok(reading.next_chunk().map(|bytes| (reading, offset, bytes)))
         });
         match read.await {
-            Ok(Ok((reading, offset, bytes))) => Answer::Chunk(reading, offset, bytes),
+            Ok(Ok((reading, offset, bytes))) => {
+                shared.throttle.pass(bytes.len()).await;
+                Answer::Chunk(reading, offset, bytes)
+            }
             Ok(Err(error)) => {
                 tracing::error!("{error}");
                 Answer::Event(Event::Unreadable(Unavailable::Damaged))
