@@ -216,10 +216,12 @@ fn c15_a_change_that_concerns_nobody_is_taken_note_of_and_sent_to_nobody_then_or
         "INSERT INTO account VALUES(500, 'customer', 'unseen by all'); INSERT INTO opportunity VALUES(500, 500, NULL, 'unseen by all', 1)",
     );
     let before = files(&direct);
-    let taken = crm::dx_files(&direct.site, "docking/txnproc").len();
+    // Older ones may be purged; the newest stays.
+    let newest = |direct: &Direct| crm::dx_files(&direct.site, "docking/txnproc").pop().map(|path| path.file_name().unwrap().to_owned());
+    let taken = newest(&direct);
     direct.equal();
     assert_eq!(files(&direct), before, "nobody gets a file");
-    assert_eq!(crm::dx_files(&direct.site, "docking/txnproc").len(), taken + 1, "but it stands in the stream");
+    assert!(newest(&direct) > taken, "but it stands in the stream: {:?}", newest(&direct));
     for node in ALL {
         assert!(crm::traces(&direct.site.path(&format!("docking/{node}")), "unseen by all").is_empty());
     }
