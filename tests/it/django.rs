@@ -215,3 +215,24 @@ fn r6_a_migration_of_django_rebuilds_a_table_under_load_and_no_node_is_extracted
     assert_eq!(shop.extracts(), before);
     shop.site.stop();
 }
+
+/// A column is added: the table stands still, by name, until `deploy` adopts its new shape with every node active.
+#[test]
+fn r40_a_migration_of_django_that_adds_a_column_is_adopted_by_deploy_and_no_node_is_extracted_again() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut shop = Shop::new();
+    shop.in_step();
+    let before = shop.extracts();
+    let load = Load::begin(&shop.site.path("hq.db"), seed);
+    std::thread::sleep(Duration::from_millis(300));
+    shop.migrate("0003");
+    std::thread::sleep(Duration::from_millis(300));
+    shop.site.dockmaster_ok(&["deploy", "--yes"]);
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(load.end() > 50);
+    sql_on(&shop.site.path("hq.db"), "UPDATE shop_order SET state = 'closed' WHERE id % 3 = 0");
+    shop.in_step();
+    assert_eq!(shop.extracts(), before);
+    shop.site.stop();
+}
