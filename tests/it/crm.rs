@@ -86,7 +86,22 @@ pub type Tables = std::collections::BTreeMap<String, Vec<String>>;
 
 /// Returns what an employee may see of the server database, by the oracle.
 pub fn view(server: &Connection, employee: i64) -> Tables {
+    view_with(server, employee, false)
+}
+
+/// What the definition says of contacts, and what it says where everybody may see them.
+pub const CONTACTS: [&str; 2] =
+    ["visible.account = 'contact.account_id -> account_team(account_id).position_id = node.position'", "visible = 'everyone'"];
+
+/// Like [`view`], and under a definition by which everybody may see all contacts, with the accounts that they refer to.
+pub fn view_with(server: &Connection, employee: i64, all_contacts: bool) -> Tables {
     let select = |(table, condition): &(&str, &str)| {
+        let condition = match (*table, all_contacts) {
+            ("contact", true) => "true",
+            ("account", true) => "id IN (VISIBLE_ACCOUNTS UNION SELECT account_id FROM contact)",
+            ("account_team", true) => "account_id IN (VISIBLE_ACCOUNTS UNION SELECT account_id FROM contact)",
+            _ => condition,
+        };
         let rows = literals_of(server, &format!("SELECT * FROM {table} WHERE {}", spelt_out(condition, employee)));
         ((*table).to_owned(), rows)
     };

@@ -41,6 +41,7 @@ fn f1_x1_i1_both_programs_killed_at_random_moments_of_a_busy_run() {
             0..=4 => {
                 std::thread::sleep(delay);
                 let lost = (random.u32(0..25) == 0).then_some("cds.db");
+                let _held = lost.map(|_| workload.deploying.lock().unwrap());
                 town.kill_service(lost);
                 killed[0] += 1;
                 rebuilt += u32::from(lost.is_some());
@@ -61,8 +62,9 @@ fn f1_x1_i1_both_programs_killed_at_random_moments_of_a_busy_run() {
     town.quiesce();
     let (ran, judging) = (began.elapsed(), Instant::now());
     let compared = town.judge(&history);
+    let deployed = history.iter().filter(|entry| matches!(entry.deed, history::Deed::Definition { .. })).count();
     println!(
-        "killed: service {} (data store lost {rebuilt} times), watch {}, sync and init {}; {} transactions, {compared} comparisons; {:.1} s and {:.1} s",
+        "killed: service {} (data store lost {rebuilt} times), watch {}, sync and init {}; {} transactions, {deployed} deploys, {compared} comparisons; {:.1} s and {:.1} s",
         killed[0],
         killed[1],
         killed[2],

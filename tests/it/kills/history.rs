@@ -26,6 +26,8 @@ pub enum Deed {
     Sql(String),
     /// A node belongs to another employee from here on.
     Employee(&'static str, i64),
+    /// A definition is in force by which everybody may see all contacts, or the one from the beginning.
+    Definition { all_contacts: bool },
 }
 
 /// A deed and the rows of the log that it made: those above `after`, up to `upto`.
@@ -51,6 +53,7 @@ pub struct Judge<'h> {
     at: i64,
     server: Connection,
     employees: BTreeMap<&'static str, i64>,
+    all_contacts: bool,
     views: BTreeMap<&'static str, Tables>,
 }
 
@@ -60,7 +63,7 @@ impl<'h> Judge<'h> {
         crm::database(database);
         let server = Connection::open(database).unwrap();
         server.execute_batch("PRAGMA foreign_keys = OFF; PRAGMA synchronous = OFF; PRAGMA journal_mode = MEMORY").unwrap();
-        Judge { history, next: 0, at: 0, server, employees: crm::NODES.into_iter().collect(), views: BTreeMap::new() }
+        Judge { history, next: 0, at: 0, server, employees: crm::NODES.into_iter().collect(), all_contacts: false, views: BTreeMap::new() }
     }
 
     /// Returns what a node sees at the end of a unit.
@@ -71,6 +74,7 @@ impl<'h> Judge<'h> {
             match &entry.deed {
                 Deed::Sql(sql) => self.server.execute_batch(sql).unwrap(),
                 Deed::Employee(node, employee) => drop(self.employees.insert(node, *employee)),
+                Deed::Definition { all_contacts } => self.all_contacts = *all_contacts,
             }
             if entry.upto > entry.after {
                 self.views.clear();
@@ -81,7 +85,7 @@ impl<'h> Judge<'h> {
             panic!("unit {unit} ends within one transaction: {torn:?}");
         }
         let employee = self.employees[node];
-        self.views.entry(node).or_insert_with(|| crm::view(&self.server, employee))
+        self.views.entry(node).or_insert_with(|| crm::view_with(&self.server, employee, self.all_contacts))
     }
 }
 

@@ -69,8 +69,16 @@ impl Town {
 
     fn start(&self, program: Program, arguments: &[&str]) -> Child {
         let mut command = self.site.command(program, arguments);
-        // What is refused while the other side is dead is part of the game.
-        command.env("RUST_LOG", "error").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        // What is refused while the other side is dead is part of the game, so it is shown only where a program ended by itself.
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.site.path("programs.log")).unwrap();
+        command.env("RUST_LOG", "error").stdout(Stdio::null()).stderr(log).spawn().unwrap()
+    }
+
+    /// Returns what the programs said last.
+    fn last_words(&self) -> String {
+        let text = std::fs::read_to_string(self.site.path("programs.log")).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
     }
 
     fn serve(&mut self) {
@@ -94,7 +102,10 @@ impl Town {
     /// Kills the service and starts it again; `lost` is lost with it: the data store, which is rebuilt.
     pub fn kill_service(&mut self, lost: Option<&str>) {
         if let Some(mut child) = self.service.take() {
-            assert!(child.try_wait().unwrap().is_none(), "the service ended by itself");
+            let ended = child.try_wait().unwrap();
+            // It began while a definition was deployed: busy, try again.
+            let is_busy = ended.and_then(|status| status.code()) == Some(3);
+            assert!(ended.is_none() || is_busy, "the service ended by itself, {ended:?}:\n{}", self.last_words());
             child.kill().unwrap();
             child.wait().unwrap();
         }
@@ -115,7 +126,7 @@ impl Town {
     /// Kills a node that watches and starts it again.
     pub fn kill_watching(&mut self, which: usize) {
         if let Some(mut child) = self.watching[which].take() {
-            assert!(child.try_wait().unwrap().is_none(), "{} stopped watching by itself", WATCHING[which]);
+            assert!(child.try_wait().unwrap().is_none(), "{} stopped watching by itself:\n{}", WATCHING[which], self.last_words());
             child.kill().unwrap();
             child.wait().unwrap();
             self.look_at(WATCHING[which]);
@@ -139,7 +150,7 @@ impl Town {
         match ended.and_then(|status| status.code()) {
             Some(0) => self.renewing = false,
             Some(3) | None => {}
-            Some(other) => panic!("CORA (renewing: {}) ended with {other}", self.renewing),
+            Some(other) => panic!("CORA (renewing: {}) ended with {other}:\n{}", self.renewing, self.last_words()),
         }
         self.look_at("CORA");
     }

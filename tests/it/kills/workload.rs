@@ -2,16 +2,19 @@
 //! that is committed is written down with its place in the log.
 
 use super::history::{Deed, Entry};
+use crate::crm::CONTACTS;
 use rusqlite::Connection;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// The workload, until it is ended.
 pub struct Workload {
     stop: Arc<AtomicBool>,
+    /// Held while a definition is deployed: nobody takes the data store away under the hands of the administrator.
+    pub deploying: Arc<Mutex<()>>,
     thread: std::thread::JoinHandle<(Vec<Entry>, Result<(), String>)>,
 }
 
@@ -20,8 +23,10 @@ impl Workload {
     pub fn begin(folder: &Path, seed: u64, nodes_change: bool) -> Workload {
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, folder) = (Arc::clone(&stop), folder.to_owned());
+        let deploying = Arc::new(Mutex::new(()));
+        let held = Arc::clone(&deploying);
         let thread = std::thread::spawn(move || {
-            let mut writer = Writer::new(&folder, seed, nodes_change);
+            let mut writer = Writer::new(&folder, seed, nodes_change, held);
             let mut outcome = Ok(());
             while outcome.is_ok() && !stopped.load(Ordering::Acquire) {
                 outcome = writer.deed();
@@ -29,7 +34,7 @@ impl Workload {
             }
             (writer.history, outcome)
         });
-        Workload { stop, thread }
+        Workload { stop, deploying, thread }
     }
 
     /// Ends it and returns what was committed.
@@ -57,20 +62,22 @@ struct Writer {
     random: fastrand::Rng,
     history: Vec<Entry>,
     nodes_change: bool,
+    deploying: Arc<Mutex<()>>,
 }
 
 const LOG_END: &str = "SELECT seq FROM sqlite_sequence WHERE name = 'dock_txn_log'";
 
 impl Writer {
-    fn new(folder: &Path, seed: u64, nodes_change: bool) -> Writer {
+    fn new(folder: &Path, seed: u64, nodes_change: bool, deploying: Arc<Mutex<()>>) -> Writer {
         let conn = Connection::open(folder.join("hq.db")).unwrap();
         conn.busy_timeout(Duration::from_secs(20)).unwrap();
         conn.execute_batch("PRAGMA foreign_keys = OFF; PRAGMA synchronous = NORMAL").unwrap();
-        Writer { folder: folder.to_owned(), conn, random: fastrand::Rng::with_seed(seed), history: Vec::new(), nodes_change }
+        Writer { folder: folder.to_owned(), conn, random: fastrand::Rng::with_seed(seed), history: Vec::new(), nodes_change, deploying }
     }
 
     fn deed(&mut self) -> Result<(), String> {
         match self.random.u32(0..40) {
+            0 if self.nodes_change && self.random.u32(0..4) == 0 => self.definition(),
             0 if self.nodes_change => self.employee(),
             1..=4 => self.by_the_sqlite_program(),
             _ => self.here().map_err(|error| error.to_string()),
@@ -131,6 +138,42 @@ impl Writer {
         let place = "SELECT id FROM dock_txn_log WHERE id > ?1 AND op = 'C' AND c1 LIKE '%\"' || ?2 || '\"%'";
         let at: i64 = self.conn.query_row(place, (before, node), |row| row.get(0)).unwrap();
         self.history.push(Entry { after: at - 1, upto: at, deed: Deed::Employee(node, employee) });
+        Ok(())
+    }
+
+    /// Deploys the other of two definitions, with every node active and the service up or down.
+    fn definition(&mut self) -> Result<(), String> {
+        let deployed = |entry: &Entry| matches!(entry.deed, Deed::Definition { all_contacts: true });
+        let last = self.history.iter().rev().find(|entry| matches!(entry.deed, Deed::Definition { .. }));
+        let all_contacts = !last.is_some_and(deployed);
+        let (path, new) = (self.folder.join("dockmaster.toml"), self.folder.join("new.toml"));
+        let text = std::fs::read_to_string(&path).unwrap();
+        let [from, to] = if all_contacts { CONTACTS } else { [CONTACTS[1], CONTACTS[0]] };
+        let changed = text.replacen(&format!("[object.contact]\n{from}"), &format!("[object.contact]\n{to}"), 1);
+        assert_ne!(changed, text);
+        std::fs::write(&new, changed).unwrap();
+        std::fs::rename(&new, &path).unwrap();
+        let before = self.log_end().map_err(|error| error.to_string())?;
+        let deploying = Arc::clone(&self.deploying);
+        let _held = deploying.lock().unwrap();
+        let until = Instant::now() + Duration::from_secs(30);
+        loop {
+            let output = Command::new(env!("CARGO_BIN_EXE_dockmaster"))
+                .args(["deploy", "--yes"])
+                .current_dir(&self.folder)
+                .stdin(Stdio::null())
+                .output()
+                .unwrap();
+            match output.status.code() {
+                Some(0) => break,
+                // The service starts or ends just now.
+                Some(3) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
+                _ => return Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+            }
+        }
+        let place = "SELECT id FROM dock_txn_log WHERE id > ?1 AND op = 'C' AND c1 LIKE '%\"definition\"%'";
+        let at: i64 = self.conn.query_row(place, [before], |row| row.get(0)).unwrap();
+        self.history.push(Entry { after: at - 1, upto: at, deed: Deed::Definition { all_contacts } });
         Ok(())
     }
 
