@@ -215,6 +215,7 @@ pub fn deploy_beside_service(options: &DeployOptions, root: &Path) -> Result<Dep
         return Err(DeployError::StoreLost { root: root.to_owned() });
     }
     let installed = install(options, &server)?;
+    crash::at(CrashPoint::DeployInstalled);
     let until = Instant::now() + TAKEN_OVER_WITHIN;
     let mut in_force = false;
     while !in_force && Instant::now() < until {

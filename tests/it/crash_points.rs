@@ -3,7 +3,7 @@
 //!
 //! A point that no scenario reaches fails here, because its victim ends in peace: so none is forgotten.
 
-use crate::crm::{self, equal, in_step, local, serve_again, server_sql};
+use crate::crm::{self, equal, in_step, local, routed, serve_again, server_sql};
 use crate::harness::{Program, Site, literals};
 use dockmaster::base::crash::CrashPoint;
 use std::os::unix::process::ExitStatusExt;
@@ -29,7 +29,7 @@ enum Victim {
     Sync,
     /// A pass that finds no data store.
     Rebuild,
-    /// An administrator who changes the definition.
+    /// An administrator who deploys.
     Deploy,
 }
 
@@ -97,7 +97,10 @@ fn dies(site: &Site, program: Program, arguments: &[&str], at: &str) {
 fn crash_and_recover(peace: &Site, point: CrashPoint) {
     let at = point.name();
     if let Victim::Deploy = victim(point) {
-        return redefine(at);
+        if point == CrashPoint::DeployInstalled {
+            redefine_beside_the_service(peace, at);
+        }
+        return deploy_first(at);
     }
     let mut site = peace.copied();
     edit(&site, 1);
@@ -159,15 +162,36 @@ fn crash_and_recover(peace: &Site, point: CrashPoint) {
     assert_eq!(site.dockmaster(&["status"]).status.code(), Some(0), "{at}: nobody has to do anything");
 }
 
-fn redefine(at: &str) {
-    let mut site = crm::deployed();
+/// The administrator dies while nodes are active and the service runs: what stands in the log comes to pass all the same.
+fn redefine_beside_the_service(peace: &Site, at: &str) {
+    let mut site = peace.copied();
+    serve_again(&mut site);
     let path = site.path("dockmaster.toml");
     let text = std::fs::read_to_string(&path).unwrap();
-    std::fs::write(&path, text.replace("reference = [\"product\"]", "# changed\nreference = [\"product\"]")).unwrap();
+    std::fs::write(&path, text.replace(crm::CONTACTS[0], crm::CONTACTS[1])).unwrap();
+    dies(&site, Program::Dockmaster, &["deploy", "--yes"], at);
+    edit(&site, 1);
+    site.dockmaster_ok(&["deploy", "--yes"]);
+    routed(&site);
+    for (node, employee) in crm::NODES {
+        site.remote_sync_ok(&["sync", &local(node)]);
+        let open = |name: &str| rusqlite::Connection::open(site.path(name)).unwrap();
+        let wanted = crm::view_with(&open("hq.db"), employee, true);
+        assert_eq!(crm::compared(&wanted, &crm::held(&open(&local(node)))), "", "{node}");
+    }
+    site.stop();
+}
+
+/// The administrator dies while he deploys for the first time.
+fn deploy_first(at: &str) {
+    let mut site = Site::new(crm::database, crm::DEFINITION);
     edit(&site, 1);
     dies(&site, Program::Dockmaster, &["deploy", "--yes"], at);
     edit(&site, 2);
     site.dockmaster_ok(&["deploy", "--yes"]);
+    for (node, employee) in crm::NODES {
+        site.dockmaster_ok(&["node", "add", node, "--set", &format!("employee={employee}")]);
+    }
     let address = site.serve();
     for node in ALL {
         site.remote_sync_ok(&["init", &address, "--node", node, &local(node)]);
