@@ -55,7 +55,7 @@ fn assert_in_step(site: &Site, where_visit: impl Fn(u32) -> String, photos: bool
 }
 
 #[test]
-fn r40_c9_a_definition_changes_while_nodes_and_the_service_run() {
+fn f32_r40_c9_a_definition_changes_while_nodes_and_the_service_run() {
     let mut site = site();
     let own = |rep: u32| format!("rep = {rep}");
     let north = |rep: u32| format!("(rep = {rep} OR region = 'north')");
