@@ -254,8 +254,8 @@ fn plan_text(plan: &DeployPlan, settings: &Settings) -> String {
         lines.push(format!("  {database:<width$}  {}   undo: dockmaster uninstall", on_database.join(", ")));
     }
     if plan.active_nodes > 0 && !plan.builds_data_store && (plan.definition_changed || !plan.capture.is_empty()) {
-        let nodes = some(plan.active_nodes as u64, "node gets", "nodes get");
-        lines.push(format!("  {nodes} exactly the rows that it gains and loses, with one unit"));
+        let nodes = some(plan.active_nodes as u64, "node that runs gets", "nodes that run get");
+        lines.push(format!("  {nodes} exactly the difference, with one unit"));
     }
     if plan.builds_data_store {
         let created = if settings.root.exists() { "" } else { "created, " };

@@ -74,7 +74,7 @@ fn f32_r40_c9_a_definition_changes_while_nodes_and_the_service_run() {
     );
     assert!(checked.contains("2 of 2 nodes get something"), "{checked}");
     let said = site.dockmaster_ok(&["deploy", "--yes"]);
-    assert!(said.contains("2 nodes get exactly the rows") && said.contains("Deployed revision 2"), "{said}");
+    assert!(said.contains("2 nodes that run get exactly the difference") && said.contains("Deployed revision 2"), "{said}");
     site.sqlite3("hq.db", "UPDATE visit SET note = 'changed' WHERE id <= 10");
     assert_in_step(&site, north, true);
 
