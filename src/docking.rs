@@ -8,6 +8,7 @@ pub mod ledger;
 pub mod purge_rows;
 pub mod queue;
 pub mod reports;
+pub mod room;
 pub mod root;
 pub mod sessions;
 pub mod txnproc;

@@ -20,6 +20,7 @@ pub mod local_verify;
 pub mod log;
 pub mod logged;
 pub mod nodes;
+pub mod passing;
 pub mod predicate;
 pub mod probe;
 pub mod recover;

@@ -10,6 +10,7 @@
 use crate::base::crash::{self, CrashPoint};
 use crate::base::folder::{EntryKind, list};
 use crate::base::group::GroupPut;
+use crate::base::handles;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -58,6 +59,11 @@ impl DiskError {
             DiskError::Io { source, .. } => matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded),
             _ => false,
         }
+    }
+
+    /// Returns whether no file handle is left.
+    pub fn is_out_of_handles(&self) -> bool {
+        matches!(self, DiskError::Io { source, .. } if handles::is_exhausted(source))
     }
 
     /// Returns whether the file or folder was not there.

@@ -52,7 +52,14 @@ impl GroupPut {
         name: &str,
         write: impl FnOnce(&mut dyn Write) -> io::Result<T>,
     ) -> Result<T, DiskError> {
-        let (file, tmp) = self.disk.create_temporary(tmp_dir, name)?;
+        let (file, tmp) = match self.disk.create_temporary(tmp_dir, name) {
+            // Those that are open are ours to close.
+            Err(error) if error.is_out_of_handles() && !self.open.is_empty() => {
+                self.flush_open()?;
+                self.disk.create_temporary(tmp_dir, name)?
+            }
+            other => other?,
+        };
         let planned = Planned { tmp, folder: final_dir.to_owned(), name: name.to_owned(), ours: true };
         let result = self.disk.crash_point("write", &planned.tmp).and_then(|()| {
             let mut out = BufWriter::with_capacity(WRITE_BUFFER_BYTES, &file);
@@ -76,6 +83,12 @@ impl GroupPut {
             self.flush_open()?;
         }
         Ok(())
+    }
+
+    /// Takes the files of another group in, which was filled by another thread.
+    pub fn join(&mut self, other: GroupPut) {
+        self.open.extend(other.open);
+        self.flushed.extend(other.flushed);
     }
 
     /// Returns how many files the group has.

@@ -43,6 +43,9 @@ pub const ROUTER_HELD_BYTES_MAX: usize = 24 << 20;
 /// Router: frames for a group of nodes are shared from this many bytes on; smaller ones are copied to each node.
 pub const ROUTER_SHARED_FRAME_BYTES_MIN: usize = 2 << 10;
 
+/// Router: the files of a round are made by several threads, each of which makes at least this many.
+pub const ROUTER_FILES_PER_THREAD_MIN: usize = 16;
+
 /// Purge: most nodes looked at in one step.
 pub const PURGE_NODES_PER_STEP: usize = 64;
 /// Purge: most files of one queue deleted, or looked for, in one step.
@@ -54,6 +57,18 @@ pub const SESSION_MESSAGE_BYTES_MAX: usize = 1 << 20;
 pub const SESSION_CHUNK_BYTES: usize = 256 << 10;
 /// Most files named in one offer.
 pub const SESSION_OFFER_FILES_MAX: usize = 1_000;
+/// Below so many files that can still be made, routing pauses.
+pub const DISK_FREE_FILES_MIN: u64 = 128;
+/// Most bytes that are set aside for acknowledgements and administration on a full disk.
+pub const DISK_RESERVE_BYTES_MAX: u64 = 8 << 20;
+
+/// File handles that the stages of the service need beside those of sessions: databases with their WAL, files of a round.
+pub const HANDLES_RESERVED: u64 = 56;
+/// File handles of one session: its socket and the file that is being sent.
+pub const HANDLES_PER_SESSION: u64 = 2;
+/// Most sessions at once from one address.
+pub const SESSIONS_PER_ADDRESS_MAX: usize = 256;
+
 /// Most sessions at once in one process.
 pub const SESSIONS_MAX: usize = 512;
 

@@ -15,6 +15,7 @@ use crate::client::local_applier::ApplyFault;
 use crate::client::report::ExchangeError;
 use crate::client::status::ClientStatusError;
 use crate::docking::error::DockingError;
+use crate::docking::room::NoRoom;
 use crate::server::deploy::DeployError;
 use crate::server::explain::ExplainError;
 use crate::server::nodes::NodeError;
@@ -27,6 +28,7 @@ use crate::server::txnproc::TxnProcError;
 use crate::server::verify::VerifyError;
 use crate::session::message::RefusalCode;
 use crate::store::local::LocalError;
+use crate::store::passing::is_out_of_room;
 use crate::store::sqlite::StoreError;
 use crate::transport::tcp::TcpError;
 use std::error::Error;
@@ -94,7 +96,7 @@ fn is_passing(cause: Cause<'_>) -> bool {
         || cause.downcast_ref::<DockingError>().is_some_and(|error| matches!(error, DockingError::InUse { .. }))
         || cause.downcast_ref::<LocalError>().is_some_and(|error| matches!(error, LocalError::Busy { .. }))
         || cause.downcast_ref::<ApplyFault>().is_some_and(|error| matches!(error, ApplyFault::Locked))
-        || cause.downcast_ref::<DiskError>().is_some_and(DiskError::is_no_space)
+        || is_out_of_room(cause)
         || cause.downcast_ref::<ServeError>().is_some_and(ServeError::is_transient)
         || cause.downcast_ref::<ExchangeError>().is_some_and(ExchangeError::is_passing)
         || cause.downcast_ref::<InitError>().is_some_and(InitError::is_passing)
@@ -108,6 +110,12 @@ fn hint(cause: Cause<'_>) -> Option<String> {
     first! {
         ConfigError: config; StoreError: store; NodeError: node; DeployError: deploy; CdsError: data_store; LocalError: local; DockingError: docking;
         ExplainError: explain; DiskError: disk; FolderError: folder; ExchangeError: exchange; InitError: init; TcpError: tcp; IdError: id;
+    }
+    if is_out_of_room(cause) {
+        return some(MAKE_ROOM);
+    }
+    if cause.is::<NoRoom>() {
+        return some(MAKE_ROOM);
     }
     cause.is::<NobodyToAsk>().then(|| "--yes answers beforehand".to_owned())
 }
@@ -195,11 +203,14 @@ fn docking(error: &DockingError) -> Option<String> {
     }
 }
 
+/// What helps against a full disk.
+const MAKE_ROOM: &str = "make room; work resumes by itself, nothing is lost";
+
 fn disk(error: &DiskError) -> Option<String> {
     match error {
         DiskError::Exists { .. } => some("it is yours: move it away first, or name another file"),
         DiskError::Poisoned { .. } => some("look at the disk first, then start again; nothing is lost"),
-        error if error.is_no_space() => some("make room; work resumes by itself, nothing is lost"),
+        error if error.is_no_space() => some(MAKE_ROOM),
         _ => None,
     }
 }

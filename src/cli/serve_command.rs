@@ -1,5 +1,6 @@
 //! `serve`: the service in the foreground.
 
+use crate::base::handles;
 use crate::cli::exit::{Exit, Outcome};
 use crate::cli::output::{Output, some};
 use crate::cli::project::Settings;
@@ -17,6 +18,7 @@ use std::time::Instant;
 pub(crate) fn serve(named: Option<&Path>, output: Output) -> Outcome {
     let began = Instant::now();
     let settings = Settings::load(named)?;
+    let handles = handles::raise_limit();
     let database = ServerDatabase::open(&settings.database)?;
     let identity = database.identity()?;
     let nodes = database.nodes()?.len();
@@ -52,7 +54,13 @@ pub(crate) fn serve(named: Option<&Path>, output: Output) -> Outcome {
             tracing::debug!(%error, "stdout is closed");
         }
     };
-    supervisor::serve(&serve_options(&settings), &root, &stop, ready)?;
+    let mut options = serve_options(&settings);
+    let fit = handles::sessions_within(handles, options.sessions_max);
+    if fit < options.sessions_max {
+        tracing::warn!(limit = handles, "with so few file handles there is room for {fit} sessions, not {}", options.sessions_max);
+        options.sessions_max = fit;
+    }
+    supervisor::serve(&options, &root, &stop, ready)?;
     output.say("stopped")?;
     Ok(Exit::Done)
 }

@@ -48,6 +48,7 @@ pub(crate) fn status_options(settings: &Settings) -> StatusOptions {
         server_name: settings.server.name.clone(),
         day_starts_minutes: i64::from(settings.server.day_starts_minutes),
         now: now_seconds(),
+        min_free_bytes: settings.server.min_free_bytes,
     }
 }
 
@@ -83,6 +84,9 @@ pub(crate) fn serve_options(settings: &Settings) -> ServeOptions {
         day_starts_minutes: i64::from(settings.server.day_starts_minutes),
         retention: settings.server.retention,
         send_bytes_per_second: settings.server.send_bytes_per_second,
+        min_free_bytes: settings.server.min_free_bytes,
+        sessions_max: settings.server.sessions_max,
+        sessions_per_address: settings.server.sessions_per_address,
     }
 }
 

@@ -5,6 +5,7 @@ use crate::base::ids::{FileNo, Incarnation, NodeName};
 use crate::client::exchange::BoxError;
 use crate::client::folder::FolderError;
 use crate::session::message::{AppliedTo, Refusal, Unavailable};
+use crate::store::passing::is_out_of_room;
 use crate::transport::tcp::TcpError;
 use std::io;
 use std::time::Duration;
@@ -170,6 +171,9 @@ pub enum ExchangeError {
 impl ExchangeError {
     /// Whether the same call may succeed later without anybody doing anything (exit code 3).
     pub fn is_passing(&self) -> bool {
+        if is_out_of_room(self) {
+            return true;
+        }
         match self {
             ExchangeError::Folder(error) => error.is_passing(),
             ExchangeError::Tcp(error) => matches!(error, TcpError::Connect { .. } | TcpError::Address { .. }),

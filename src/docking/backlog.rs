@@ -83,6 +83,16 @@ impl LedgerView {
             .map_err(self.sql("read the outbox"))
     }
 
+    /// Returns the node whose outbox is the biggest, with its bytes. Reads every row: for when room is short.
+    ///
+    /// # Errors
+    /// If SQLite refuses.
+    pub fn biggest_outbox(&self) -> Result<Option<(String, u64)>, DockingError> {
+        let sql = "SELECT node, sum(bytes) FROM outbox_file GROUP BY node ORDER BY 2 DESC, 1 LIMIT 1";
+        let read = self.connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.unsigned_abs())));
+        read.optional().map_err(self.sql("sum up the outboxes"))
+    }
+
     /// Returns what waits for a node after file `after` of that incarnation.
     ///
     /// # Errors

@@ -16,6 +16,14 @@ pub enum DockingError {
         /// Who holds it: process id, program and since when, as far as known.
         holder: String,
     },
+    /// Another Router took over while this one was paused; nothing of this one counts any more.
+    #[error("{}: {owner} has taken over; nothing more is written here", path.display())]
+    Fenced {
+        /// The ledger.
+        path: PathBuf,
+        /// Who.
+        owner: String,
+    },
     /// A file or folder could not be read or written.
     #[error(transparent)]
     Disk(#[from] DiskError),

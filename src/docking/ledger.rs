@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// `PRAGMA user_version` of the ledger.
-const LEDGER_VERSION: i64 = 3;
+const LEDGER_VERSION: i64 = 4;
 /// The oldest one that is brought up to date.
 const LEDGER_VERSION_MIN: i64 = 2;
 
@@ -43,7 +43,13 @@ CREATE TABLE outbox_file(
 const SCHEMA_3: &str = "
 CREATE TABLE outbox_left(node TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE purge(id INTEGER PRIMARY KEY CHECK(id = 1), looked INTEGER NOT NULL, owed INTEGER NOT NULL);
-PRAGMA user_version = 3;
+";
+
+/// What version 4 adds: the number of the Router that may write. Each one that starts takes the next.
+const SCHEMA_4: &str = "
+CREATE TABLE lease(id INTEGER PRIMARY KEY CHECK(id = 1), fence INTEGER NOT NULL, owner TEXT NOT NULL);
+INSERT INTO lease VALUES(1, 0, '');
+PRAGMA user_version = 4;
 ";
 
 /// Where the Router is.
@@ -153,6 +159,8 @@ pub struct Round {
 pub struct Ledger {
     connection: Connection,
     path: PathBuf,
+    /// The number that must still be the newest at each commit, if this is a Router's.
+    fence: Option<u64>,
 }
 
 impl Ledger {
@@ -162,10 +170,43 @@ impl Ledger {
     /// If SQLite refuses, or the file is of a newer program.
     pub fn open(path: &Path) -> Result<Ledger, DockingError> {
         let connection = Connection::open(path).map_err(|source| DockingError::Sql { operation: "open", path: path.to_owned(), source })?;
-        let mut ledger = Ledger { connection, path: path.to_owned() };
+        let mut ledger = Ledger { connection, path: path.to_owned(), fence: None };
         ledger.prepare().map_err(ledger.sql("prepare"))?;
         ledger.check_version()?;
         Ok(ledger)
+    }
+
+    /// Makes whoever calls the one that writes: takes the next fencing number and returns it. Commits of earlier owners are refused
+    /// from now on, wherever they were paused.
+    ///
+    /// # Errors
+    /// If SQLite refuses.
+    pub fn take_over(&self) -> Result<u64, DockingError> {
+        let sql = "UPDATE lease SET fence = fence + 1, owner = ?1 RETURNING fence";
+        let owner = format!("process {}", std::process::id());
+        let taken = self.connection.query_row(sql, [owner], |row| row.get::<_, i64>(0));
+        taken.map(i64::unsigned_abs).map_err(self.sql("take over the ledger"))
+    }
+
+    /// Returns the ledger for the owner of a fencing number.
+    ///
+    /// # Errors
+    /// [`DockingError::Fenced`] if there is a later owner; or SQLite refuses.
+    pub fn fenced(mut self, fence: u64) -> Result<Ledger, DockingError> {
+        self.fence = Some(fence);
+        self.check_fence()?;
+        Ok(self)
+    }
+
+    /// Checks that nobody else has taken over; each commit does so again.
+    ///
+    /// # Errors
+    /// [`DockingError::Fenced`] if there is a later owner; or SQLite refuses.
+    pub fn check_fence(&self) -> Result<(), DockingError> {
+        let Some(ours) = self.fence else { return Ok(()) };
+        let read = self.connection.query_row("SELECT fence, owner FROM lease", [], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?)));
+        let (fence, owner): (i64, String) = read.map_err(self.sql("read the lease"))?;
+        if fence.unsigned_abs() == ours { Ok(()) } else { Err(DockingError::Fenced { path: self.path.clone(), owner }) }
     }
 
     /// Opens the ledger for reading, for everybody but the Router; `None` before the Router made it.
@@ -180,7 +221,7 @@ impl Ledger {
         let error = |source| DockingError::Sql { operation: "open", path: path.to_owned(), source };
         let connection = Connection::open_with_flags(path, flags).map_err(error)?;
         connection.busy_timeout(Duration::from_secs(10)).map_err(error)?;
-        let ledger = Ledger { connection, path: path.to_owned() };
+        let ledger = Ledger { connection, path: path.to_owned(), fence: None };
         match ledger.version()? {
             // The Router is just about to make it.
             0 => Ok(None),
@@ -215,6 +256,9 @@ impl Ledger {
         }
         if version == 0 || version == LEDGER_VERSION_MIN {
             transaction.execute_batch(SCHEMA_3)?;
+        }
+        if version == 0 || (LEDGER_VERSION_MIN..LEDGER_VERSION).contains(&version) {
+            transaction.execute_batch(SCHEMA_4)?;
         }
         transaction.commit()
     }
@@ -251,7 +295,7 @@ impl Ledger {
     /// # Errors
     /// If SQLite refuses.
     pub fn close(self) -> Result<(), DockingError> {
-        let Ledger { connection, path } = self;
+        let Ledger { connection, path, .. } = self;
         connection.close().map_err(|(_, source)| DockingError::Sql { operation: "close", path, source })
     }
 
@@ -347,8 +391,17 @@ impl Ledger {
             });
         }
         let path = self.path.clone();
+        let (ours, mut owner) = (self.fence, None);
         let mut write = || -> rusqlite::Result<()> {
             let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            if let Some(ours) = ours {
+                let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get(1)?));
+                let (fence, newest): (i64, String) = transaction.query_row("SELECT fence, owner FROM lease", [], read)?;
+                if fence.unsigned_abs() != ours {
+                    owner = Some(newest);
+                    return Ok(());
+                }
+            }
             for (change, gained, lost) in &changes {
                 write_change(&transaction, change, gained, lost)?;
             }
@@ -370,7 +423,11 @@ impl Ledger {
             )?;
             transaction.commit()
         };
-        write().map_err(|source| DockingError::Sql { operation: "commit a round", path, source })
+        let written = write();
+        if let Some(owner) = owner {
+            return Err(DockingError::Fenced { path, owner });
+        }
+        written.map_err(|source| DockingError::Sql { operation: "commit a round", path, source })
     }
 
     fn query<T>(

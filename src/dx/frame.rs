@@ -55,6 +55,7 @@ pub struct RawFrame {
 /// Compresses frames; keeps the compressor's memory between them.
 pub struct Sealer {
     compressor: zstd::bulk::Compressor<'static>,
+    zstd_level: i32,
 }
 
 impl fmt::Debug for Sealer {
@@ -64,6 +65,14 @@ impl fmt::Debug for Sealer {
 }
 
 impl Sealer {
+    /// Returns another sealer of the same level, for another thread.
+    ///
+    /// # Errors
+    /// As [`Sealer::new`].
+    pub fn another(&self) -> Result<Sealer, DxError> {
+        Sealer::new(self.zstd_level)
+    }
+
     /// Returns a sealer of that zstd level. The level changes the bytes of a file, never its content hash.
     ///
     /// # Errors
@@ -73,7 +82,7 @@ impl Sealer {
         let mut compressor = zstd::bulk::Compressor::new(zstd_level).map_err(io)?;
         compressor.set_parameter(CParameter::ChecksumFlag(true)).map_err(io)?;
         compressor.set_parameter(CParameter::ContentSizeFlag(true)).map_err(io)?;
-        Ok(Sealer { compressor })
+        Ok(Sealer { compressor, zstd_level })
     }
 
     /// Compresses and hashes a frame.

@@ -3,6 +3,7 @@
 //! `reader` fills these from text; `check` gives them meaning against a schema. Settings of the server are read here too,
 //! since one file holds both.
 
+use crate::base::limits::{SESSIONS_MAX, SESSIONS_PER_ADDRESS_MAX};
 use crate::rules::problem::{At, Text};
 use crate::rules::retention::Retention;
 
@@ -25,6 +26,12 @@ pub struct ServerSettings {
     pub retention: Retention,
     /// Most bytes per second that all sessions send together; `None` = as fast as the line is.
     pub send_bytes_per_second: Option<u64>,
+    /// Below so many free bytes on the disk of the docking root routing pauses. Default 256 MB.
+    pub min_free_bytes: u64,
+    /// Most sessions at once. Default 512.
+    pub sessions_max: usize,
+    /// Most sessions at once from one address. Default 256.
+    pub sessions_per_address: usize,
 }
 
 impl Default for ServerSettings {
@@ -38,6 +45,9 @@ impl Default for ServerSettings {
             day_starts_minutes: 180,
             retention: Retention::default(),
             send_bytes_per_second: None,
+            min_free_bytes: 256 << 20,
+            sessions_max: SESSIONS_MAX,
+            sessions_per_address: SESSIONS_PER_ADDRESS_MAX,
         }
     }
 }

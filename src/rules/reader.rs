@@ -23,6 +23,9 @@ const SERVER_KEYS: &[&str] = &[
     "stale_days",
     "stale_outbox_mb",
     "send_kb_per_second",
+    "min_free_mb",
+    "sessions_max",
+    "sessions_per_address",
 ];
 /// Version of the definition language.
 const VERSION: i64 = 1;
@@ -166,6 +169,14 @@ impl Reader<'_, '_> {
         }
         if let Some(kilobytes) = self.optional_number(server, "send_kb_per_second", 64..=1 << 30) {
             settings.send_bytes_per_second = Some(kilobytes.unsigned_abs() << 10);
+        }
+        if let Some(megabytes) = self.optional_number(server, "min_free_mb", 0..=1 << 40) {
+            settings.min_free_bytes = megabytes.unsigned_abs() << 20;
+        }
+        for (key, place) in [("sessions_max", &mut settings.sessions_max), ("sessions_per_address", &mut settings.sessions_per_address)] {
+            if let Some(sessions) = self.optional_number(server, key, 1..=100_000) {
+                *place = usize::try_from(sessions).unwrap_or(usize::MAX);
+            }
         }
         let retention = &mut settings.retention;
         if let Some(days) = self.optional_number(server, "keep_days", 0..=36_500) {

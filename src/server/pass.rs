@@ -7,15 +7,18 @@ use super::router::{Router, RouterError, RouterOptions};
 use super::txnproc::{PendingExtracts, TxnProc, TxnProcError};
 use crate::base::clock;
 use crate::base::ids::NodeName;
+use crate::base::limits::{SESSIONS_MAX, SESSIONS_PER_ADDRESS_MAX};
 use crate::base::step::Progress;
 use crate::cds::CdsError;
 use crate::cds::layout::{connect_read_only, read_dock, read_state};
 use crate::cds::nodes::NodeScope;
+use crate::docking::room::{NoRoom, Room};
 use crate::docking::root::DockingRoot;
 use crate::docking::sessions::SessionsDb;
 use crate::model::dock::Dock;
 use crate::rules::retention::Retention;
 use crate::store::control::Control;
+use crate::store::passing::is_out_of_room;
 use crate::store::sqlite::StoreError;
 use std::path::Path;
 use std::path::PathBuf;
@@ -41,6 +44,9 @@ pub enum ServeError {
         /// Why.
         source: rusqlite::Error,
     },
+    /// The disk of the docking root is nearly full.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// The purge.
     #[error("purge: {0}")]
     Purge(#[from] PurgeError),
@@ -69,12 +75,15 @@ pub enum ServeError {
 impl ServeError {
     /// Returns whether trying again may help: a lock that somebody holds, a full disk.
     pub fn is_transient(&self) -> bool {
+        if is_out_of_room(self) {
+            return true;
+        }
         match self {
             ServeError::TxnProc(error) => error.is_transient(),
             ServeError::Router(error) => error.is_transient(),
-            ServeError::Extract(ExtractError::Disk { source, .. }) => source.is_no_space(),
             ServeError::Store(error) => error.is_busy(),
             ServeError::Purge(error) => error.is_transient(),
+            ServeError::NoRoom(_) => true,
             _ => false,
         }
     }
@@ -95,6 +104,12 @@ pub struct ServeOptions {
     pub retention: Retention,
     /// Most bytes per second that all sessions send together; `None` = as fast as the line is.
     pub send_bytes_per_second: Option<u64>,
+    /// Below so many free bytes on the disk of the docking root routing pauses.
+    pub min_free_bytes: u64,
+    /// Most sessions at once.
+    pub sessions_max: usize,
+    /// Most sessions at once from one address.
+    pub sessions_per_address: usize,
 }
 
 impl ServeOptions {
@@ -107,6 +122,9 @@ impl ServeOptions {
             day_starts_minutes: 0,
             retention: Retention::default(),
             send_bytes_per_second: None,
+            min_free_bytes: 0,
+            sessions_max: SESSIONS_MAX,
+            sessions_per_address: SESSIONS_PER_ADDRESS_MAX,
         }
     }
 }
@@ -136,6 +154,7 @@ pub enum Stage {
 /// Runs the given stages until nothing waits of what was committed when the pass began, as cron does.
 pub fn run(options: &ServeOptions, root: &Arc<DockingRoot>, stages: &[Stage]) -> Result<Pass, ServeError> {
     let mut pass = Pass::default();
+    let room = Room::new(root, options.min_free_bytes);
     if stages.contains(&Stage::TxnProc) {
         let mut txnproc = TxnProc::open(&options.database, Arc::clone(root))?;
         restore_ledger(&txnproc, root)?;
@@ -144,6 +163,7 @@ pub fn run(options: &ServeOptions, root: &Arc<DockingRoot>, stages: &[Stage]) ->
         // What is committed later is for the next pass: programs that write without a pause must not keep this one for ever.
         let goal = txnproc.server().log_end()?;
         loop {
+            room.look()?;
             let step = txnproc.step()?;
             for pending in step.extracts {
                 for node in &pending.nodes {
@@ -163,8 +183,12 @@ pub fn run(options: &ServeOptions, root: &Arc<DockingRoot>, stages: &[Stage]) ->
     }
     if stages.contains(&Stage::Router) {
         let mut router = Router::open(Arc::clone(root), RouterOptions::default())?;
-        while router.step()? == Progress::Worked {
-            pass.rounds += 1;
+        loop {
+            room.look()?;
+            match router.step()? {
+                Progress::Worked => pass.rounds += 1,
+                Progress::Idle => break,
+            }
         }
         let mut purge = Purge::new(Arc::clone(root), &options.database, options.retention);
         while purge.step(clock::now_seconds())? == Progress::Worked {}

@@ -13,8 +13,10 @@
 use crate::base::disk::DiskError;
 use crate::base::ids::{Epoch, FileNo, Incarnation, NodeName, Revision, ServerId, TxnId};
 use crate::base::limits::{
-    DX_PART_BYTES_GOAL, ROUTER_FILE_OPERATIONS_GOAL, ROUTER_HELD_BYTES_MAX, ROUTER_ROUND_BYTES_GOAL, ROUTER_SHARED_FRAME_BYTES_MIN,
+    DX_PART_BYTES_GOAL, ROUTER_FILE_OPERATIONS_GOAL, ROUTER_FILES_PER_THREAD_MIN, ROUTER_HELD_BYTES_MAX, ROUTER_ROUND_BYTES_GOAL,
+    ROUTER_SHARED_FRAME_BYTES_MIN,
 };
+use crate::base::workers::in_runs;
 use crate::docking::ledger::{NodeChange, OutboxFile, Stream};
 use crate::dx::error::DxError;
 use crate::dx::frame::{FrameBuilder, SealedFrame, Sealer};
@@ -346,7 +348,7 @@ impl RoundContent {
                 }
             }
         }
-        let mut files = Vec::with_capacity(of_node.len());
+        let mut planned = Vec::with_capacity(of_node.len());
         for (node, (incarnation, buckets)) in of_node {
             let stream = stream(node, incarnation)
                 .ok_or_else(|| DxError::Content(format!("node {node} is routed to, but has no stream of incarnation {incarnation}")))?;
@@ -360,7 +362,6 @@ impl RoundContent {
                     _ => own.push(bucket),
                 }
             }
-            frames.extend(self.frames(&own, sealer)?.into_iter().map(PlannedFrame::Held));
             let header = Header {
                 direction: DxDirection::Download,
                 server_id: range.server_id,
@@ -375,9 +376,27 @@ impl RoundContent {
                 install_id: Default::default(),
                 applied_unit: TxnId(0),
             };
-            files.push(PlannedFile { header, node: node.clone(), frames });
+            planned.push((PlannedFile { header, node: node.clone(), frames }, own));
         }
-        Ok(files)
+        self.seal(planned, sealer)
+    }
+
+    /// Adds to each file the frames that only it has: one pass decided who gets what, and many hands compress it.
+    fn seal(&self, planned: Vec<(PlannedFile, Vec<usize>)>, sealer: &mut Sealer) -> Result<Vec<PlannedFile>, DxError> {
+        let seal_all = |planned: Vec<(PlannedFile, Vec<usize>)>, sealer: &mut Sealer| -> Result<Vec<PlannedFile>, DxError> {
+            let mut files = Vec::with_capacity(planned.len());
+            for (mut file, own) in planned {
+                file.frames.extend(self.frames(&own, sealer)?.into_iter().map(PlannedFrame::Held));
+                files.push(file);
+            }
+            Ok(files)
+        };
+        if planned.len() < 2 * ROUTER_FILES_PER_THREAD_MIN {
+            return seal_all(planned, sealer);
+        }
+        let sealer = &*sealer;
+        let runs = in_runs(planned, ROUTER_FILES_PER_THREAD_MIN, |run| seal_all(run, &mut sealer.another()?))?;
+        Ok(runs.into_iter().flatten().collect())
     }
 
     /// Returns frames of these buckets, merged by unit.

@@ -6,16 +6,21 @@
 //!   without a ledger row; nobody has seen them, they are deleted and made anew, perhaps over a longer range (R25).
 //! - A file that the ledger names is never written again and never deleted here.
 //! - A node without operations costs nothing: no file, no row, no look at its folder.
+//! - Who gets what is decided in one pass, in order; the files are made by several threads, which decide nothing.
+//! - A Router that was followed by another commits nothing more (LEASE): each commit checks its fencing number.
 //! - A start costs one look per node, however many files lie in the outboxes (fault 37).
 //! - A unit is read and routed part by part, and what was collected of it goes to disk when it is much: memory does not depend on the
 //!   size of a unit. Its node events are applied once, before its first part.
 
 use crate::base::crash::{self, CrashPoint};
 use crate::base::disk::DiskError;
+use crate::base::group::GroupPut;
 use crate::base::ids::{ContentHash, Epoch, FileNo, Incarnation, NodeName, ServerId, TxnId};
+use crate::base::limits::ROUTER_FILES_PER_THREAD_MIN;
 use crate::base::step::Progress;
+use crate::base::workers::in_runs;
 use crate::docking::error::DockingError;
-use crate::docking::ledger::{Ledger, NodeChange, Round, RouterState, Stream};
+use crate::docking::ledger::{Ledger, NodeChange, OutboxFile, Round, RouterState, Stream};
 use crate::docking::queue;
 use crate::docking::root::DockingRoot;
 use crate::docking::txnproc::{TxnprocFiles, TxnprocRow};
@@ -25,12 +30,14 @@ use crate::dx::txnproc_reader::{TxnprocReader, UnitPart};
 use crate::dx::writer::NodeFile;
 use crate::model::event::{NodeEvent, ScopeKey, UnitEvents};
 use crate::rules::route::{NodeKeys, RouteError, UnitRoute};
-use crate::server::round::{AsideError, CollectError, PlannedFrame, RoundContent, RoundLimits, RoundRange, before, new_stream};
+use crate::server::round::{
+    AsideError, CollectError, PlannedFile, PlannedFrame, RoundContent, RoundLimits, RoundRange, before, new_stream,
+};
 use crate::server::spool::FrameSpool;
 use std::collections::{HashMap, HashSet};
 use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Most txnproc files of one round; each may be small.
 const ROUND_FILES_MAX: usize = 256;
@@ -132,6 +139,8 @@ pub struct Router {
     txnproc: TxnprocFiles,
     sealer: Sealer,
     spool: FrameSpool,
+    /// Our number in the ledger: a later owner has a greater one, and then nothing of ours is committed any more.
+    fence: u64,
     loaded: Option<Loaded>,
 }
 
@@ -158,7 +167,8 @@ impl Router {
         let sealer = Sealer::new(options.zstd_level).map_err(DockingError::from)?;
         let txnproc = TxnprocFiles::new(&root.cds_db());
         let spool = FrameSpool::new(root.disk(), &root.router_tmp());
-        let mut router = Router { root, options, txnproc, sealer, spool, loaded: None };
+        let fence = Ledger::open(&root.ledger_db())?.take_over()?;
+        let mut router = Router { root, options, txnproc, sealer, spool, fence, loaded: None };
         router.loaded = Some(router.recover()?);
         Ok(router)
     }
@@ -187,7 +197,8 @@ impl Router {
     }
 
     fn recover(&self) -> Result<Loaded, RouterError> {
-        let ledger = Ledger::open(&self.root.ledger_db())?;
+        // Whoever was fenced off deletes nothing either.
+        let ledger = Ledger::open(&self.root.ledger_db())?.fenced(self.fence)?;
         let state = ledger.state()?;
         let streams: HashMap<NodeName, Stream> = ledger.streams()?.into_iter().map(|stream| (stream.node.clone(), stream)).collect();
         self.root.disk().clean_tmp(&self.root.router_tmp())?;
@@ -324,34 +335,17 @@ impl Router {
         for node in &replaced {
             self.delete_above(node, FileNo(0))?;
         }
+        let spool = Mutex::new(&mut self.spool);
+        let write = |run: Vec<PlannedFile>| write_files(&root, &loaded.folders, &run, &spool, &created);
         let mut group = disk.group();
         let mut files = Vec::with_capacity(planned.len());
-        for file in &planned {
-            let node = &file.node;
-            if !loaded.folders.contains(node) {
-                self.root.ensure_node(node)?;
-                loaded.folders.insert(node.clone());
-            }
-            let spool = &mut self.spool;
-            let written = group.add(&self.root.router_tmp(), &self.root.outbox(node), &file.header.file_no.file_name(), |out| {
-                let mut out = NodeFile::begin(&file.header, out)?;
-                for frame in &file.frames {
-                    match frame {
-                        PlannedFrame::Held(frame) => out.frame(frame)?,
-                        PlannedFrame::Aside(frame) => out.frame(&spool.read(frame).map_err(io::Error::other)?)?,
-                    }
-                }
-                Ok(out.finish()?)
-            });
-            match written {
-                Ok(summary) => files.push(file.row(&summary, &created)),
-                Err(error) => {
-                    group.abandon();
-                    return Err(error.into());
-                }
-            }
+        for (part, rows) in in_runs(planned, ROUTER_FILES_PER_THREAD_MIN, write)? {
+            group.join(part);
+            files.extend(rows);
         }
+        loaded.folders.extend(files.iter().map(|file| file.node.clone()));
         crash::at(CrashPoint::RouterWritten);
+        loaded.ledger.check_fence()?;
         group.commit()?;
         crash::at(CrashPoint::RouterRenamed);
         let ledger_path = self.root.ledger_db();
@@ -371,6 +365,45 @@ impl Router {
         tracing::debug!(stage = "router", units, files = round.files.len(), position = %state.position, "round");
         Ok(())
     }
+}
+
+/// Writes files under temporary names, as a group with their rows.
+fn write_files(
+    root: &DockingRoot,
+    folders: &HashSet<NodeName>,
+    planned: &[PlannedFile],
+    spool: &Mutex<&mut FrameSpool>,
+    created: &str,
+) -> Result<(GroupPut, Vec<OutboxFile>), RouterError> {
+    let mut group = root.disk().group();
+    let mut rows = Vec::with_capacity(planned.len());
+    for file in planned {
+        let node = &file.node;
+        if !folders.contains(node) {
+            root.ensure_node(node)?;
+        }
+        let written = group.add(&root.router_tmp(), &root.outbox(node), &file.header.file_no.file_name(), |out| {
+            let mut out = NodeFile::begin(&file.header, out)?;
+            for frame in &file.frames {
+                match frame {
+                    PlannedFrame::Held(frame) => out.frame(frame)?,
+                    PlannedFrame::Aside(frame) => {
+                        let frame = spool.lock().unwrap_or_else(PoisonError::into_inner).read(frame).map_err(io::Error::other)?;
+                        out.frame(&frame)?;
+                    }
+                }
+            }
+            Ok(out.finish()?)
+        });
+        match written {
+            Ok(summary) => rows.push(file.row(&summary, created)),
+            Err(error) => {
+                group.abandon();
+                return Err(error.into());
+            }
+        }
+    }
+    Ok((group, rows))
 }
 
 /// Notes the streams that a unit began, and that the round has got to its end.

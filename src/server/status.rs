@@ -8,20 +8,21 @@
 use super::pass::{PendingTick, pending_tick, window_day};
 use crate::base::ids::{FileNo, Incarnation, NodeName, Revision, TxnId};
 use crate::base::limits::RECONCILED_KEPT_MAX;
-use crate::base::space::free_bytes;
 use crate::cds::CdsError;
+use crate::base::space::{self, Space};
 use crate::cds::compare::{Found, Reconciled, read_reconciled};
 use crate::cds::guard::{UnreadableDates, unreadable_dates};
 use crate::cds::layout::{StoppedTable, connect_read_only, last_routable, read_dock, read_state, read_stopped};
 use crate::docking::backlog::{Backlog, LedgerView};
 use crate::docking::error::DockingError;
+use crate::docking::room::{NoRoom, is_low};
 use crate::docking::root::{Access, DockingRoot};
 use crate::docking::sessions::{Mark, SessionsDb, SessionsError};
 use crate::model::node::{Node, NodeState};
 use crate::store::sqlite::{ServerDatabase, StoreError};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// After so many seconds without a word a node is called silent: long enough for a holiday, far shorter than retention.
 pub const SILENT_AFTER_SECONDS: i64 = 30 * 86_400;
@@ -76,6 +77,8 @@ pub struct StatusOptions {
     pub day_starts_minutes: i64,
     /// Seconds since 1970; says how long ago something was, decides nothing else.
     pub now: i64,
+    /// Below so many free bytes routing pauses.
+    pub min_free_bytes: u64,
 }
 
 /// The answer.
@@ -248,13 +251,14 @@ pub fn status(options: &StatusOptions) -> Result<ServerStatus, StatusError> {
     let root = DockingRoot::open(&options.root, Access::Look)?;
     let sessions = SessionsDb::open_to_read(&root.sessions_db())?;
     let ledger = LedgerView::open(&root.ledger_db())?;
+    let space = space::free(root.path()).or_else(|| space::free(root.path().parent()?));
     let mut status = ServerStatus {
         server_name: options.server_name.clone(),
         revision: None,
         log: None,
         txnproc: None,
         router: None,
-        free_bytes: free_bytes(root.path()).or_else(|| free_bytes(root.path().parent()?)),
+        free_bytes: space.map(|space| space.bytes),
         sessions_begun: None,
         nodes: Vec::new(),
         needs: Vec::new(),
@@ -284,6 +288,9 @@ pub fn status(options: &StatusOptions) -> Result<ServerStatus, StatusError> {
         status.txnproc = Some(position);
         // A new filling of the data store moves on without a file: the Router is behind only if a file waits for it.
         status.router = status.router.map(|router| if Some(router) >= routable { position.max(router) } else { router });
+    }
+    if let Some(space) = space.filter(|space| is_low(*space, options.min_free_bytes)) {
+        status.needs.push(no_room(root.path(), space, ledger.as_ref())?);
     }
     let identity = database.identity()?;
     status.server_name = identity.server_name;
@@ -324,6 +331,15 @@ pub fn status(options: &StatusOptions) -> Result<ServerStatus, StatusError> {
         ));
     }
     Ok(status)
+}
+
+/// Says that routing pauses for want of room, and what takes most of it.
+fn no_room(root: &Path, space: Space, ledger: Option<&LedgerView>) -> Result<Need, StatusError> {
+    let mut what = NoRoom { root: root.to_owned(), space }.to_string();
+    if let Some((node, bytes)) = ledger.map(LedgerView::biggest_outbox).transpose()?.flatten() {
+        what.push_str(&format!("; biggest: {node} outbox {:.1} MB", bytes as f64 / f64::from(1 << 20)));
+    }
+    Ok(need(Light::Red, "disk", what, format!("df -h {}", root.display())))
 }
 
 /// Returns how far the Transaction Processor is, and the last unit for which a file stands.

@@ -16,6 +16,7 @@ use crate::base::clock::now_seconds;
 use crate::base::ids::{Incarnation, NodeName};
 use crate::base::step::{Progress, Wake};
 use crate::cds::nodes::NodeScope;
+use crate::docking::room::Room;
 use crate::docking::root::DockingRoot;
 use crate::docking::sessions::SessionsDb;
 use notify::Watcher;
@@ -70,12 +71,17 @@ pub fn serve(
     let index = Arc::new(Routed::open(root).map_err(RouterError::from)?);
     let end_sessions = CancellationToken::new();
 
+    let room = &Room::new(root, options.min_free_bytes);
     std::thread::scope(|threads| {
         let (fail, extracts_routed, route_wake) = (&fail, &routed_sender, &route);
         let sessions = end_sessions.clone();
         threads.spawn(move || {
-            let sync_options =
-                SyncOptions { send_bytes_per_second: options.send_bytes_per_second, ..SyncOptions::new(&options.listen, root.path()) };
+            let sync_options = SyncOptions {
+                sessions_max: options.sessions_max,
+                sessions_per_address: options.sessions_per_address,
+                send_bytes_per_second: options.send_bytes_per_second,
+                ..SyncOptions::new(&options.listen, root.path())
+            };
             if let Err(error) = syncmgr::serve(sync_options, directory, index, routed, sessions, ready) {
                 fail(ServeError::from(error));
             }
@@ -94,7 +100,7 @@ pub fn serve(
                         continue;
                     }
                     for node in &pending.nodes {
-                        if build_or_report(&pending, node, &newest, root, stop) {
+                        if build_or_report(&pending, node, &newest, (root, room), stop) {
                             extracts_routed.send_modify(|round| *round += 1);
                         }
                     }
@@ -104,6 +110,10 @@ pub fn serve(
         threads.spawn(move || {
             let mut patience = Patience::default();
             while !stop.is_stopped() {
+                if room.look().is_err() {
+                    stop.pause(RETRY);
+                    continue;
+                }
                 let worked = tick(&txnproc, options).and_then(|()| Ok(txnproc.step()?));
                 match worked {
                     Ok(step) => {
@@ -133,6 +143,7 @@ pub fn serve(
                         server_name: String::new(),
                         day_starts_minutes: options.day_starts_minutes,
                         now: now_seconds(),
+                        min_free_bytes: options.min_free_bytes,
                     };
                     if let Err(error) = alerting::look(command, &look, root) {
                         tracing::error!(stage = "alerts", error = with_causes(&error), "no look for alerts");
@@ -143,6 +154,10 @@ pub fn serve(
         }
         threads.spawn(move || {
             while !stop.is_stopped() {
+                if room.look().is_err() {
+                    stop.pause(RETRY);
+                    continue;
+                }
                 match router.step().map_err(ServeError::from) {
                     Ok(Progress::Worked) => extracts_routed.send_modify(|round| *round += 1),
                     Ok(Progress::Idle) => drop(route_wake.wait(POLL)),
@@ -220,9 +235,19 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 
 /// Builds an extract, waiting for room on a full disk. Returns whether it is ready: what cannot be mended by waiting
 /// concerns that node alone, which is shown in `status`; the others go on (I5).
-fn build_or_report(pending: &PendingExtracts, scope: &NodeScope, newest: &Newest, root: &DockingRoot, stop: &Stop) -> bool {
+fn build_or_report(
+    pending: &PendingExtracts,
+    scope: &NodeScope,
+    newest: &Newest,
+    (root, room): (&DockingRoot, &Room),
+    stop: &Stop,
+) -> bool {
     while !stop.is_stopped() && !newest.is_outdated(scope) {
         let node = &scope.node.name;
+        if room.look().is_err() {
+            stop.pause(RETRY);
+            continue;
+        }
         match build_extract(pending, scope, root) {
             Ok(()) => return true,
             Err(error) if error.is_transient() => {

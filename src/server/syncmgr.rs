@@ -4,7 +4,7 @@
 //! threads for that. It deletes nothing: what a node has acknowledged is written to `sessions.db`, and the purge reads it there.
 
 use crate::base::ids::{ByteHash, ContentHash, FileNo, Incarnation, NodeName, TxnId};
-use crate::base::limits::SESSIONS_MAX;
+use crate::base::limits::{SESSIONS_MAX, SESSIONS_PER_ADDRESS_MAX};
 use crate::docking::root::DockingRoot;
 use crate::docking::sessions::{SessionsDb, SessionsError};
 use crate::model::node::Node;
@@ -17,7 +17,7 @@ use crate::transport::throttle::Throttle;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -108,6 +108,8 @@ pub struct SyncOptions {
     pub sessions_max: usize,
     /// Most bytes per second that all sessions send together.
     pub send_bytes_per_second: Option<u64>,
+    /// Most sessions at once from one address.
+    pub sessions_per_address: usize,
 }
 
 impl SyncOptions {
@@ -119,6 +121,7 @@ impl SyncOptions {
             timing: Timing::default(),
             sessions_max: SESSIONS_MAX,
             send_bytes_per_second: None,
+            sessions_per_address: SESSIONS_PER_ADDRESS_MAX,
         }
     }
 }
@@ -210,6 +213,7 @@ pub struct SyncManager {
     listener: TcpListener,
     shared: Arc<Shared>,
     sessions_max: usize,
+    addresses: Addresses,
 }
 
 impl SyncManager {
@@ -237,7 +241,8 @@ impl SyncManager {
             slots: Mutex::new(HashMap::new()),
             next_session: AtomicU64::new(1),
         });
-        Ok(SyncManager { listener, shared, sessions_max: options.sessions_max })
+        let addresses = Addresses { most: options.sessions_per_address, held: Arc::default() };
+        Ok(SyncManager { listener, shared, sessions_max: options.sessions_max, addresses })
     }
 
     /// Returns the address that nodes call.
@@ -268,17 +273,22 @@ impl SyncManager {
                 }
             };
             let shared = self.shared.clone();
-            match places.clone().try_acquire_owned() {
-                Ok(place) => {
+            let seat = match (self.addresses.take(peer.ip()), places.clone().try_acquire_owned()) {
+                (Some(address), Ok(place)) => Ok((address, place)),
+                (None, _) => Err("as many sessions come from this address as may; try again later"),
+                (_, Err(_)) => Err("the server has as many sessions as it takes; try again later"),
+            };
+            match seat {
+                Ok(seat) => {
                     let shutdown = shutdown.clone();
                     tasks.spawn(async move {
                         syncsession::serve(shared, stream, peer, shutdown).await;
-                        drop(place);
+                        drop(seat);
                     });
                 }
                 // The refusals need no place of their own, but they are bounded too.
-                Err(_) if tasks.len() < self.sessions_max * 2 => {
-                    tasks.spawn(refuse_full(shared, stream));
+                Err(why) if tasks.len() < self.sessions_max * 2 => {
+                    tasks.spawn(refuse_full(shared, stream, why));
                 }
                 Err(_) => drop(stream),
             }
@@ -292,9 +302,47 @@ impl SyncManager {
     }
 }
 
-async fn refuse_full(shared: Arc<Shared>, stream: TcpStream) {
+/// How many sessions come from each address.
+#[derive(Debug)]
+struct Addresses {
+    most: usize,
+    held: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
+
+/// One session of an address; given back when dropped.
+#[derive(Debug)]
+struct AddressSeat {
+    held: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    address: IpAddr,
+}
+
+impl Addresses {
+    fn take(&self, address: IpAddr) -> Option<AddressSeat> {
+        let mut held = self.held.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let count = held.entry(address).or_default();
+        if *count >= self.most {
+            return None;
+        }
+        *count += 1;
+        Some(AddressSeat { held: Arc::clone(&self.held), address })
+    }
+}
+
+impl Drop for AddressSeat {
+    fn drop(&mut self) {
+        let mut held = self.held.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(count) = held.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(&self.address);
+            }
+        }
+    }
+}
+
+async fn refuse_full(shared: Arc<Shared>, stream: TcpStream, why: &'static str) {
     if let Ok(link) = tcp::accept(stream, shared.timing) {
-        let refusal = Refusal::new(RefusalCode::Full, "the server has as many sessions as it takes; try again later");
+        let refusal = Refusal::new(RefusalCode::Full, why);
         if link.outgoing.send(&Message::Refused(refusal)).await.is_ok() {
             link.close().await;
         }

@@ -287,7 +287,10 @@ impl TxnProc {
             }
         };
         crash::at(CrashPoint::TxnprocFile);
-        self.cds.commit(&file, nonce)?;
+        if let Err(error) = self.cds.commit(&file, nonce) {
+            self.take_back(&file)?;
+            return Err(error.into());
+        }
         crash::at(CrashPoint::TxnprocCommitted);
         self.files.wrote(&file);
         if redefined {
@@ -360,6 +363,16 @@ impl TxnProc {
         let is_found = |found: &Reconciled| self.cds.dock().table(&found.table).is_some_and(is_compared);
         input.reconciled = compared.found.into_iter().filter(is_found).collect();
         Ok(input)
+    }
+
+    /// Takes a file back whose commit failed (a full disk): nobody has seen it, and the next try needs its name.
+    fn take_back(&mut self, file: &TxnprocFile) -> Result<(), TxnProcError> {
+        self.cds.rollback()?;
+        // What counts is what the database says now, not what the failed commit was thought to do.
+        if self.cds.last_file()?.is_none_or(|last| last.file_no < file.file_no) {
+            self.root.disk().remove(&self.root.txnproc_file(file.file_no))?;
+        }
+        Ok(())
     }
 
     fn pending_extracts(&self, nodes: &[NodeScope]) -> Result<PendingExtracts, TxnProcError> {

@@ -1,6 +1,9 @@
 //! The bounds of the download path: what is purged and what stays, nodes that are away, full disks, many files, nodes and
 //! clients. The kit is a server with all stages in this process; nodes are marks, as sessions write them.
 
+mod disk;
+mod lease;
+mod numbers;
 mod purge;
 
 use dockmaster::base::ids::{ContentHash, FileNo, Incarnation, InstallId, NodeName, TxnId};

@@ -103,6 +103,16 @@ impl Site {
         &self.server.as_ref().unwrap().1
     }
 
+    /// Gives the running service away, with its address.
+    pub fn take_server(&mut self) -> (Child, String) {
+        self.server.take().expect("the service runs")
+    }
+
+    /// Returns whether the service still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.server.as_mut().is_some_and(|(child, _)| child.try_wait().unwrap().is_none())
+    }
+
     /// Ends the service as Ctrl-C does and demands a clean end.
     pub fn stop(&mut self) {
         if let Some((child, _)) = self.server.take() {
