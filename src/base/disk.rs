@@ -351,6 +351,15 @@ impl Disk {
         Ok(())
     }
 
+    /// Copies a file to a new one that its caller changes; it is not flushed.
+    ///
+    /// # Errors
+    /// Anything of the disk; also if the name is taken.
+    pub fn copy(&self, from: &Path, to: &Path) -> Result<(), DiskError> {
+        let (mut source, mut target) = (self.open(from)?, self.create(to)?);
+        io::copy(&mut source, &mut target).map(drop).map_err(io_error("copy to", to))
+    }
+
     /// Flushes a file that somebody else wrote.
     ///
     /// # Errors

@@ -75,6 +75,11 @@ const RESERVED_NODE_NAMES: &[&str] = &[
 ];
 
 impl NodeName {
+    /// Returns a name that no node can have, for what is made of no node in particular.
+    pub(crate) fn nobody() -> NodeName {
+        NodeName("-".to_owned())
+    }
+
     /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0

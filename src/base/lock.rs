@@ -5,7 +5,7 @@
 use crate::base::disk::{Disk, DiskError, io_error};
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Most bytes that are read of a lock file.
 const NOTE_BYTES_MAX: u64 = 1 << 10;
@@ -22,7 +22,26 @@ pub enum Hold {
 /// A held lock; it goes when it is dropped.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// Returns whether the lock file is still the one that is held: not if somebody deleted it and another process made it anew.
+    /// Where files have no numbers (not Unix), it is taken to be so.
+    pub fn is_current(&self) -> bool {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            let number = |found: std::fs::Metadata| (found.dev(), found.ino());
+            match (self.file.metadata(), self.path.symlink_metadata()) {
+                (Ok(held), Ok(there)) => number(held) == number(there),
+                _ => false,
+            }
+        }
+        #[cfg(not(unix))]
+        true
+    }
 }
 
 /// The answer of a lock file.
@@ -59,7 +78,7 @@ impl Lock {
                 .and_then(|()| writeln!(file, "process {} ({program}) since {since:.0}", std::process::id()))
                 .map_err(io_error("write", path))?;
         }
-        Ok(Taken::Held(Lock { _file: file }))
+        Ok(Taken::Held(Lock { file, path: path.to_owned() }))
     }
 }
 

@@ -5,9 +5,9 @@
 
 use super::rows::pick;
 use super::{Cds, CdsError, keys::KeyId};
-use crate::base::ids::NodeName;
+use crate::base::ids::{Incarnation, NodeName};
 use crate::model::dock::{AttributeSource, NodeHop, TableIndex};
-use crate::model::node::Node;
+use crate::model::node::{Node, NodeState};
 use crate::model::value::{Collation, Row, Value};
 use crate::rules::graph::column_collation;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -31,6 +31,19 @@ impl NodeScope {
     /// Returns a node of which nothing but its attributes' values matters.
     pub(crate) fn of_values(node: &Node, values: &[Vec<Value>]) -> NodeScope {
         NodeScope { node: node.clone(), values: values.to_vec(), keys: Vec::new(), uses: BTreeSet::new() }
+    }
+
+    /// Returns a node of a model that has no attribute at all: it sees what every node of that model sees.
+    pub(crate) fn nobody(model: Option<&str>) -> NodeScope {
+        let node = Node {
+            name: NodeName::nobody(),
+            state: NodeState::Active,
+            incarnation: Incarnation(0),
+            extracted: Incarnation(0),
+            model: model.map(str::to_owned),
+            attributes: BTreeMap::new(),
+        };
+        NodeScope { node, values: Vec::new(), keys: Vec::new(), uses: BTreeSet::new() }
     }
 }
 

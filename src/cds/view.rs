@@ -21,6 +21,30 @@ pub fn visible_table(table: TableIndex) -> String {
 /// Fills `temp.vis_{i}(rid)` for every table that belongs to an object, with the rows that the node sees in the snapshot
 /// that the connection holds. `day` is the data store's window day. Again for the next node.
 pub fn visible_rows(conn: &Connection, dock: &Dock, graph: &ScopeGraph, node: &NodeScope, day: i64) -> rusqlite::Result<()> {
+    select_rows(conn, dock, graph, node, Part::All, day)
+}
+
+/// Like [`visible_rows`], with the rows that every node of that model sees, whatever its attributes: those of `everyone` and what
+/// they bring along.
+pub fn common_rows(conn: &Connection, dock: &Dock, graph: &ScopeGraph, model: Option<&str>, day: i64) -> rusqlite::Result<()> {
+    select_rows(conn, dock, graph, &NodeScope::nobody(model), Part::All, day)
+}
+
+/// Like [`visible_rows`], without what no attribute of the node brings. Each rule goes from one row to others, so the visible rows
+/// are those of [`common_rows`] and these; a row may be in both.
+pub fn own_rows(conn: &Connection, dock: &Dock, graph: &ScopeGraph, node: &NodeScope, day: i64) -> rusqlite::Result<()> {
+    select_rows(conn, dock, graph, node, Part::Own, day)
+}
+
+/// Which rules are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    All,
+    /// Without those of `everyone`.
+    Own,
+}
+
+fn select_rows(conn: &Connection, dock: &Dock, graph: &ScopeGraph, node: &NodeScope, part: Part, day: i64) -> rusqlite::Result<()> {
     conn.create_scalar_function("dock_day", 1, FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DETERMINISTIC, |context| {
         Ok(day_of(&value_of(context.get_raw(0))))
     })?;
@@ -42,15 +66,40 @@ pub fn visible_rows(conn: &Connection, dock: &Dock, graph: &ScopeGraph, node: &N
         conn.execute_batch(&format!("DROP TABLE IF EXISTS temp.{name}; CREATE TEMP TABLE {name}(rid INTEGER PRIMARY KEY)"))?;
     }
     for (_, table) in tables {
-        for select in selects(dock, node, table, day) {
+        for select in selects(dock, node, part, table, day) {
             conn.execute(&format!("INSERT OR IGNORE INTO temp.{}(rid) {select}", visible_table(table)), [])?;
         }
     }
     Ok(())
 }
 
+/// Remembers the rows that were selected last as those in common, in `temp.com_{i}(rid)`; they stay selected.
+pub fn set_apart(conn: &Connection, graph: &ScopeGraph) -> rusqlite::Result<()> {
+    for table in tables_of(graph) {
+        let name = visible_table(table);
+        conn.execute_batch(&format!(
+            "DROP TABLE IF EXISTS temp.com_{table}; CREATE TEMP TABLE com_{table}(rid INTEGER PRIMARY KEY);
+             INSERT INTO temp.com_{table} SELECT rid FROM temp.{name}"
+        ))?;
+    }
+    Ok(())
+}
+
+/// Takes the rows in common out of those that were selected last.
+pub fn leave_out(conn: &Connection, graph: &ScopeGraph) -> rusqlite::Result<()> {
+    for table in tables_of(graph) {
+        let name = visible_table(table);
+        conn.execute_batch(&format!("DELETE FROM temp.{name} WHERE rid IN (SELECT rid FROM temp.com_{table})"))?;
+    }
+    Ok(())
+}
+
+fn tables_of(graph: &ScopeGraph) -> impl Iterator<Item = TableIndex> {
+    graph.visible.iter().enumerate().filter_map(|(table, vertex)| vertex.map(|_| table))
+}
+
 /// Returns the SELECTs of rowids that together make a table's visible rows.
-fn selects(dock: &Dock, node: &NodeScope, table: TableIndex, day: i64) -> Vec<String> {
+fn selects(dock: &Dock, node: &NodeScope, part: Part, table: TableIndex, day: i64) -> Vec<String> {
     let declared = &dock.tables[table];
     let here = data_table(table);
     let Some(object) = declared.object else { return Vec::new() };
@@ -75,6 +124,7 @@ fn selects(dock: &Dock, node: &NodeScope, table: TableIndex, day: i64) -> Vec<St
         }
         match &rule.kind {
             RuleKind::Nobody => {}
+            RuleKind::Everyone if part == Part::Own => {}
             RuleKind::Everyone => selects.push(format!("SELECT t.rowid FROM {here} t WHERE true{guard}")),
             RuleKind::Path(path) => selects.push(format!("{}{guard}", path_select(dock, table, path))),
             RuleKind::Referenced(references) => {

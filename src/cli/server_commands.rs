@@ -9,7 +9,7 @@ use crate::cli::project::Settings;
 use crate::cli::status_view;
 use crate::docking::error::DockingError;
 use crate::docking::root::{Access, DockingRoot};
-use crate::model::node::NodeState;
+use crate::model::node::{Node, NodeState};
 use crate::server::metrics::text as metrics_text;
 use crate::server::nodes;
 use crate::server::pass::{self, Pass, ServeOptions, Stage};
@@ -130,22 +130,48 @@ fn pass_text(done: Pass, stages: &[Stage]) -> String {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 A node that joins with `remote-sync init` gets its extract by itself. This command makes it beforehand (for a node whose \
-line is slow, at night), or anew. A node that has a local database already has to run `remote-sync init` again.")]
+line is slow, at night), or anew. A node that has a local database already has to run `remote-sync init` again.
+
+Examples:
+  dockmaster extract ANNA BERT         these two
+  dockmaster extract --model rep       every node of a model that is not disabled
+  dockmaster extract --all --yes       every node that is not disabled
+
+What all nodes of a model see is put together once, however many are named.")]
 pub(crate) struct ExtractArgs {
     /// The nodes
-    #[arg(value_name = "NODE", required = true)]
+    #[arg(value_name = "NODE", required_unless_present_any = ["all", "model"])]
     nodes: Vec<NodeName>,
+    /// Every node that is not disabled
+    #[arg(long, conflicts_with_all = ["nodes", "model"])]
+    all: bool,
+    /// Every node of this model that is not disabled
+    #[arg(long, value_name = "NAME", conflicts_with = "nodes")]
+    model: Option<String>,
     /// Do not ask, even if a node has a local database already
     #[arg(short, long)]
     yes: bool,
+}
+
+fn nodes_to_extract(database: &ServerDatabase, args: &ExtractArgs) -> anyhow::Result<Vec<NodeName>> {
+    if !args.all && args.model.is_none() {
+        return Ok(args.nodes.clone());
+    }
+    let fits = |node: &Node| node.state != NodeState::Disabled && (args.all || node.model == args.model);
+    let names: Vec<NodeName> = nodes::list(database)?.into_iter().filter(fits).map(|node| node.name).collect();
+    if names.is_empty() {
+        anyhow::bail!("no node fits; dockmaster node list shows those that there are");
+    }
+    Ok(names)
 }
 
 /// Starts nodes anew, and makes their extracts unless the service does it.
 pub(crate) fn extract(named: Option<&Path>, args: &ExtractArgs, output: Output) -> Outcome {
     let settings = Settings::load(named)?;
     let database = ServerDatabase::open(&settings.database)?;
+    let names = nodes_to_extract(&database, args)?;
     let mut active = Vec::new();
-    for name in &args.nodes {
+    for name in &names {
         if nodes::show(&database, name)?.state == NodeState::Active {
             active.push(name.to_string());
         }
@@ -162,7 +188,7 @@ pub(crate) fn extract(named: Option<&Path>, args: &ExtractArgs, output: Output) 
         Err(error) => return Err(error.into()),
     };
     let mut started = Vec::new();
-    for name in &args.nodes {
+    for name in &names {
         let incarnation = nodes::start(&database, name)?;
         started.push(json!({ "node": name.as_str(), "incarnation": incarnation.0 }));
         output.say(format!("{name}: extract {incarnation}"))?;

@@ -9,8 +9,9 @@ use crate::base::ids::{FileNo, Incarnation, NodeName};
 use crate::base::lock::{Hold, Lock, Taken};
 use crate::docking::error::DockingError;
 use crate::model::toc;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// How a root is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +30,26 @@ pub struct DockingRoot {
     path: PathBuf,
     disk: Disk,
     outboxes: Mutex<()>,
-    _lock: Option<Lock>,
+    leases: Leases,
+    lock: Option<Lock>,
+}
+
+/// Nodes that somebody works for, and an event when one is free.
+type Leases = (Mutex<BTreeSet<NodeName>>, Condvar);
+
+/// The right to make an extract of one node.
+#[derive(Debug)]
+pub struct NodeLease<'r> {
+    leases: &'r Leases,
+    node: NodeName,
+}
+
+impl Drop for NodeLease<'_> {
+    fn drop(&mut self) {
+        let (held, freed) = self.leases;
+        held.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.node);
+        freed.notify_all();
+    }
 }
 
 impl DockingRoot {
@@ -57,7 +77,7 @@ impl DockingRoot {
             Taken::Held(lock) => lock,
             Taken::Busy(holder) => return Err(DockingError::InUse { root: path, holder }),
         };
-        let root = DockingRoot { path, disk, outboxes: Mutex::default(), _lock: Some(lock) };
+        let root = DockingRoot { path, disk, outboxes: Mutex::default(), leases: Leases::default(), lock: Some(lock) };
         root.disk.ensure_folder(&root.txnproc())?;
         root.disk.ensure_folder(&root.txnproc_tmp())?;
         root.disk.ensure_folder(&root.router_tmp())?;
@@ -66,7 +86,7 @@ impl DockingRoot {
 
     /// Returns a root to look at while others work on it ([`Access::Look`]); touches nothing.
     pub fn look(path: &Path) -> DockingRoot {
-        DockingRoot { path: path.to_owned(), disk: Disk::new(), outboxes: Mutex::default(), _lock: None }
+        DockingRoot { path: path.to_owned(), disk: Disk::new(), outboxes: Mutex::default(), leases: Leases::default(), lock: None }
     }
 
     /// Returns the root folder.
@@ -79,10 +99,34 @@ impl DockingRoot {
         &self.disk
     }
 
+    /// Checks that the root is still ours: nobody has deleted the lock file, and so let another process in.
+    ///
+    /// # Errors
+    /// [`DockingError::Fenced`].
+    pub fn check_lock(&self) -> Result<(), DockingError> {
+        match &self.lock {
+            Some(lock) if !lock.is_current() => {
+                Err(DockingError::Fenced { path: self.path.join("lock"), owner: "another process, or whoever deleted it,".to_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Keeps others of this process from giving names in outboxes, or taking them away, until the guard is dropped. A number
     /// that the purge is about to delete may be that of a new incarnation's file otherwise.
     pub fn hold_outboxes(&self) -> MutexGuard<'_, ()> {
         self.outboxes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until nobody else of this process makes an extract of a node, and keeps others from it until the lease is dropped.
+    pub fn lease(&self, node: &NodeName) -> NodeLease<'_> {
+        let (held, freed) = &self.leases;
+        let mut nodes = held.lock().unwrap_or_else(PoisonError::into_inner);
+        while nodes.contains(node) {
+            nodes = freed.wait(nodes).unwrap_or_else(PoisonError::into_inner);
+        }
+        nodes.insert(node.clone());
+        NodeLease { leases: &self.leases, node: node.clone() }
     }
 
     /// Returns the queue from Transaction Processor to Router.

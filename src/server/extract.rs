@@ -13,7 +13,7 @@ use crate::model::dock::Dock;
 use crate::model::schema::Schema;
 use crate::model::toc::{self, Toc};
 use crate::store::local::LocalState;
-use crate::store::local_build::{self, BuildError};
+use crate::store::local_build::{self, BuildError, Built};
 use rusqlite::Connection;
 use sha2::{Digest, Sha256};
 use std::io::{self, BufReader, Read, Write};
@@ -50,6 +50,45 @@ pub struct ExtractJob<'a> {
     pub revision: Revision,
     /// Where the node's folders are.
     pub root: &'a DockingRoot,
+    /// The part that other nodes have too, if it was made; then `temp.vis_{i}` holds only the rows that it lacks.
+    pub common: Option<&'a CommonPart>,
+}
+
+/// The part of a local database that all nodes of a model have in common, made once for many extracts (X-5, RM-41). It goes when it
+/// is dropped.
+#[derive(Debug)]
+pub struct CommonPart {
+    path: PathBuf,
+    disk: Disk,
+    built: Built,
+}
+
+impl Drop for CommonPart {
+    fn drop(&mut self) {
+        if let Err(error) = self.disk.remove(&self.path) {
+            tracing::warn!(stage = "extract", %error, "the common part of extracts stays until the next start");
+        }
+    }
+}
+
+impl CommonPart {
+    /// Makes it from a job of any of the nodes, whose `temp.vis_{i}` hold the rows that all of them see.
+    ///
+    /// # Errors
+    /// As [`build`].
+    pub fn build(job: &ExtractJob<'_>) -> Result<CommonPart, ExtractError> {
+        let disk = job.root.disk().clone();
+        let path = job.root.txnproc_tmp().join(format!("common-{}-{}.db", job.unit.0, job.node));
+        disk.remove(&path).map_err(|source| ExtractError::Disk { node: job.node.clone(), source: Box::new(source) })?;
+        let built = local_build::build_common(&path, job.cds, job.dock, job.schema, &local_state(job));
+        match built {
+            Ok(built) => Ok(CommonPart { path, disk, built }),
+            Err(source) => {
+                drop(CommonPart { path, disk, built: Built { tables: Vec::new(), left_out: Vec::new() } });
+                Err(ExtractError::Build { node: job.node.clone(), source: Box::new(source) })
+            }
+        }
+    }
 }
 
 /// Why an extract failed. Nothing of it is in the outbox then, or no `.toc` that names it.
@@ -138,22 +177,15 @@ pub fn build(job: &ExtractJob<'_>) -> Result<Toc, ExtractError> {
 
 /// Builds the database and PUTs it compressed. Returns the table of contents, which is not written yet.
 fn publish(job: &ExtractJob<'_>, disk: &Disk, database: &Path, zst_name: &str) -> Result<Toc, ExtractError> {
-    let state = LocalState {
-        server_id: job.server_id,
-        server_name: job.server_name.to_owned(),
-        epoch: job.epoch,
-        node: job.node.clone(),
-        incarnation: job.incarnation,
-        install_id: None,
-        applied_file: FileNo(0),
-        applied_unit: job.unit,
-        chain_hash: ContentHash::default(),
-        revision: job.revision,
-        stopped: None,
+    let state = local_state(job);
+    let failed_to_build = |source| ExtractError::Build { node: job.node.clone(), source: Box::new(source) };
+    let built = match job.common {
+        None => local_build::build_local(database, job.cds, job.dock, job.schema, &state).map_err(failed_to_build)?,
+        Some(common) => {
+            disk.copy(&common.path, database).map_err(|source| ExtractError::Disk { node: job.node.clone(), source: Box::new(source) })?;
+            local_build::complete_local(database, job.cds, job.dock, job.schema, &state, &common.built).map_err(failed_to_build)?
+        }
     };
-    let built = local_build::build_local(database, job.cds, job.dock, job.schema, &state)
-        .map_err(|source| ExtractError::Build { node: job.node.clone(), source: Box::new(source) })?;
-    crash::at(CrashPoint::ExtractBuilt);
     for line in &built.left_out {
         tracing::debug!(stage = "extract", node = %job.node, "left out: {line}");
     }
@@ -180,6 +212,23 @@ fn publish(job: &ExtractJob<'_>, disk: &Disk, database: &Path, zst_name: &str) -
         tables: built.tables,
         left_out: shortened(built.left_out),
     })
+}
+
+/// Returns the identity of the local database of a job.
+fn local_state(job: &ExtractJob<'_>) -> LocalState {
+    LocalState {
+        server_id: job.server_id,
+        server_name: job.server_name.to_owned(),
+        epoch: job.epoch,
+        node: job.node.clone(),
+        incarnation: job.incarnation,
+        install_id: None,
+        applied_file: FileNo(0),
+        applied_unit: job.unit,
+        chain_hash: ContentHash::default(),
+        revision: job.revision,
+        stopped: None,
+    }
 }
 
 /// Keeps the table of contents small: its readers limit its length.

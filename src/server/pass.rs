@@ -1,6 +1,6 @@
 //! What the stages do, one pass at a time: `run` for cron; the service calls the same pieces from its threads.
 
-use super::extract::{self, ExtractError, ExtractJob};
+use super::extract::{self, CommonPart, ExtractError, ExtractJob};
 use super::purge::{Purge, PurgeError};
 use super::rebuild::restore_ledger;
 use super::router::{Router, RouterError, RouterOptions};
@@ -9,6 +9,7 @@ use crate::base::clock;
 use crate::base::ids::NodeName;
 use crate::base::limits::{SESSIONS_MAX, SESSIONS_PER_ADDRESS_MAX};
 use crate::base::step::Progress;
+use crate::base::workers::in_runs;
 use crate::cds::CdsError;
 use crate::cds::layout::{connect_read_only, read_dock, read_state};
 use crate::cds::nodes::NodeScope;
@@ -165,12 +166,19 @@ pub fn run(options: &ServeOptions, root: &Arc<DockingRoot>, stages: &[Stage]) ->
         loop {
             room.look()?;
             let step = txnproc.step()?;
-            for pending in step.extracts {
-                for node in &pending.nodes {
-                    build_extract(&pending, node, root)?;
-                    pass.extracts += 1;
+            // Each snapshot is a thread's.
+            let made = in_runs(step.extracts, 1, |snapshots| -> Result<u64, ServeError> {
+                let mut made = 0;
+                for pending in &snapshots {
+                    let mut extracts = ExtractsOf::new(pending);
+                    for node in &pending.nodes {
+                        extracts.build(node, root)?;
+                        made += 1;
+                    }
                 }
-            }
+                Ok(made)
+            })?;
+            pass.extracts += made.iter().sum::<u64>();
             if step.progress == Progress::Idle {
                 break;
             }
@@ -265,9 +273,48 @@ pub(super) fn restart_lost_extracts(txnproc: &TxnProc, root: &DockingRoot) -> Re
     Ok(())
 }
 
-pub(super) fn build_extract(pending: &PendingExtracts, node: &NodeScope, root: &DockingRoot) -> Result<(), ServeError> {
-    pending.select_rows(node).map_err(|source| ServeError::Select { node: node.node.name.clone(), source })?;
-    extract::build(&ExtractJob {
+/// Builds the extracts of one snapshot: what several nodes of a model have in common is made once.
+#[derive(Debug)]
+pub(super) struct ExtractsOf<'p> {
+    pending: &'p PendingExtracts,
+    /// The model and its common part, or `None` for a node that is alone with its model.
+    common: Option<(Option<String>, CommonPart)>,
+}
+
+impl<'p> ExtractsOf<'p> {
+    pub(super) fn new(pending: &'p PendingExtracts) -> ExtractsOf<'p> {
+        ExtractsOf { pending, common: None }
+    }
+
+    pub(super) fn build(&mut self, node: &NodeScope, root: &DockingRoot) -> Result<(), ServeError> {
+        let select = |source| ServeError::Select { node: node.node.name.clone(), source };
+        let model = &node.node.model;
+        let job = job_of(self.pending, node, root);
+        if self.common.as_ref().is_some_and(|(made, _)| made != model) {
+            self.common = None;
+        }
+        let several = self.pending.nodes.iter().filter(|other| other.node.model == *model).nth(1).is_some();
+        if several && self.common.is_none() {
+            self.pending.select_common(model.as_deref()).map_err(select)?;
+            self.common = Some((model.clone(), CommonPart::build(&job)?));
+        }
+        match &self.common {
+            Some((_, common)) => {
+                self.pending.select_own(node).map_err(select)?;
+                extract::build(&ExtractJob { common: Some(common), ..job })?;
+            }
+            None => {
+                self.pending.select_rows(node).map_err(select)?;
+                extract::build(&job)?;
+            }
+        }
+        is_ready(node, root);
+        Ok(())
+    }
+}
+
+fn job_of<'j>(pending: &'j PendingExtracts, node: &'j NodeScope, root: &'j DockingRoot) -> ExtractJob<'j> {
+    ExtractJob {
         cds: &pending.snapshot,
         dock: &pending.dock,
         schema: &pending.schema,
@@ -279,11 +326,14 @@ pub(super) fn build_extract(pending: &PendingExtracts, node: &NodeScope, root: &
         unit: pending.state.position,
         revision: pending.state.revision,
         root,
-    })?;
+        common: None,
+    }
+}
+
+fn is_ready(node: &NodeScope, root: &DockingRoot) {
     // Whatever a person had to look at was about the former extract; a node that has a new one begins anew.
     let node = &node.node.name;
     if let Err(error) = SessionsDb::open(&root.sessions_db()).and_then(|sessions| sessions.clear_alerts(node)) {
         tracing::error!(stage = "extract", %node, %error, "its alerts could not be taken back");
     }
-    Ok(())
 }

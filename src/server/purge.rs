@@ -111,6 +111,7 @@ impl Purge {
     /// # Errors
     /// What stopped it.
     pub fn step(&mut self, wall: i64) -> Result<Progress, PurgeError> {
+        self.root.check_lock().map_err(PurgeError::Docking)?;
         let cycle = match self.cycle.take() {
             Some(cycle) => Some(cycle),
             None => self.begin(wall)?,

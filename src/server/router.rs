@@ -183,6 +183,7 @@ impl Router {
     /// # Errors
     /// What stopped it. Nothing of the round was made real; the next step recovers and tries again.
     pub fn step(&mut self) -> Result<Progress, RouterError> {
+        self.root.check_lock()?;
         let mut loaded = match self.loaded.take() {
             Some(loaded) => loaded,
             None => self.recover()?,

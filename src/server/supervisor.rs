@@ -5,7 +5,7 @@
 
 use super::alerting;
 use super::directory::{Directory, Routed};
-use super::pass::{ServeError, ServeOptions, build_extract, restart_lost_extracts, tick};
+use super::pass::{ExtractsOf, ServeError, ServeOptions, restart_lost_extracts, tick};
 use super::purge::Purge;
 use super::rebuild::restore_ledger;
 use super::router::{Router, RouterError, RouterOptions};
@@ -99,8 +99,9 @@ pub fn serve(
                         // Not begun: the node starts anew with the next start of the service.
                         continue;
                     }
+                    let mut extracts = ExtractsOf::new(&pending);
                     for node in &pending.nodes {
-                        if build_or_report(&pending, node, &newest, (root, room), stop) {
+                        if build_or_report(&mut extracts, node, &newest, (root, room), stop) {
                             extracts_routed.send_modify(|round| *round += 1);
                         }
                     }
@@ -236,7 +237,7 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 /// Builds an extract, waiting for room on a full disk. Returns whether it is ready: what cannot be mended by waiting
 /// concerns that node alone, which is shown in `status`; the others go on (I5).
 fn build_or_report(
-    pending: &PendingExtracts,
+    extracts: &mut ExtractsOf<'_>,
     scope: &NodeScope,
     newest: &Newest,
     (root, room): (&DockingRoot, &Room),
@@ -248,7 +249,9 @@ fn build_or_report(
             stop.pause(RETRY);
             continue;
         }
-        match build_extract(pending, scope, root) {
+        // Two extracts of one node never interleave.
+        let _lease = root.lease(node);
+        match extracts.build(scope, root) {
             Ok(()) => return true,
             Err(error) if error.is_transient() => {
                 tracing::warn!(stage = "extract", %node, error = with_causes(&error), "trying again");

@@ -19,7 +19,7 @@ use crate::cds::marks::Question;
 use crate::cds::nodes::NodeScope;
 use crate::cds::redefine::Redefined;
 use crate::cds::unit::{RowChange, UnitInput};
-use crate::cds::view::visible_rows;
+use crate::cds::view::{common_rows, leave_out, own_rows, set_apart, visible_rows};
 use crate::cds::{Cds, CdsError, CdsState};
 use crate::docking::error::DockingError;
 use crate::docking::root::DockingRoot;
@@ -135,6 +135,18 @@ impl PendingExtracts {
     pub fn select_rows(&self, node: &NodeScope) -> rusqlite::Result<()> {
         visible_rows(&self.snapshot, &self.dock, &self.graph, node, self.state.day)
     }
+
+    /// Fills them with the rows that every node of a model sees in the snapshot.
+    pub fn select_common(&self, model: Option<&str>) -> rusqlite::Result<()> {
+        common_rows(&self.snapshot, &self.dock, &self.graph, model, self.state.day)?;
+        set_apart(&self.snapshot, &self.graph)
+    }
+
+    /// Fills them with the rows that a node sees besides those of the last [`PendingExtracts::select_common`].
+    pub fn select_own(&self, node: &NodeScope) -> rusqlite::Result<()> {
+        own_rows(&self.snapshot, &self.dock, &self.graph, node, self.state.day)?;
+        leave_out(&self.snapshot, &self.graph)
+    }
 }
 
 /// What was done in the snapshot of a unit.
@@ -197,6 +209,7 @@ impl TxnProc {
 
     /// Takes the next unit, if the log has grown.
     pub fn step(&mut self) -> Result<Step, TxnProcError> {
+        self.root.check_lock()?;
         let done = self.take_unit();
         if let Err(TxnProcError::Cds(CdsError::Sql { source, .. })) = &done
             && rebuild::is_damage(source)
@@ -251,7 +264,9 @@ impl TxnProc {
                 return Err(error);
             }
         };
-        let started: Vec<NodeScope> = started.iter().filter_map(|node| self.cds.nodes().get(node).cloned()).collect();
+        let mut started: Vec<NodeScope> = started.iter().filter_map(|node| self.cds.nodes().get(node).cloned()).collect();
+        // Those of one model have a part in common.
+        started.sort_by(|one, other| one.node.model.cmp(&other.node.model));
         let share = started.len().div_ceil(SNAPSHOTS_OF_A_UNIT).max(1);
         let extracts = started.chunks(share).map(|nodes| self.pending_extracts(nodes)).collect::<Result<_, _>>()?;
         Ok(Step { progress: Progress::Worked, extracts })

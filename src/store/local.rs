@@ -260,6 +260,12 @@ pub(super) fn create(connection: &Connection, state: &LocalState, tables: &[&str
     Ok(())
 }
 
+/// Says whose database a copy is.
+pub(super) fn set_identity(connection: &Connection, state: &LocalState) -> rusqlite::Result<()> {
+    let sql = "UPDATE dock_state SET node = ?1, incarnation = ?2";
+    connection.execute(sql, params![state.node.as_str(), state.incarnation.0]).map(drop)
+}
+
 /// Where an apply transaction has got to; written in that transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Watermark {

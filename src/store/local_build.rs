@@ -85,6 +85,47 @@ pub(crate) fn check_into(target: &Connection, dock: &Dock, schema: &Schema) -> R
 
 /// Makes the local database `path`, which must not exist, from `cds`: see `server::extract::ExtractJob`.
 pub fn build_local(path: &Path, cds: &Connection, dock: &Dock, schema: &Schema, state: &LocalState) -> Result<Built, BuildError> {
+    let (target, built) = fill(path, cds, dock, schema, state)?;
+    finish(target)?;
+    Ok(built)
+}
+
+/// Makes the part of a local database that several nodes have in common, to be copied for each and completed by [`complete_local`].
+/// Nothing opens it but that.
+pub fn build_common(path: &Path, cds: &Connection, dock: &Dock, schema: &Schema, state: &LocalState) -> Result<Built, BuildError> {
+    let (target, built) = fill(path, cds, dock, schema, state)?;
+    target.close().map_err(|(_, source)| BuildError::Sql { doing: "close the common part", source })?;
+    Ok(built)
+}
+
+/// Makes a copy of the common part the local database of one node: its identity, and the rows that are its own.
+pub fn complete_local(
+    path: &Path,
+    cds: &Connection,
+    dock: &Dock,
+    schema: &Schema,
+    state: &LocalState,
+    common: &Built,
+) -> Result<Built, BuildError> {
+    let sql = |doing| move |source| BuildError::Sql { doing, source };
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let target = Connection::open_with_flags(path, flags).map_err(sql("open the copy of the common part"))?;
+    configure(&target).map_err(sql("prepare the local database"))?;
+    target.execute_batch("BEGIN").map_err(sql("begin to complete the local database"))?;
+    local::set_identity(&target, state).map_err(sql("write whose database it is"))?;
+    let mut tables = common.tables.clone();
+    for source in &sources(dock, schema)? {
+        let rows = copy_rows(cds, &target, source)?;
+        if let Some(table) = tables.iter_mut().find(|table| table.name == source.shape.name) {
+            table.rows += rows;
+        }
+    }
+    target.execute_batch("COMMIT").map_err(sql("finish the local database"))?;
+    finish(target)?;
+    Ok(Built { tables, left_out: common.left_out.clone() })
+}
+
+fn fill(path: &Path, cds: &Connection, dock: &Dock, schema: &Schema, state: &LocalState) -> Result<(Connection, Built), BuildError> {
     let sql = |doing| move |source| BuildError::Sql { doing, source };
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let target = Connection::open_with_flags(path, flags).map_err(sql("create the local database"))?;
@@ -104,11 +145,16 @@ pub fn build_local(path: &Path, cds: &Connection, dock: &Dock, schema: &Schema, 
     }
     left_out.extend(create_views(&target, schema, &shape).map_err(sql("create the views"))?);
     target.execute_batch("COMMIT").map_err(sql("finish the local database"))?;
-    // The mode is a mark in the file: applications that open it then run in WAL mode too.
-    target.pragma_update(None, "journal_mode", "WAL").map_err(sql("switch the local database to WAL"))?;
-    target.close().map_err(|(_, source)| BuildError::Sql { doing: "close the local database", source })?;
     tables.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(Built { tables, left_out })
+    Ok((target, Built { tables, left_out }))
+}
+
+fn finish(target: Connection) -> Result<(), BuildError> {
+    // The mode is a mark in the file: applications that open it then run in WAL mode too.
+    target
+        .pragma_update(None, "journal_mode", "WAL")
+        .map_err(|source| BuildError::Sql { doing: "switch the local database to WAL", source })?;
+    target.close().map_err(|(_, source)| BuildError::Sql { doing: "close the local database", source })
 }
 
 /// The file is thrown away if anything goes wrong, so it needs no journal; the caller flushes what it makes of it.

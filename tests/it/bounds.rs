@@ -2,6 +2,7 @@
 //! clients. The kit is a server with all stages in this process; nodes are marks, as sessions write them.
 
 mod disk;
+mod extracts;
 mod lease;
 mod numbers;
 mod purge;

@@ -186,6 +186,7 @@ impl Kit {
             unit: TxnId(unit),
             revision: Revision(1),
             root: &self.root,
+            common: None,
         })
     }
 
