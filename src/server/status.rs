@@ -295,10 +295,6 @@ pub fn status(options: &StatusOptions) -> Result<ServerStatus, StatusError> {
     let identity = database.identity()?;
     status.server_name = identity.server_name;
     status.revision = Some(identity.revision);
-    if let Some(free) = status.free_bytes.filter(|free| *free < DISK_RED_BYTES) {
-        let what = format!("{} MB are left on the disk of {}: routing pauses, and goes on by itself", free >> 20, root.path().display());
-        status.needs.push(need(Light::Red, "disk", what, "make room there"));
-    }
     let stopped = database.stopped_tables()?;
     if let Some(tick) = pending_tick(root.path(), window_day(options.day_starts_minutes))?.filter(PendingTick::is_long) {
         let what = format!("time windows stand still: today is {} days later than the day that they count from", tick.days);

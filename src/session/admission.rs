@@ -149,7 +149,7 @@ pub fn admit(
             return Err(Turned::plain(RefusalCode::NotInitialised, format!("{} was enabled again and needs a new extract", node.name)));
         }
         if node.state == NodeState::Stale {
-            return Err(stale(format!("{} was away for too long, and what waited for it is gone", node.name)));
+            return Err(stale(&node.name, "away for too long, and what waited for it is gone"));
         }
         // A stream that began in band is for every database since the last extract.
         if !(node.extracted..=node.incarnation).contains(&hello.incarnation) {
@@ -168,10 +168,9 @@ pub fn admit(
             check_install(hello, node, facts)?
         }
         if is_current && hello.received < facts.purged_upto {
-            return Err(stale(format!(
-                "{} has received file {}, but what was sent to it up to file {} is not kept any more: its database is an old copy",
-                node.name, hello.received.0, facts.purged_upto.0
-            )));
+            let (received, purged) = (hello.received.0, facts.purged_upto.0);
+            let why = format!("received up to file {received}, but files up to {purged} are not kept any more: an old copy");
+            return Err(stale(&node.name, &why));
         }
         if is_current && hello.applied.file < facts.last_applied.file {
             remark = Some(format!(
@@ -197,8 +196,8 @@ pub fn admit(
 }
 
 /// Refuses a node whose next file is gone.
-fn stale(why: String) -> Turned {
-    Turned::plain(RefusalCode::Stale, format!("{why}: fetch the database anew"))
+fn stale(node: &NodeName, why: &str) -> Turned {
+    Turned::plain(RefusalCode::Stale, format!("{node}: {why}: fetch the database anew"))
 }
 
 /// The node's history must be a prefix of the server's.

@@ -124,7 +124,8 @@ fn fault7_d10_below_low_water_routing_pauses_acknowledgements_and_administration
 
     small.make_room();
     equal(&site, "anna.db");
-    assert_eq!(status(&site).0, Some(0));
+    let (code, text) = status(&site);
+    assert_eq!(code, Some(0), "{text}");
     until("the reserve is set aside again", || site.path("docking/reserve").exists());
     site.stop();
     // From cron it is the same: try again later.
