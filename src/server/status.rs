@@ -8,8 +8,8 @@
 use super::pass::{PendingTick, pending_tick, window_day};
 use crate::base::ids::{FileNo, Incarnation, NodeName, Revision, TxnId};
 use crate::base::limits::RECONCILED_KEPT_MAX;
-use crate::cds::CdsError;
 use crate::base::space::{self, Space};
+use crate::cds::CdsError;
 use crate::cds::compare::{Found, Reconciled, read_reconciled};
 use crate::cds::guard::{UnreadableDates, unreadable_dates};
 use crate::cds::layout::{StoppedTable, connect_read_only, last_routable, read_dock, read_state, read_stopped};
