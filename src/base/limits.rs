@@ -77,7 +77,7 @@ pub const APPLY_SLICE_ROWS: u64 = 1_000;
 
 /// Client: pages in the WAL at which a checkpoint writes them back. Random updates are limited by the pages that checkpoints write
 /// again and again: a long WAL makes apply 2 to 5 times faster.
-pub const APPLY_WAL_PAGES: i64 = 10_000;
+pub const APPLY_WAL_PAGES: i64 = 40_000;
 
 /// Most key spaces (rule paths) that a definition may compile to.
 pub const RULE_PATHS_MAX: usize = 4_096;

@@ -12,9 +12,9 @@ use super::sqlite::{SqlValue, value_of};
 use crate::base::ids::{ContentHash, FileNo, TxnId};
 use crate::model::event::TableHeading;
 use crate::model::operation::Operation;
-use crate::model::value::{Row, Value, display_key};
+use crate::model::value::{Row, RowKey, Value, display_key};
 use rusqlite::{CachedStatement, Connection, ErrorCode};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -80,6 +80,8 @@ pub struct ApplyTransaction<'d> {
     path: &'d Path,
     catalogue: &'d RefCell<Catalogue>,
     state: LocalState,
+    /// Whether anything was written in it.
+    begun: Cell<bool>,
     finished: bool,
 }
 
@@ -96,11 +98,9 @@ impl LocalDatabase {
             }
         };
         // From here on a drop rolls back.
-        let transaction = ApplyTransaction { connection, path, catalogue: self.catalogue(), state, finished: false };
-        let version: i64 = transaction
-            .connection
-            .query_row("PRAGMA schema_version", [], |row| row.get(0))
-            .map_err(|source| LocalError::of_sql(path, "read the schema version", source))?;
+        let transaction =
+            ApplyTransaction { connection, path, catalogue: self.catalogue(), state, begun: Cell::new(false), finished: false };
+        let version = transaction.schema_version()?;
         let mut catalogue = transaction.catalogue.borrow_mut();
         if catalogue.schema_version != Some(version) {
             *catalogue = Catalogue { schema_version: Some(version), tables: HashMap::new() };
@@ -126,8 +126,9 @@ impl Drop for ApplyTransaction<'_> {
 }
 
 impl<'d> ApplyTransaction<'d> {
-    /// Returns the connection, for the statements of `store`.
+    /// Returns the connection, for the statements of `store`: the unit that follows is no longer alone in the transaction.
     pub(super) fn connection(&self) -> &'d Connection {
+        self.begun.set(true);
         self.connection
     }
 
@@ -143,6 +144,7 @@ impl<'d> ApplyTransaction<'d> {
 
     /// Remembers under which content hash a file was applied to its end.
     pub fn store_file_hash(&self, file: FileNo, hash: ContentHash) -> Result<(), LocalError> {
+        self.begun.set(true);
         local::store_file_hash(self.connection, file, hash).map_err(|source| self.sql("store the file's hash", source))
     }
 
@@ -186,25 +188,41 @@ impl<'d> ApplyTransaction<'d> {
             work.push((table, *operation));
         }
         let writer = UnitWriter { connection: self.connection, path: self.path };
-        writer.savepoint("SAVEPOINT dock_unit")?;
+        if self.begun.replace(true) {
+            return writer.beside_others(unit, &work);
+        }
+        let again = || self.begin_again(catalogue.schema_version);
         let result = match writer.in_place(&work) {
             Err(UnitError::Constraint { table, key, reason }) => {
                 tracing::debug!(unit = unit.0, table, key, reason, "unit is redone as deletes and inserts");
-                writer.savepoint("ROLLBACK TO dock_unit")?;
+                again()?;
                 writer.by_final_images(&work)
             }
             result => result,
         };
         match result {
-            Ok(()) => Ok(writer.savepoint("RELEASE dock_unit")?),
-            // The whole transaction is lost, perhaps rolled back by SQLite already; nothing is left to undo here.
-            Err(UnitError::Local(error)) => Err(error.into()),
-            Err(error) => {
-                writer.savepoint("ROLLBACK TO dock_unit")?;
-                writer.savepoint("RELEASE dock_unit")?;
+            Err(error) if !matches!(error, UnitError::Local(_)) => {
+                again()?;
+                self.begun.set(false);
                 Err(error)
             }
+            result => result,
         }
+    }
+
+    /// Undoes everything. The lock is given up for a moment: if somebody used it, the caller's view is old and nothing was done.
+    fn begin_again(&self, schema_version: Option<i64>) -> Result<(), LocalError> {
+        self.connection.execute_batch("ROLLBACK; BEGIN IMMEDIATE").map_err(|source| self.sql("begin the unit again", source))?;
+        if local::read_state(self.connection, self.path)? != self.state || Some(self.schema_version()?) != schema_version {
+            return Err(LocalError::Busy { path: self.path.to_owned() });
+        }
+        Ok(())
+    }
+
+    fn schema_version(&self) -> Result<i64, LocalError> {
+        self.connection
+            .query_row("PRAGMA schema_version", [], |row| row.get(0))
+            .map_err(|source| self.sql("read the schema version", source))
     }
 
     pub(super) fn sql_error(&self, doing: &'static str, source: rusqlite::Error) -> LocalError {
@@ -223,12 +241,19 @@ impl<'d> ApplyTransaction<'d> {
 
 type Work<'a> = (&'a LocalTable, &'a Operation);
 
+/// The statement that ran last: operations of one kind on one table mostly follow each other.
+struct Current<'c, 'w> {
+    table: &'w LocalTable,
+    columns: Vec<usize>,
+    statement: CachedStatement<'c>,
+}
+
 struct UnitWriter<'c> {
     connection: &'c Connection,
     path: &'c Path,
 }
 
-impl UnitWriter<'_> {
+impl<'c> UnitWriter<'c> {
     fn savepoint(&self, sql: &'static str) -> Result<(), LocalError> {
         self.connection
             .prepare_cached(sql)
@@ -237,29 +262,78 @@ impl UnitWriter<'_> {
         Ok(())
     }
 
-    /// The usual way.
-    fn in_place(&self, work: &[Work<'_>]) -> Result<(), UnitError> {
-        for (table, operation) in work {
-            if let Operation::Delete { key } = operation {
-                self.delete(table, key)?;
+    /// Applies a unit in a transaction that holds others already, so that it alone can be undone.
+    fn beside_others(&self, unit: TxnId, work: &[Work<'_>]) -> Result<(), UnitError> {
+        self.savepoint("SAVEPOINT dock_unit")?;
+        let result = match self.in_place(work) {
+            Err(UnitError::Constraint { table, key, reason }) => {
+                tracing::debug!(unit = unit.0, table, key, reason, "unit is redone as deletes and inserts");
+                self.savepoint("ROLLBACK TO dock_unit")?;
+                self.by_final_images(work)
+            }
+            result => result,
+        };
+        match result {
+            Ok(()) => Ok(self.savepoint("RELEASE dock_unit")?),
+            // The whole transaction is lost, perhaps rolled back by SQLite already; nothing is left to undo here.
+            Err(UnitError::Local(error)) => Err(error.into()),
+            Err(error) => {
+                self.savepoint("ROLLBACK TO dock_unit")?;
+                self.savepoint("RELEASE dock_unit")?;
+                Err(error)
             }
         }
+    }
+
+    /// The usual way.
+    fn in_place(&self, work: &[Work<'_>]) -> Result<(), UnitError> {
+        let mut current = None;
+        for (table, operation) in work {
+            if let Operation::Delete { key } = operation {
+                let statement = self.statement(&mut current, table, &[], || table.delete_sql.clone())?;
+                self.run(statement, table, key, || key.clone())?;
+            }
+        }
+        current = None;
         for (table, operation) in work {
             if let Operation::Update { key, changes } = operation {
                 let written = table.written_changes(changes);
-                let columns: Vec<usize> = written.iter().map(|(column, _)| *column).collect();
-                let values = written.iter().map(|(_, value)| *value).chain(key);
-                if self.run(table, &table.update_sql(&columns), values, key)? == 0 {
+                let columns = || written.iter().map(|(column, _)| *column).collect::<Vec<_>>();
+                let statement = self.statement(&mut current, table, &written, || table.update_sql(&columns()))?;
+                if self.run(statement, table, written.iter().map(|(_, value)| *value).chain(key), || key.clone())? == 0 {
                     return Err(missing(table, key));
                 }
             }
         }
+        current = None;
         for (table, operation) in work {
             if let Operation::Put { row } = operation {
-                self.run(table, &table.put_sql, table.written_values(row), &table.key_of(row))?;
+                let statement = self.statement(&mut current, table, &[], || table.put_sql.clone())?;
+                self.run(statement, table, table.written_values(row), || table.key_of(row))?;
             }
         }
         Ok(())
+    }
+
+    /// Returns the statement of one kind for a table and the columns that it writes: that of the operation before, if it can serve again.
+    fn statement<'s, 'w>(
+        &self,
+        current: &'s mut Option<Current<'c, 'w>>,
+        table: &'w LocalTable,
+        written: &[(usize, &Value)],
+        sql: impl FnOnce() -> String,
+    ) -> Result<&'s mut CachedStatement<'c>, UnitError> {
+        let columns = || written.iter().map(|(column, _)| *column);
+        let serves = |known: &Current<'_, '_>| std::ptr::eq(known.table, table) && known.columns.iter().copied().eq(columns());
+        if !current.as_ref().is_some_and(serves) {
+            let prepared = self.connection.prepare_cached(&sql());
+            let statement = prepared.map_err(|source| LocalError::of_sql(self.path, "prepare to write rows", source))?;
+            *current = Some(Current { table, columns: columns().collect(), statement });
+        }
+        match current {
+            Some(current) => Ok(&mut current.statement),
+            None => Err(UnitError::Malformed { table: table.name.clone(), reason: "no statement was prepared".to_owned() }),
+        }
     }
 
     /// The way that no unique key can block: in between, none of the touched rows exists.
@@ -290,13 +364,17 @@ impl UnitWriter<'_> {
         }
         for (table, key, image) in &images {
             let columns: Vec<&str> = image.iter().map(|(name, _)| *name).collect();
-            self.run(table, &table.insert_sql(&columns), image.iter().map(|(_, value)| value), key)?;
+            let mut current = None;
+            let statement = self.statement(&mut current, table, &[], || table.insert_sql(&columns))?;
+            self.run(statement, table, image.iter().map(|(_, value)| value), || key.clone())?;
         }
         Ok(())
     }
 
     fn delete(&self, table: &LocalTable, key: &[Value]) -> Result<(), UnitError> {
-        self.run(table, &table.delete_sql, key, key)?;
+        let mut current = None;
+        let statement = self.statement(&mut current, table, &[], || table.delete_sql.clone())?;
+        self.run(statement, table, key, || key.to_vec())?;
         Ok(())
     }
 
@@ -310,22 +388,18 @@ impl UnitWriter<'_> {
         Ok(Some(values))
     }
 
-    /// Runs a statement for one row. Returns how many rows it changed.
+    /// Runs a statement for one row; `key` is asked for if it fails. Returns how many rows it changed.
     fn run<'v>(
         &self,
+        statement: &mut CachedStatement<'c>,
         table: &LocalTable,
-        sql: &str,
         values: impl IntoIterator<Item = &'v Value>,
-        key: &[Value],
+        key: impl FnOnce() -> RowKey,
     ) -> Result<usize, UnitError> {
-        let run = || {
-            let mut statement = self.connection.prepare_cached(sql)?;
-            bind(&mut statement, values)?;
-            statement.raw_execute()
-        };
-        run().map_err(|source| match source.sqlite_error_code() {
+        let ran = bind(statement, values).and_then(|()| statement.raw_execute());
+        ran.map_err(|source| match source.sqlite_error_code() {
             Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch) => {
-                UnitError::Constraint { table: table.name.clone(), key: display_key(key), reason: source.to_string() }
+                UnitError::Constraint { table: table.name.clone(), key: display_key(&key()), reason: source.to_string() }
             }
             _ => LocalError::of_sql(self.path, "write a row", source).into(),
         })
