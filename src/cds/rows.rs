@@ -30,10 +30,10 @@ pub(crate) fn read_row(row: &rusqlite::Row<'_>, columns: usize) -> rusqlite::Res
 pub(crate) struct TableSql {
     /// `SELECT c0, c1, .. FROM d0`
     select: String,
+    /// The same of one row, by its primary key.
+    select_by_key: String,
     insert: String,
     delete: String,
-    /// ` WHERE c0 = ?1 AND ..`, the primary key.
-    by_key: String,
 }
 
 impl TableSql {
@@ -46,9 +46,9 @@ impl TableSql {
             let marks = (1..=declared.columns.len()).map(|at| format!("?{at}")).collect::<Vec<_>>().join(", ");
             TableSql {
                 select: format!("SELECT {columns} FROM {table}"),
+                select_by_key: format!("SELECT {columns} FROM {table}{by_key}"),
                 insert: format!("INSERT INTO {table}({columns}) VALUES({marks})"),
                 delete: format!("DELETE FROM {table}{by_key}"),
-                by_key,
             }
         };
         dock.tables.iter().enumerate().map(of_table).collect()
@@ -63,9 +63,8 @@ impl Cds {
         if key.iter().any(Value::is_null) {
             return Ok(None);
         }
-        let TableSql { select, by_key, .. } = &self.statements[table];
         let mut found = None;
-        self.rows_of(&format!("{select}{by_key}"), table, &wanted, key, &mut |row| {
+        self.rows_of(&self.statements[table].select_by_key, table, &wanted, key, &mut |row| {
             found = Some(row);
             Ok(true)
         })?;
@@ -145,7 +144,7 @@ impl Cds {
             let same = columns
                 .iter()
                 .zip(values)
-                .all(|((column, collation), value)| row.get(*column).is_some_and(|held| held.fold(*collation) == value.fold(*collation)));
+                .all(|((column, collation), value)| row.get(*column).is_some_and(|held| held.folds_to(value, *collation)));
             if same && !each(row)? {
                 break;
             }

@@ -158,10 +158,12 @@ impl Cds {
     pub(super) fn apply_changes(&self, changes: &[RowChange]) -> Result<Vec<HashMap<RowKey, Touched>>, CdsError> {
         let mut touched: Vec<HashMap<RowKey, Touched>> = vec![HashMap::new(); self.dock.tables.len()];
         for change in changes {
-            let equal = self.row_equal(change.table, &change.key)?;
             let declared = &self.dock.tables[change.table];
-            let before = equal.clone().filter(|row| key_of(declared, row) == change.key);
-            if let (Some(other), None, Some(_)) = (equal, &before, &change.row) {
+            let (before, equal) = match self.row_equal(change.table, &change.key)? {
+                Some(row) if key_of(declared, &row) == change.key => (Some(row), None),
+                equal => (None, equal),
+            };
+            if let (Some(other), Some(_)) = (equal, &change.row) {
                 touched[change.table].entry(key_of(declared, &other)).or_insert(Touched { before: Some(other), after: None });
             }
             if before != change.row {
@@ -169,20 +171,19 @@ impl Cds {
             }
         }
         for (table, rows) in touched.iter().enumerate() {
-            for (key, row) in rows {
-                if row.after.is_none() {
-                    self.delete_row(table, key)?;
-                }
+            for (key, _) in rows.iter().filter(|(_, row)| row.after.is_none()) {
+                self.delete_row(table, key)?;
             }
-            for (key, row) in rows {
-                match (&row.before, &row.after) {
-                    (Some(before), Some(after)) => {
-                        let changed: Vec<usize> = (0..after.len()).filter(|column| before.get(*column) != after.get(*column)).collect();
-                        self.update_row(table, key, after, &changed)?;
-                    }
-                    (None, Some(after)) => self.insert_row(table, after)?,
-                    (_, None) => {}
+        }
+        // In the order in which they come, by key: rows that stand together are written together, and pages are filled one after another.
+        for change in changes {
+            match touched[change.table].get(&change.key) {
+                Some(Touched { before: Some(before), after: Some(after) }) => {
+                    let changed: Vec<usize> = (0..after.len()).filter(|column| before.get(*column) != after.get(*column)).collect();
+                    self.update_row(change.table, &change.key, after, &changed)?;
                 }
+                Some(Touched { before: None, after: Some(after) }) => self.insert_row(change.table, after)?,
+                _ => {}
             }
         }
         Ok(touched)

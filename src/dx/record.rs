@@ -152,21 +152,65 @@ impl<'a> Iterator for Records<'a> {
     }
 }
 
-/// Returns an operation's encoding, to be spliced into as many frames as there are audiences.
+/// An [`Operation`] on values that stand elsewhere; it is encoded as that one is.
+#[derive(Debug, Serialize)]
+pub enum OperationView<'a> {
+    /// See [`Operation::Delete`].
+    Delete {
+        /// Primary key.
+        key: &'a [Value],
+    },
+    /// See [`Operation::Put`].
+    Put {
+        /// Values in heading order.
+        row: &'a [Value],
+    },
+    /// See [`Operation::Update`].
+    Update {
+        /// Primary key.
+        key: &'a [Value],
+        /// Changed columns with their new values.
+        changes: Vec<(u16, &'a Value)>,
+    },
+}
+
+impl<'a> From<&'a Operation> for OperationView<'a> {
+    fn from(operation: &'a Operation) -> OperationView<'a> {
+        match operation {
+            Operation::Delete { key } => OperationView::Delete { key },
+            Operation::Put { row } => OperationView::Put { row },
+            Operation::Update { key, changes } => {
+                OperationView::Update { key, changes: changes.iter().map(|(column, value)| (*column, value)).collect() }
+            }
+        }
+    }
+}
+
+impl OperationView<'_> {
+    /// Appends the encoding, to be spliced into as many frames as there are audiences.
+    ///
+    /// # Errors
+    /// If a value, or the whole, is over its limit; `out` is then as before.
+    pub fn encode_into(&self, out: &mut Vec<u8>) -> Result<(), DxError> {
+        match self {
+            OperationView::Delete { key: values } | OperationView::Put { row: values } => check_values(values)?,
+            OperationView::Update { key, changes } => {
+                check_values(key)?;
+                changes.iter().try_for_each(|(_, value)| check_value(value))?;
+            }
+        }
+        codec::encode_into("operation", self, out)
+    }
+}
+
+/// Returns an operation's encoding.
 ///
 /// # Errors
 /// If a value, or the whole, is over its limit.
 pub fn encode_operation(operation: &Operation) -> Result<Vec<u8>, DxError> {
-    let values: &[Value] = match operation {
-        Operation::Delete { key } => key,
-        Operation::Put { row } => row,
-        Operation::Update { key, changes } => {
-            changes.iter().try_for_each(|(_, value)| check_value(value))?;
-            key
-        }
-    };
-    check_values(values)?;
-    codec::encode("operation", operation)
+    let mut out = Vec::new();
+    OperationView::from(operation).encode_into(&mut out)?;
+    Ok(out)
 }
 
 /// Splits the payload of an operation record into heading index and operation.

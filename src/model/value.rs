@@ -111,6 +111,12 @@ impl Value {
         }
     }
 
+    /// Returns whether two values are equal in a join: whether their folded forms are.
+    pub fn folds_to(&self, other: &Value, collation: Collation) -> bool {
+        // Most are the same already, and folding copies.
+        self == other || self.fold(collation) == other.fold(collation)
+    }
+
     /// Returns the bytes that the value takes in memory and, about, in a file.
     pub fn size(&self) -> usize {
         match self {

@@ -15,7 +15,6 @@ use crate::cds::unit::UnitInput;
 use crate::cds::{Cds, CdsError};
 use crate::dx::error::DxError;
 use crate::dx::header::{DxDirection, Header};
-use crate::dx::record::encode_operation;
 use crate::dx::txnproc_reader::TxnprocReader;
 use crate::dx::writer::TxnprocWriter;
 use crate::rules::route::{Action, NodeKeys, RouteError, UnitRoute};
@@ -127,11 +126,14 @@ fn count(copy: &Copy, keys: &mut NodeKeys, effects: &mut BTreeMap<NodeName, Node
             None => routing.insert(UnitRoute::begin(keys, part.unit)?),
         };
         let routed = route.part(keys, part.unit)?;
+        let mut encoded = Vec::new();
         for delivery in &routed.deliveries {
             let (Some(event), Some(audience)) = (part.unit.rows.get(delivery.row), routed.audiences.get(delivery.audience)) else {
                 continue;
             };
-            let bytes = encode_operation(&operation_of(event, delivery.action)?)?.len() as u64;
+            encoded.clear();
+            operation_of(event, delivery.action)?.encode_into(&mut encoded)?;
+            let bytes = encoded.len() as u64;
             for node in audience.iter() {
                 let Some(effect) = keys.node(*node).and_then(|(name, _)| effects.get_mut(name)) else { continue };
                 effect.bytes += bytes;

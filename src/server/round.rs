@@ -21,11 +21,10 @@ use crate::docking::ledger::{NodeChange, OutboxFile, Stream};
 use crate::dx::error::DxError;
 use crate::dx::frame::{FrameBuilder, SealedFrame, Sealer};
 use crate::dx::header::{DxDirection, Header};
-use crate::dx::record;
+use crate::dx::record::OperationView;
 use crate::dx::writer::FileSummary;
 use crate::model::event::{NodeEvent, RowEvent, ScopeKey, TableHeading, UnitControls, UnitEvents};
-use crate::model::operation::Operation;
-use crate::model::value::{Value, display_key};
+use crate::model::value::display_key;
 use crate::rules::route::{Action, Audience, NodeIndex, NodeKeys, Routed};
 use crate::server::spool::{FrameSpool, SpooledFrame};
 use std::collections::{BTreeMap, HashMap};
@@ -218,15 +217,16 @@ impl RoundContent {
                     bucket
                 }
             };
-            let encoded = operation_of(event, delivery.action).and_then(|operation| record::encode_operation(&operation)).map_err(error)?;
+            let operation = operation_of(event, delivery.action).map_err(error)?;
             if let Some(bucket) = self.buckets.get_mut(bucket) {
                 let start = bucket.bytes.len();
-                bucket.bytes.extend_from_slice(&encoded);
+                operation.encode_into(&mut bucket.bytes).map_err(error)?;
                 bucket.entries.push(Entry { unit: unit.unit, heading, operation: start..bucket.bytes.len() });
                 bucket.operations += 1;
+                let bytes = bucket.bytes.len() - start;
+                self.bytes += bytes;
+                self.held += bytes + size_of::<Entry>();
             }
-            self.bytes += encoded.len();
-            self.held += encoded.len() + size_of::<Entry>();
             self.operations += 1;
         }
         Ok(())
@@ -428,18 +428,18 @@ impl RoundContent {
     }
 }
 
-pub(crate) fn operation_of(event: &RowEvent, action: Action) -> Result<Operation, DxError> {
+pub(crate) fn operation_of(event: &RowEvent, action: Action) -> Result<OperationView<'_>, DxError> {
     let gone = || DxError::Content("the row is gone, but a node should get it".to_owned());
     Ok(match action {
-        Action::Delete => Operation::Delete { key: event.key.clone() },
-        Action::Put => Operation::Put { row: event.row.clone().ok_or_else(gone)? },
+        Action::Delete => OperationView::Delete { key: &event.key },
+        Action::Put => OperationView::Put { row: event.row.as_ref().ok_or_else(gone)? },
         Action::Update => {
             let row = event.row.as_ref().ok_or_else(gone)?;
-            let value = |column: &u16| -> Result<(u16, Value), DxError> {
-                let value = row.get(usize::from(*column)).cloned();
+            let value = |column: &u16| {
+                let value = row.get(usize::from(*column));
                 Ok((*column, value.ok_or_else(|| DxError::Content(format!("changed column {column} is not in the row")))?))
             };
-            Operation::Update { key: event.key.clone(), changes: event.changed.iter().map(value).collect::<Result<_, _>>()? }
+            OperationView::Update { key: &event.key, changes: event.changed.iter().map(value).collect::<Result<_, DxError>>()? }
         }
     })
 }

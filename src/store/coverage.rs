@@ -64,7 +64,8 @@ impl ServerDatabase {
             let from = format!("(SELECT *{predicates} FROM main.{}) t", quote_name(&table.name));
             let unseen = format!("NOT coalesce({}, 0)", conditions.join(" OR "));
             let key: Vec<String> = table.key.iter().map(|column| format!("t.{}", quote_name(&table.columns[*column].name))).collect();
-            let fault = || self.fault(&format!("looking for rows of {} that no rule shows", table.name));
+            let action = format!("looking for rows of {} that no rule shows", table.name);
+            let fault = || self.fault(&action);
             let count = format!("SELECT count(*), count(*) FILTER (WHERE {unseen}) FROM {from}");
             let (rows, unseen_rows) = self
                 .connection

@@ -63,7 +63,8 @@ impl ServerDatabase {
 
     /// Captures a table again. Returns why that cannot be.
     fn recapture(&self, deployed: &Deployed, live: &Schema, table: &str) -> Result<Option<String>, StoreError> {
-        let fault = || self.fault(&format!("installing triggers on {table}"));
+        let action = format!("installing triggers on {table}");
+        let fault = || self.fault(&action);
         let declared = deployed.dock.table(table).and_then(|index| deployed.dock.tables.get(index));
         let (Some(declared), Some(shape)) = (declared, live.table(table)) else {
             return Ok(Some("there is no such table".to_owned()));

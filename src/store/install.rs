@@ -337,7 +337,8 @@ impl ServerDatabase {
 
     /// Sees to it that a table is captured in its present shape.
     pub(crate) fn capture_table(&self, target: &Target<'_>, captures: &[Capture]) -> Result<Outcome, StoreError> {
-        let fault = || self.fault(&format!("installing triggers on {}", target.dock.name));
+        let action = format!("installing triggers on {}", target.dock.name);
+        let fault = || self.fault(&action);
         let shape = capture_shape(target.table);
         let columns: Vec<String> = target.dock.columns.iter().map(|column| column.name.clone()).collect();
         let present = captures.iter().find(|capture| capture.active && capture.table.eq_ignore_ascii_case(&target.dock.name));

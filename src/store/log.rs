@@ -181,7 +181,7 @@ impl ServerDatabase {
     /// Streams the log rows of a unit and keeps the keys that they name.
     fn read_touched(&self, after: TxnId, upto: TxnId, catalogue: &Catalogue) -> Result<Touched, StoreError> {
         let mut touched = Touched::default();
-        self.visit_log(after, upto, |entry| {
+        self.visit_log(after, upto, Images::Keys, |entry| {
             match entry {
                 Entry::Control(control) => touched.controls.push(control),
                 Entry::Change { capture, op, old, new, id } => touched.change(capture, op, &old, new.as_ref(), id, catalogue),
@@ -199,14 +199,21 @@ impl ServerDatabase {
         &self,
         after: TxnId,
         upto: TxnId,
+        images: Images,
         mut each: impl FnMut(Entry<'_>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let catalogue = self.catalogue()?;
         let fault = || self.fault("reading the log");
         let damaged = |id: i64, reason: String| StoreError::Damaged { path: self.path.clone(), what: format!("log row {id}"), reason };
-        // Old image, then new image: nothing stands behind twice the widest capture; `c1` is always there.
+        // Old image, then new image: nothing stands behind twice the widest capture; `c1` is always there, and holds a control.
         let width = catalogue.captures.values().map(|capture| capture.columns.len() * 2).max().unwrap_or(1).max(1);
-        let columns: Vec<String> = (1..=width).map(|place| format!("c{place}")).collect();
+        let is_key = |place: usize| {
+            let keys = |capture: &Capture| capture.key.iter().any(|key| place == *key || place == capture.columns.len() + key);
+            place == 0 || catalogue.captures.values().any(keys)
+        };
+        // What is not named is not copied out of the log.
+        let column = |place: usize| if images == Images::Whole || is_key(place) { format!("c{}", place + 1) } else { "NULL".to_owned() };
+        let columns: Vec<String> = (0..width).map(column).collect();
         let sql = format!("SELECT id, tbl, op, {} FROM main.dock_txn_log WHERE id > ?1 AND id <= ?2 ORDER BY id", columns.join(", "));
         let mut statement = self.connection.prepare_cached(&sql).map_err(fault())?;
         let mut rows = statement.query([after.0, upto.0]).map_err(fault())?;
@@ -240,7 +247,8 @@ impl ServerDatabase {
 
     /// Reads what the touched rows of a table are now. Returns why the table has to stop, if one of them is too long.
     fn read_live(&self, capture: &Capture, keys: BTreeSet<RowKey>, changes: &mut Vec<NetChange>) -> Result<Option<String>, StoreError> {
-        let fault = || self.fault(&format!("reading {}", capture.table));
+        let action = format!("reading {}", capture.table);
+        let fault = || self.fault(&action);
         let condition = key_condition(&capture.shape, "", |place, _| format!("?{}", place + 1), "=");
         let columns: Vec<String> = capture.columns.iter().map(|name| quote_name(name)).collect();
         let sql = format!("SELECT {} FROM main.{} WHERE {condition}", columns.join(", "), quote_name(&capture.table));
@@ -354,6 +362,15 @@ pub(crate) fn too_long(columns: &[String], row: &Row) -> Option<String> {
 /// A unit, and captures that are to be marked as stopped: id and reason.
 type Read = (UnitReading, Vec<(i64, String)>);
 
+/// How much of the images of an entry is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Images {
+    /// Values of key columns; all others are NULL.
+    Keys,
+    /// Every value.
+    Whole,
+}
+
 /// An entry of the log.
 #[derive(Debug)]
 pub(crate) enum Entry<'a> {
@@ -412,6 +429,8 @@ struct Touched {
     controls: Vec<Control>,
     keys: BTreeMap<String, BTreeSet<RowKey>>,
     null_keys: BTreeMap<i64, String>,
+    /// Capture of the entry before, and the table that its keys belong to.
+    target: Option<(i64, Option<String>)>,
 }
 
 impl Touched {
@@ -423,8 +442,17 @@ impl Touched {
             }
             if op == Op::NullKey || key.iter().any(Value::is_null) {
                 self.null_key(capture, id, catalogue);
-            } else if let Some(name) = catalogue.target(capture) {
-                self.keys.entry(name).or_default().insert(key);
+                continue;
+            }
+            // Programs mostly stay with a table for a while.
+            if !matches!(&self.target, Some((known, _)) if *known == capture.id) {
+                self.target = Some((capture.id, catalogue.target(capture)));
+            }
+            if let Some((_, Some(name))) = &self.target {
+                match self.keys.get_mut(name) {
+                    Some(keys) => keys.insert(key),
+                    None => self.keys.entry(name.clone()).or_default().insert(key),
+                };
             }
         }
     }

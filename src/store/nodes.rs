@@ -162,7 +162,8 @@ impl NodeWriter<'_> {
     /// # Errors
     /// A statement failed.
     pub fn put(&self, node: &Node) -> Result<(), StoreError> {
-        let fault = || self.database.fault(&format!("writing node {}", node.name));
+        let action = format!("writing node {}", node.name);
+        let fault = || self.database.fault(&action);
         let connection = &self.database.connection;
         let name = node.name.as_str();
         let before = self.database.node(&node.name)?;
@@ -217,7 +218,8 @@ impl NodeWriter<'_> {
     /// # Errors
     /// [`StoreError::UnknownNode`], or a statement failed.
     pub fn delete(&self, name: &NodeName) -> Result<(), StoreError> {
-        let fault = || self.database.fault(&format!("deleting node {name}"));
+        let action = format!("deleting node {name}");
+        let fault = || self.database.fault(&action);
         let node = self.database.node(name)?.ok_or_else(|| StoreError::UnknownNode { name: name.clone() })?;
         let connection = &self.database.connection;
         connection.execute("DELETE FROM main.dock_node_attribute WHERE node = ?1", [name.as_str()]).map_err(fault())?;

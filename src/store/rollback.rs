@@ -14,7 +14,7 @@ use crate::model::node::Node;
 use crate::model::value::{Row, RowKey, Value};
 use crate::store::capture::Capture;
 use crate::store::control::Control;
-use crate::store::log::{Entry, Op};
+use crate::store::log::{Entry, Images, Op};
 use crate::store::snapshot::Snapshot;
 use crate::store::sqlite::StoreError;
 use std::collections::hash_map::DefaultHasher;
@@ -91,7 +91,7 @@ impl Snapshot<'_> {
         let mut rollback = Rollback::default();
         let mut known: BTreeMap<String, BTreeMap<RowKey, Known>> = BTreeMap::new();
         let mut names: BTreeMap<i64, Arc<Vec<String>>> = BTreeMap::new();
-        self.database.visit_log(after, self.log_end()?, |entry| {
+        self.database.visit_log(after, self.log_end()?, Images::Whole, |entry| {
             match entry {
                 Entry::Control(control) => note_control(control, &mut rollback),
                 Entry::Change { capture, op, old, new, .. } => {

@@ -110,7 +110,8 @@ impl Snapshot<'_> {
         order: &str,
         mut visit: impl FnMut(Row) -> Result<(), E>,
     ) -> Result<u64, E> {
-        let fault = || self.database.fault(&format!("reading {table}"));
+        let action = format!("reading {table}");
+        let fault = || self.database.fault(&action);
         let names: Vec<String> = columns.iter().map(|name| quote_name(name)).collect();
         let sql = format!("SELECT {} FROM main.{}{order}", names.join(", "), quote_name(table));
         let mut statement = self.database.connection.prepare(&sql).map_err(fault())?;

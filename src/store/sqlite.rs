@@ -224,10 +224,10 @@ impl ServerDatabase {
             .map_err(self.fault("reading the journal mode"))
     }
 
-    /// Returns a function that says what was being done when a statement failed.
-    pub(crate) fn fault(&self, action: &str) -> impl FnOnce(rusqlite::Error) -> StoreError + use<> {
-        let (path, action) = (self.path.clone(), action.to_owned());
-        move |source| StoreError::Sql { path, action, source }
+    /// Returns a function that says what was being done when a statement failed. Free as long as none fails: it is made for every
+    /// value that is read.
+    pub(crate) fn fault<'a>(&'a self, action: &'a str) -> impl FnOnce(rusqlite::Error) -> StoreError + use<'a> {
+        move |source| StoreError::Sql { path: self.path.clone(), action: action.to_owned(), source }
     }
 
     /// Begins a writing transaction; it is rolled back when dropped.
