@@ -61,8 +61,8 @@ struct Sizes {
     /// The last products, with few lines each.
     narrow: i64,
     employees: i64,
-    /// The last employees, none of whom has a line of the broad product.
-    without_broad: i64,
+    /// The last employees, none of whom has a line of the broad product or of a narrow one.
+    newcomers: i64,
 }
 
 impl Sizes {
@@ -74,7 +74,7 @@ impl Sizes {
             products: size(10_000, 120),
             narrow: size(1_000, 20),
             employees: size(5_000, 100),
-            without_broad: size(1_000, 20),
+            newcomers: size(1_000, 20),
         }
     }
 
@@ -106,9 +106,10 @@ impl Sizes {
     fn line(self, id: i64, order: &Row, random: &mut fastrand::Rng) -> Row {
         let Value::Integer(employee) = order[2] else { unreachable!("an order has an employee") };
         let ordinary = self.products - self.narrow;
-        let product = if id % LINES_PER_ORDER == 0 && employee <= self.employees - self.without_broad {
+        let is_newcomer = employee > self.employees - self.newcomers;
+        let product = if id % LINES_PER_ORDER == 0 && !is_newcomer {
             BROAD
-        } else if id % 300 == 1 {
+        } else if id % 300 == 1 && !is_newcomer {
             ordinary + 1 + random.i64(0..self.narrow)
         } else {
             // Few products are in most lines.
@@ -234,7 +235,7 @@ pub fn scope(options: &Options, report: &mut Report) {
 
 /// Lines of employees who had none of the product come and go: each makes a key of the product appear, or the last one vanish.
 fn fan_in(options: &Options, report: &mut Report, store: &mut Store, sizes: Sizes) {
-    let changes = sizes.narrow.min(sizes.without_broad);
+    let changes = sizes.narrow.min(sizes.newcomers);
     let mut random = fastrand::Rng::with_seed(14);
     // An order for each of them, so that both sides change lines of the same orders.
     let orders: Vec<(&str, Row)> =
