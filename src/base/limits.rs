@@ -79,6 +79,13 @@ pub const APPLY_SLICE_ROWS: u64 = 1_000;
 /// again and again: a long WAL makes apply 2 to 5 times faster.
 pub const APPLY_WAL_PAGES: i64 = 40_000;
 
+/// Client: a unit of more operations is staged beside the database and applied by few statements.
+pub const STAGE_UNIT_ROWS: u64 = 10_000;
+/// Client: so is one of more bytes.
+pub const STAGE_UNIT_BYTES: u64 = 8 << 20;
+/// Client: operations that are staged by one commit.
+pub const STAGE_COMMIT_ROWS: u64 = 5_000;
+
 /// Most key spaces (rule paths) that a definition may compile to.
 pub const RULE_PATHS_MAX: usize = 4_096;
 /// `explain`: most rows that are read on the way of one rule; beyond it the scope index alone decides.

@@ -8,6 +8,7 @@
 //! What stays in memory: one chunk with what it reached, the keys that nodes hold, and the names of nodes to derive again.
 
 use super::emit::Emitter;
+use super::marks::Question;
 use super::rows::key_of;
 use super::scope::{Delta, Touched, UnitScope, When};
 use super::spool::{EventSpool, Spooled};
@@ -103,11 +104,17 @@ impl Cds {
         Ok(())
     }
 
-    /// Ends the unit: writes its events to `writer`, as one whole unit. `input` has everything but the changes.
+    /// Ends the unit: writes its events, and the answers to `questions`, to `writer`, as one whole unit. `input` has everything but the
+    /// changes.
     ///
     /// # Errors
     /// The unit can then only be rolled back.
-    pub fn finish_large(&mut self, input: &UnitInput, writer: &mut TxnprocWriter<'_>) -> Result<LargeSummary, CdsError> {
+    pub fn finish_large(
+        &mut self,
+        input: &UnitInput,
+        questions: &[Question],
+        writer: &mut TxnprocWriter<'_>,
+    ) -> Result<LargeSummary, CdsError> {
         let until = input.day.map_or(self.state.day, |day| day.max(self.state.day));
         // Day by day: what one day does fits into memory.
         for day in self.state.day..until {
@@ -117,8 +124,12 @@ impl Cds {
         }
         let derived_anew = self.open_large()?.derived_anew.clone();
         let (steps, nodes) = self.change_nodes(input, derived_anew)?;
+        self.settle_unit(input, until, nodes)?;
+        let marks = self.marks(questions)?;
+        let Some((_, nodes)) = &self.pending else { return Err(CdsError::Inconsistent { what: "the unit is not open".to_owned() }) };
         let scope = UnitScope::new(self, vec![HashMap::new(); self.dock.tables.len()], (until, until));
-        let mut emitter = Emitter::new(&scope, input, &nodes);
+        let mut emitter = Emitter::new(&scope, input, nodes);
+        emitter.out.marks = marks;
         let walked = emitter.nodes(&steps)?;
         emitter.whole_schema(&steps)?;
         writer.unit_head(&emitter.out)?;
@@ -149,9 +160,6 @@ impl Cds {
             })?;
         }
         writer.end_unit()?;
-        drop(emitter);
-        drop(scope);
-        self.settle_unit(input, until, nodes)?;
         self.large = None;
         Ok(summary)
     }

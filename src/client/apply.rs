@@ -10,9 +10,10 @@ use super::apply_inbox::{Candidate, Inbox, Verdict};
 use crate::base::crash::{self, CrashPoint};
 use crate::base::disk::{Disk, DiskError};
 use crate::base::ids::{FileNo, TxnId};
-use crate::base::limits::APPLY_SLICE_ROWS;
+use crate::base::limits::{APPLY_SLICE_ROWS, STAGE_UNIT_BYTES, STAGE_UNIT_ROWS};
 use crate::base::step::Progress;
 use crate::dx::error::DxError;
+use crate::dx::reader::UnitSize;
 use crate::store::local::{LocalDatabase, LocalError, Watermark};
 use crate::store::local_apply::{ApplyTransaction, TableOperation, UnitError};
 use std::fmt;
@@ -42,12 +43,41 @@ pub struct ApplyFolders {
     pub tmp: PathBuf,
     /// Writes them; a failed flush stops whoever shares it.
     pub disk: Disk,
+    /// Which units are staged.
+    pub limits: StageLimits,
+}
+
+/// A unit above either limit is staged beside the database and applied by few statements; smaller ones row by row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StageLimits {
+    /// Most operations.
+    pub rows: u64,
+    /// Most bytes.
+    pub bytes: u64,
+}
+
+impl Default for StageLimits {
+    fn default() -> StageLimits {
+        StageLimits { rows: STAGE_UNIT_ROWS, bytes: STAGE_UNIT_BYTES }
+    }
+}
+
+impl StageLimits {
+    fn is_staged(&self, unit: &UnitSize) -> bool {
+        unit.operations > self.rows || unit.bytes > self.bytes
+    }
 }
 
 impl ApplyFolders {
     /// Returns the folders below a client's `DB.sync`.
     pub fn below(sync: &Path) -> ApplyFolders {
-        ApplyFolders { inbox: sync.join("inbox"), quarantine: sync.join("quarantine"), tmp: sync.join("tmp"), disk: Disk::new() }
+        ApplyFolders {
+            inbox: sync.join("inbox"),
+            quarantine: sync.join("quarantine"),
+            tmp: sync.join("tmp"),
+            disk: Disk::new(),
+            limits: StageLimits::default(),
+        }
     }
 }
 
@@ -64,6 +94,8 @@ pub struct ApplyReport {
     pub bytes: u64,
     /// See `bytes`.
     pub raw_bytes: u64,
+    /// Units that were staged beside the database, because they are large.
+    pub staged: u64,
     /// Last file that is applied to its end.
     pub applied_file: FileNo,
     /// Last unit that is applied.
@@ -202,6 +234,7 @@ impl<E: Into<ApplyError>> From<E> for Halt {
 
 struct Applier<'d> {
     local: &'d LocalDatabase,
+    folders: ApplyFolders,
     inbox: Inbox,
     watermark: Watermark,
     pace: Pace,
@@ -225,7 +258,7 @@ impl<'d> Applier<'d> {
             Watermark { file: state.applied_file, chain_hash: state.chain_hash, unit: state.applied_unit, revision: state.revision };
         let inbox = Inbox::read(folders, &state)?;
         let pace = Pace { others: local.others_version()?, polite_until: Some(Instant::now() + FIRST_POLITE_TIME) };
-        Ok(Applier { local, inbox, watermark, pace })
+        Ok(Applier { local, folders: folders.clone(), inbox, watermark, pace })
     }
 
     fn run(&mut self, report: &mut ApplyReport) -> Result<(), ApplyError> {
@@ -287,39 +320,74 @@ impl<'d> Applier<'d> {
         let already = slice.as_ref().map_or(self.watermark.unit, |slice| slice.reached.unit);
         let advice = self.inbox.extract_advice();
         let stop = |unit, reason: String| Halt::Stop(Box::new(Stopped { file: header.file_no, unit, reason, advice: advice.clone() }));
-        for unit in file.reader.units() {
-            let unit = match unit {
-                Ok(unit) => unit,
-                Err(source @ DxError::Io { .. }) => return Err(Halt::Error(ApplyError::File { path: file.path.clone(), source })),
-                // The file's hash fits, so it was written like this: fetching it again does not help.
-                Err(error) => return Err(stop(None, format!("it cannot be read: {error}"))),
-            };
-            if unit.txn <= already {
-                continue; // Applied before a crash or a slice's end.
+        let unreadable = |error| match error {
+            source @ DxError::Io { .. } => Halt::Error(ApplyError::File { path: file.path.clone(), source }),
+            // The file's hash fits, so it was written like this: fetching it again does not help.
+            error => stop(None, format!("it cannot be read: {error}")),
+        };
+        let mut units = file.reader.units();
+        while let Some(size) = units.next_size() {
+            if size.txn <= already {
+                units.skip_unit(); // Applied before a crash or a slice's end.
+                continue;
             }
-            let rows = unit.operations.len() as u64;
+            let rows = size.operations;
+            let controls = units.next_controls();
+            let staged = if self.folders.limits.is_staged(&size) {
+                // Before others wait for it.
+                self.commit_and_pause(slice, report)?;
+                let refused = |error| match error {
+                    UnitError::Local(error) => Halt::from(error),
+                    error => stop(Some(size.txn), error.to_string()),
+                };
+                self.folders.disk.ensure_folder(&self.folders.tmp)?;
+                let mut stage = self.local.stage(&self.folders.tmp)?;
+                while let Some((heading, operation)) = units.next_operation(size.txn).map_err(unreadable)? {
+                    stage.add(&heading, &operation).map_err(refused)?;
+                }
+                stage.flush()?;
+                Some(stage)
+            } else {
+                None
+            };
+            let unit = match &staged {
+                Some(_) => None,
+                None => units.next().transpose().map_err(unreadable)?,
+            };
             let full = |slice: &Slice<'_>| slice.is_full() || (slice.rows > 0 && rows >= APPLY_SLICE_ROWS);
             if slice.as_ref().is_some_and(full) {
                 self.commit_and_pause(slice, report)?;
             }
             let current = self.slice(slice)?;
-            let operations: Vec<TableOperation<'_>> = unit.operations.iter().map(|(heading, operation)| (&**heading, operation)).collect();
             let transaction = &current.transaction;
-            let applied = transaction
-                .begin_controls(&unit.controls)
-                .and_then(|()| transaction.apply_unit(unit.txn, &operations))
-                .and_then(|()| transaction.end_controls(&unit.controls));
+            let write = || match (&staged, &unit) {
+                (Some(stage), _) => transaction.apply_stage(size.txn, stage),
+                (None, Some(unit)) => {
+                    let operations: Vec<TableOperation<'_>> =
+                        unit.operations.iter().map(|(heading, operation)| (&**heading, operation)).collect();
+                    transaction.apply_unit(size.txn, &operations)
+                }
+                (None, None) => Ok(()),
+            };
+            let applied = transaction.begin_controls(&controls).and_then(|()| write()).and_then(|()| transaction.end_controls(&controls));
             match applied {
                 Ok(()) => {}
                 Err(UnitError::Local(error)) => return Err(error.into()),
-                Err(error) => return Err(stop(Some(unit.txn), error.to_string())),
+                Err(error) => return Err(stop(Some(size.txn), error.to_string())),
             }
-            for mark in &unit.controls.marks {
-                current.transaction.answer(unit.txn, mark)?;
+            for mark in &controls.marks {
+                transaction.answer(size.txn, mark)?;
             }
             current.rows += rows;
             current.units += 1;
-            current.reached.unit = unit.txn;
+            current.reached.unit = size.txn;
+            if staged.is_some() {
+                report.staged += 1;
+                crash::at(CrashPoint::ApplyUnit);
+                // The stage goes after the transaction that reads it, and others have waited long enough.
+                self.commit_and_pause(slice, report)?;
+                continue;
+            }
             crash::at(CrashPoint::ApplyUnit);
         }
         let current = self.slice(slice)?;

@@ -180,6 +180,7 @@ struct Segment {
     frame: usize,
     start: usize,
     end: usize,
+    operations: u64,
 }
 
 /// A unit of a node's file: all of its operations, from whichever frame. They have no order among each other.
@@ -246,9 +247,7 @@ impl<R: Read + Seek> DownloadReader<R> {
 
     /// Returns the units in ascending order, each once, with the operations of all frames.
     pub fn units(&mut self) -> Units<'_, R> {
-        // Units of controls alone have a segment without operations.
-        let waiting = self.controls.clone();
-        Units { operations: self.operations(), waiting, next: None, failed: false }
+        Units { operations: self.operations(), failed: false }
     }
 }
 
@@ -283,7 +282,7 @@ fn index_frame(
                     return Err(DxError::Content(format!("unit {unit} does not ascend in frame {frame}")));
                 }
                 segments.extend(current.take());
-                current = Some(Segment { unit, frame, start: end, end });
+                current = Some(Segment { unit, frame, start: end, end, operations: 0 });
             }
             RECORD_OPERATION => {
                 let (index, _) = record::split_operation(payload)?;
@@ -291,6 +290,7 @@ fn index_frame(
                     return Err(DxError::Content(format!("an operation before its unit or heading in frame {frame}")));
                 };
                 segment.end = end;
+                segment.operations += 1;
                 operations += 1;
             }
             RECORD_SCHEMA | RECORD_MARK | RECORD_RESET => {
@@ -324,8 +324,9 @@ pub struct Operations<'a, R> {
 }
 
 impl<R: Read + Seek> Operations<'_, R> {
-    fn read(&mut self) -> Result<Option<(TxnId, Arc<TableHeading>, Operation)>, DxError> {
-        while let Some(segment) = self.reader.segments.get(self.segment).copied() {
+    /// Returns the next operation; of a unit alone, if one is given.
+    fn read(&mut self, only: Option<TxnId>) -> Result<Option<(TxnId, Arc<TableHeading>, Operation)>, DxError> {
+        while let Some(segment) = self.reader.segments.get(self.segment).copied().filter(|next| only.is_none_or(|unit| unit == next.unit)) {
             let raw = match &self.frame {
                 Some((frame, raw)) if *frame == segment.frame => raw.clone(),
                 _ => {
@@ -359,7 +360,7 @@ impl<R: Read + Seek> Iterator for Operations<'_, R> {
     type Item = Result<(TxnId, Arc<TableHeading>, Operation), DxError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let item = self.read().transpose();
+        let item = self.read(None).transpose();
         if matches!(item, Some(Err(_))) {
             self.segment = self.reader.segments.len();
         }
@@ -367,68 +368,79 @@ impl<R: Read + Seek> Iterator for Operations<'_, R> {
     }
 }
 
+/// A unit that comes next, before it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnitSize {
+    /// The unit.
+    pub txn: TxnId,
+    /// How many operations it has.
+    pub operations: u64,
+    /// Bytes of its records, uncompressed.
+    pub bytes: u64,
+}
+
 /// See [`DownloadReader::units`].
 #[derive(Debug)]
 pub struct Units<'a, R> {
+    /// Stands at the first segment of the next unit.
     operations: Operations<'a, R>,
-    /// Controls of units that were not handed out yet.
-    waiting: BTreeMap<TxnId, UnitControls>,
-    next: Option<(TxnId, Arc<TableHeading>, Operation)>,
     failed: bool,
+}
+
+impl<R: Read + Seek> Units<'_, R> {
+    fn segments(&self) -> impl Iterator<Item = &Segment> {
+        let rest = self.operations.reader.segments.get(self.operations.segment..).unwrap_or_default();
+        let unit = rest.first().map(|segment| segment.unit);
+        rest.iter().take_while(move |segment| Some(segment.unit) == unit)
+    }
+
+    /// Returns how large the next unit is; `None` behind the last, and after an error.
+    pub fn next_size(&self) -> Option<UnitSize> {
+        let txn = self.segments().next().filter(|_| !self.failed)?.unit;
+        let (operations, bytes) = self
+            .segments()
+            .fold((0, 0), |(rows, bytes), segment| (rows + segment.operations, bytes + (segment.end - segment.start) as u64));
+        Some(UnitSize { txn, operations, bytes })
+    }
+
+    /// Returns what the next unit tells beside operations.
+    pub fn next_controls(&self) -> UnitControls {
+        let unit = self.segments().next().map(|segment| segment.unit);
+        unit.and_then(|unit| self.operations.reader.controls.get(&unit)).cloned().unwrap_or_default()
+    }
+
+    /// Passes the next unit over.
+    pub fn skip_unit(&mut self) {
+        self.operations.segment += self.segments().count();
+    }
+
+    /// Returns the next operation of that unit, which must be the one that comes next; `None` behind its last, and the unit is passed.
+    /// For units too large for memory.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn next_operation(&mut self, unit: TxnId) -> Result<Option<(Arc<TableHeading>, Operation)>, DxError> {
+        if self.failed {
+            return Ok(None);
+        }
+        let read = self.operations.read(Some(unit));
+        self.failed = read.is_err();
+        Ok(read?.map(|(_, heading, operation)| (heading, operation)))
+    }
 }
 
 impl<R: Read + Seek> Iterator for Units<'_, R> {
     type Item = Result<Unit, DxError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.failed {
-            return None;
-        }
-        if self.next.is_none() {
-            match self.operations.next() {
-                None => return self.controls_before(None),
-                Some(Err(error)) => {
-                    self.failed = true;
-                    return Some(Err(error));
-                }
-                Some(Ok(first)) => self.next = Some(first),
+        let UnitSize { txn, .. } = self.next_size()?;
+        let mut unit = Unit { txn, controls: self.next_controls(), operations: Vec::new() };
+        loop {
+            match self.next_operation(txn) {
+                Ok(Some(operation)) => unit.operations.push(operation),
+                Ok(None) => return Some(Ok(unit)),
+                Err(error) => return Some(Err(error)),
             }
         }
-        if let Some(unit) = self.controls_before(self.next.as_ref().map(|(txn, ..)| *txn)) {
-            return Some(unit);
-        }
-        let mut unit: Option<Unit> = self.next.take().map(|(txn, heading, operation)| Unit {
-            txn,
-            controls: self.waiting.remove(&txn).unwrap_or_default(),
-            operations: vec![(heading, operation)],
-        });
-        for item in self.operations.by_ref() {
-            match item {
-                Err(error) => {
-                    self.failed = true;
-                    return Some(Err(error));
-                }
-                Ok((txn, heading, operation)) => match &mut unit {
-                    Some(unit) if unit.txn == txn => unit.operations.push((heading, operation)),
-                    _ => {
-                        self.next = Some((txn, heading, operation));
-                        break;
-                    }
-                },
-            }
-        }
-        unit.map(Ok)
-    }
-}
-
-impl<R> Units<'_, R> {
-    /// Returns the next unit that has controls alone, if it comes before that one.
-    fn controls_before(&mut self, txn: Option<TxnId>) -> Option<Result<Unit, DxError>> {
-        let (first, _) = self.waiting.first_key_value()?;
-        if txn.is_some_and(|txn| *first >= txn) {
-            return None;
-        }
-        let (txn, controls) = self.waiting.pop_first()?;
-        Some(Ok(Unit { txn, controls, operations: Vec::new() }))
     }
 }

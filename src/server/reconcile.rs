@@ -36,6 +36,11 @@ pub(super) struct Standing {
 }
 
 impl Standing {
+    /// Returns whether a table is compared as a whole: what was logged of it is among the differences, once.
+    pub(super) fn is_compared(&self, table: TableIndex) -> bool {
+        self.compared.iter().any(|(compared, _)| *compared == table)
+    }
+
     /// Decides by what the data store noted and by what a unit says. A table that stopped once goes on only by a comparison,
     /// and with it go those that stood still because of it, by a comparison of their own.
     pub(super) fn of(cds: &Cds, unit: &UnitReading) -> Result<Standing, TxnProcError> {

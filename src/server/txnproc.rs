@@ -4,6 +4,9 @@
 //! durable: the mark in the server database (which flushes every commit that was read, I7), the file, and then the one
 //! commit of `cds.db` that holds position, data, counts and the file's ledger row. A crash between any two leaves a
 //! file without a row, which is deleted and made anew, perhaps longer (R25).
+//!
+//! A unit larger than memory takes the same steps: its rows go into the data store in chunks while they are read, in one transaction,
+//! and its events go into the file one by one.
 
 use super::rebuild::{self, RebuildError, rebuild};
 use super::reconcile::{self, Compared, Standing};
@@ -12,8 +15,10 @@ use super::txnproc_queue::TxnprocQueue;
 use crate::base::crash::{self, CrashPoint};
 use crate::base::disk::DiskError;
 use crate::base::ids::{NodeName, Nonce, Revision, TxnId};
+use crate::base::limits::UNIT_REACHED_ROWS_MAX;
 use crate::base::step::Progress;
 use crate::cds::compare::Reconciled;
+use crate::cds::large::LargeSummary;
 use crate::cds::layout::{StoppedTable, TxnprocFile, pin_snapshot};
 use crate::cds::marks::Question;
 use crate::cds::nodes::NodeScope;
@@ -25,13 +30,14 @@ use crate::docking::error::DockingError;
 use crate::docking::root::DockingRoot;
 use crate::dx::error::DxError;
 use crate::model::dock::Dock;
-use crate::model::event::NodeEvent;
+use crate::model::event::{NodeEvent, UnitEvents};
 use crate::model::schema::Schema;
 use crate::rules::graph::ScopeGraph;
 use crate::store::control::Control;
 use crate::store::heal::Healing;
-use crate::store::log::{Marked, ReadOptions, UnitReading};
+use crate::store::log::{Marked, NetChange, ReadOptions, UnitReading};
 use crate::store::sqlite::{ServerDatabase, StoreError};
+use crate::store::unit_rows::{UnitMemory, UnitRows};
 use rusqlite::Connection;
 use std::path::Path;
 use std::sync::Arc;
@@ -41,6 +47,11 @@ const LOG_ROWS_KEPT: i64 = 10_000;
 
 /// Most snapshots that are held for the extracts of one unit: one for each thread that builds some.
 const SNAPSHOTS_OF_A_UNIT: usize = 2;
+
+/// Scratch file for the keys of a large unit while the log is read.
+const LOG_SCRATCH: &str = "log.scratch";
+/// Scratch file for what a large unit did.
+const UNIT_SCRATCH: &str = "unit.scratch";
 
 /// Why the Transaction Processor cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -177,6 +188,8 @@ pub struct TxnProc {
     purged_upto: TxnId,
     /// What stood in doubt when healing was tried last: trying again would find the same.
     tried: Option<(i64, Vec<String>)>,
+    /// How much of a unit is held in memory.
+    memory: UnitMemory,
 }
 
 impl TxnProc {
@@ -193,8 +206,16 @@ impl TxnProc {
         let mut cds = opened?;
         // A restore was declared: from here on everything is of the new epoch.
         cds.enter_epoch(server.identity()?.epoch)?;
+        cds.bound_reached(UNIT_REACHED_ROWS_MAX);
         let files = TxnprocQueue::open(Arc::clone(&root), &cds)?;
-        Ok(TxnProc { server, cds, root, files, purged_upto: TxnId::default(), tried: None })
+        let memory = UnitMemory::usual(root.txnproc_tmp().join(LOG_SCRATCH));
+        Ok(TxnProc { server, cds, root, files, purged_upto: TxnId::default(), tried: None, memory })
+    }
+
+    /// Sets how much of a unit is held in memory, and how many rows of it may be reached there.
+    pub fn bound_memory(&mut self, memory: UnitMemory, reached_rows: usize) {
+        self.memory = memory;
+        self.cds.bound_reached(reached_rows);
     }
 
     /// Returns the data store.
@@ -228,7 +249,8 @@ impl TxnProc {
         // Nothing is written to a database that is not the one read last.
         self.server.check_mark(&options)?;
         self.heal()?;
-        let read = self.server.read_unit_with(&options, |snapshot, unit| {
+        let scratch = self.root.txnproc_tmp().join(UNIT_SCRATCH);
+        let read = self.server.read_unit_with(&options, Some(&self.memory), |snapshot, unit, rows| {
             let input = redefine::controls(unit);
             if let Some(to) = redefine::asked(&self.cds, snapshot, &input)? {
                 let (cds, revision) = (&mut self.cds, input.revision.unwrap_or(state.revision));
@@ -241,13 +263,23 @@ impl TxnProc {
             }
             let mut compared = reconcile::compare(&self.cds, snapshot, unit)?;
             let uncarried = std::mem::take(&mut compared.uncarried);
+            if unit.is_large {
+                self.cds.begin_large(&scratch)?;
+                take_rows(&mut self.cds, unit, &uncarried, rows)?;
+            }
             Ok::<_, TxnProcError>((Looked::Compared(compared), uncarried))
         });
         let read = match read {
             Ok(read) => read,
             Err(error) => {
                 self.cds.rollback()?;
-                return Err(error);
+                return match error {
+                    TxnProcError::Store(StoreError::TableStops { table, reason }) => {
+                        tracing::warn!(stage = "txnproc", table, reason, "the table stops; the unit is read again without it");
+                        Ok(Step { progress: Progress::Worked, extracts: Vec::new() })
+                    }
+                    error => Err(error),
+                };
             }
         };
         let Some((reading, looked)) = read else {
@@ -283,22 +315,35 @@ impl TxnProc {
             Looked::Redefined(redefined, file) => (file, redefined.started, redefined.rows),
             Looked::Compared(compared) => {
                 let questions = questions(&reading);
-                let input = self.input(reading, compared)?;
+                let is_large = reading.is_large;
+                let mut input = self.input(reading, compared)?;
                 if let Some(stopped) = &input.stopped {
                     // Before the commit here: the note there may say too much, never too little.
                     self.server.write_frozen(&stopped.iter().map(|note| note.table.clone()).collect::<Vec<_>>())?;
                 }
-                let mut events = self.cds.process(&input)?;
+                let events = self.process(&mut input, is_large)?;
                 crash::at(CrashPoint::TxnprocProcessed);
-                events.marks = self.cds.marks(&questions)?;
-                let file = self.files.write(state, unit, events.revision, |writer| {
-                    writer.unit(&events).map_err(|source| TxnProcError::Dx { unit, source })
+                let dx = |source| TxnProcError::Dx { unit, source };
+                let mut told = LargeSummary::default();
+                let file = self.files.write(state, unit, input.revision.unwrap_or(state.revision), |writer| {
+                    told = match events {
+                        Some(mut events) => {
+                            events.marks = self.cds.marks(&questions)?;
+                            writer.unit(&events).map_err(dx)?;
+                            LargeSummary { rows: events.rows.len() as u64, nodes: events.nodes }
+                        }
+                        None => self.cds.finish_large(&input, &questions, writer).map_err(|error| match error {
+                            CdsError::Dx(source) => dx(source),
+                            error => error.into(),
+                        })?,
+                    };
+                    Ok(())
                 })?;
-                let started = events.nodes.iter().filter_map(|event| match event {
+                let started = told.nodes.iter().filter_map(|event| match event {
                     NodeEvent::Start { node, .. } => Some(node.clone()),
                     _ => None,
                 });
-                (file, started.collect(), events.rows.len() as u64)
+                (file, started.collect(), told.rows)
             }
         };
         crash::at(CrashPoint::TxnprocFile);
@@ -365,15 +410,11 @@ impl TxnProc {
         let mut input = redefine::controls(&reading);
         // Once more, now that what the comparison found is known.
         let standing = Standing::of(&self.cds, &reading)?;
-        input.stopped = standing.noted;
-        let is_compared = |table: usize| standing.compared.iter().any(|(compared, _)| *compared == table);
+        input.stopped = standing.noted.clone();
         for change in reading.changes {
-            let table = self.cds.dock().table(&change.table).ok_or_else(|| CdsError::UnknownTable(change.table.clone()))?;
-            // What was compared as a whole is among the differences, once.
-            if !standing.frozen.contains(&table) && !is_compared(table) {
-                input.changes.push(RowChange { table, key: change.key, row: change.row });
-            }
+            input.changes.extend(row_change(self.cds.dock(), &standing, change)?);
         }
+        let is_compared = |table: usize| standing.is_compared(table);
         input.changes.extend(compared.changes.into_iter().filter(|change| is_compared(change.table)));
         let is_found = |found: &Reconciled| self.cds.dock().table(&found.table).is_some_and(is_compared);
         input.reconciled = compared.found.into_iter().filter(is_found).collect();
@@ -388,6 +429,21 @@ impl TxnProc {
             self.root.disk().remove(&self.root.txnproc_file(file.file_no))?;
         }
         Ok(())
+    }
+
+    /// Takes the changes of a unit in. Returns its events; `None` if they are to be had by [`Cds::finish_large`].
+    fn process(&mut self, input: &mut UnitInput, is_large: bool) -> Result<Option<UnitEvents>, TxnProcError> {
+        if !is_large {
+            match self.cds.process(input) {
+                Err(CdsError::TooMuch) => self.cds.begin_large(&self.root.txnproc_tmp().join(UNIT_SCRATCH))?,
+                events => return Ok(Some(events?)),
+            }
+        }
+        // Those that a comparison found, or the few that reach many rows.
+        for chunk in std::mem::take(&mut input.changes).chunks(self.memory.chunk_rows) {
+            self.cds.take(chunk)?;
+        }
+        Ok(None)
     }
 
     fn pending_extracts(&self, nodes: &[NodeScope]) -> Result<PendingExtracts, TxnProcError> {
@@ -418,4 +474,26 @@ pub(crate) fn new_nonce() -> Result<Nonce, TxnProcError> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|error| TxnProcError::Random(error.to_string()))?;
     Ok(Nonce(bytes))
+}
+
+/// Takes the rows of a large unit in, chunk by chunk, in the snapshot in which they are read.
+fn take_rows(cds: &mut Cds, unit: &UnitReading, uncarried: &[(String, String)], rows: &mut UnitRows<'_>) -> Result<(), TxnProcError> {
+    let mut unit = unit.clone();
+    unit.stopped.extend_from_slice(uncarried);
+    let standing = Standing::of(cds, &unit)?;
+    while let Some(chunk) = rows.next_chunk()? {
+        let mut changes = Vec::with_capacity(chunk.len());
+        for change in chunk {
+            changes.extend(row_change(cds.dock(), &standing, change)?);
+        }
+        cds.take(&changes)?;
+    }
+    Ok(())
+}
+
+/// Returns a change as the data store takes it, unless its table stands still, or is compared as a whole.
+fn row_change(dock: &Dock, standing: &Standing, change: NetChange) -> Result<Option<RowChange>, TxnProcError> {
+    let table = dock.table(&change.table).ok_or_else(|| CdsError::UnknownTable(change.table.clone()))?;
+    let is_left_out = standing.frozen.contains(&table) || standing.is_compared(table);
+    Ok((!is_left_out).then_some(RowChange { table, key: change.key, row: change.row }))
 }

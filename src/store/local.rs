@@ -8,6 +8,7 @@
 //! - `dock_state` has one row, and it is changed only in the transaction of the rows that it covers (I2).
 
 use super::local_apply::Catalogue;
+use crate::base::disk::DiskError;
 use crate::base::ids::{ContentHash, Epoch, FileNo, Incarnation, InstallId, NodeName, Revision, ServerId, TxnId};
 use crate::base::limits::APPLY_WAL_PAGES;
 use rusqlite::config::DbConfig;
@@ -67,6 +68,9 @@ pub enum LocalError {
         /// What SQLite found.
         reason: String,
     },
+    /// The stage of a large unit could not be written or removed.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// Another program holds the database's write lock for too long; nothing was changed.
     #[error("{} is busy: another program has been writing to it for {} s", path.display(), BUSY_TIMEOUT.as_secs())]
     Busy {

@@ -61,7 +61,11 @@ pub(super) struct LocalTable {
     /// `SELECT` of all stored columns by key.
     pub(super) select_sql: String,
     quoted: String,
+    /// `INSERT INTO .. (..)` and `ON CONFLICT ..` of `put_sql`.
+    put_ends: (String, String),
     where_key: String,
+    /// Key columns in the order of the heading's key, quoted.
+    key_names: Vec<String>,
     /// For each heading column its position in `stored`; `None` for one that is generated here.
     positions: Vec<Option<usize>>,
     /// Key, as indices into the heading.
@@ -129,12 +133,11 @@ impl LocalTable {
             written.iter().filter(|local| assigned(local)).map(|local| format!("{0} = excluded.{0}", quote_name(&local.name))).collect();
         let action = if assignments.is_empty() { "NOTHING".to_owned() } else { format!("UPDATE SET {}", assignments.join(", ")) };
         let names: Vec<String> = written.iter().map(|local| quote_name(&local.name)).collect();
-        let put_sql = format!(
-            "INSERT OR ABORT INTO {quoted} ({}) VALUES ({}) ON CONFLICT ({}) DO {action}",
-            names.join(", "),
-            marks(names.len()),
-            key_columns.join(", ")
+        let put_ends = (
+            format!("INSERT OR ABORT INTO {quoted} ({})", names.join(", ")),
+            format!("ON CONFLICT ({}) DO {action}", key_columns.join(", ")),
         );
+        let put_sql = format!("{} VALUES ({}) {}", put_ends.0, marks(names.len()), put_ends.1);
         let where_key = key_columns.iter().map(|column| format!("{column} = ?")).collect::<Vec<_>>().join(" AND ");
         let all: Vec<String> = stored.iter().map(|local| quote_name(&local.name)).collect();
         Ok(LocalTable {
@@ -144,7 +147,9 @@ impl LocalTable {
             stored: stored.iter().map(|local| local.name.clone()).collect(),
             name,
             quoted,
+            put_ends,
             where_key,
+            key_names: key_columns,
             positions,
             key,
         })
@@ -191,6 +196,53 @@ impl LocalTable {
     /// Returns the changes of stored columns.
     pub(super) fn written_changes<'v>(&self, changes: &'v [(u16, Value)]) -> Vec<(usize, &'v Value)> {
         changes.iter().filter_map(|(column, value)| Some(((*self.positions.get(usize::from(*column))?)?, value))).collect()
+    }
+
+    /// Returns the table's name, quoted.
+    pub(super) fn quoted(&self) -> &str {
+        &self.quoted
+    }
+
+    /// Returns the key columns in the order of the heading's key, quoted.
+    pub(super) fn key_columns(&self) -> impl Iterator<Item = &str> {
+        self.key_names.iter().map(String::as_str)
+    }
+
+    /// Returns the stored columns, quoted.
+    pub(super) fn stored_columns(&self) -> impl Iterator<Item = String> {
+        self.stored.iter().map(|name| quote_name(name))
+    }
+
+    /// Returns the columns that a put writes: place in the heading, and name, quoted.
+    pub(super) fn written_columns(&self) -> impl Iterator<Item = (usize, String)> {
+        let stored = |position: Option<usize>| position.and_then(|position| self.stored.get(position));
+        self.positions.iter().enumerate().filter_map(move |(place, position)| Some((place, quote_name(stored(*position)?))))
+    }
+
+    /// Returns the put of every row that a `SELECT` with a `WHERE` gives.
+    pub(super) fn put_from(&self, select: &str) -> String {
+        format!("{} {select} {}", self.put_ends.0, self.put_ends.1)
+    }
+
+    /// Returns the assignments of changed heading columns, each to what `value` says; without any, one that changes nothing.
+    pub(super) fn assignments(&self, changed: &[u16], value: impl Fn(usize) -> String) -> String {
+        let written = self.written_columns().filter(|(place, _)| changed.iter().any(|column| usize::from(*column) == *place));
+        let mut terms: Vec<String> = written.map(|(place, name)| format!("{name} = {}", value(place))).collect();
+        if terms.is_empty() {
+            terms.extend(self.stored_columns().take(1).map(|name| format!("{name} = t.{name}")));
+        }
+        terms.join(", ")
+    }
+
+    /// Returns the stored columns of a final image: `s.cN` where changed, else the column of `t`.
+    pub(super) fn image_columns(&self, changed: &[u16]) -> String {
+        let place_of = |stored: usize| self.positions.iter().position(|position| *position == Some(stored));
+        let is_changed = |place: &usize| changed.iter().any(|column| usize::from(*column) == *place);
+        let terms = self.stored_columns().enumerate().map(|(stored, name)| match place_of(stored).filter(is_changed) {
+            Some(place) => format!("s.c{place}"),
+            None => format!("t.{name}"),
+        });
+        terms.collect::<Vec<_>>().join(", ")
     }
 
     /// Returns an `UPDATE` of those stored columns by key; without columns one that only finds the row.

@@ -5,8 +5,8 @@
 //! table in the same snapshot. So nothing that ran between a log entry and the commit can make the two disagree: not the order of
 //! nested triggers (R1), not a row removed by REPLACE (R2), not a log entry in an older shape (B12).
 //!
-//! Memory: the log is streamed, whatever its values weigh; the keys that a unit touched, and the final rows, are held until it is
-//! handed over. A unit is as long as what was written since the last reading, so the largest transaction bounds it.
+//! Memory: the log is streamed, whatever its values weigh. The keys that a unit touched, and the final rows, are held until it is
+//! handed over; a unit of more than [`UnitMemory`] allows is handed over in chunks (`unit_rows`).
 
 use crate::base::ids::{Nonce, TxnId};
 use crate::base::limits::{ROW_BYTES_MAX, VALUE_BYTES_MAX};
@@ -17,6 +17,7 @@ use crate::store::control::Control;
 use crate::store::schema::read_shape;
 use crate::store::snapshot::Snapshot;
 use crate::store::sqlite::{ServerDatabase, SqlValue, StoreError, quote_name, value_of};
+use crate::store::unit_rows::{TouchedKeys, UnitMemory, UnitRows};
 use rusqlite::Connection;
 use rusqlite::types::ValueRef;
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,6 +45,8 @@ pub struct UnitReading {
     pub stopped: Vec<(String, String)>,
     /// `PRAGMA schema_version` of the snapshot.
     pub schema_version: i64,
+    /// Whether the unit is larger than memory: `changes` is empty, they come in chunks.
+    pub is_large: bool,
 }
 
 impl UnitReading {
@@ -106,27 +109,33 @@ impl ServerDatabase {
     /// [`StoreError::NotTheSameDatabase`], [`StoreError::LogReset`] and [`StoreError::LogGap`] if the log is not the one that was
     /// read last; otherwise nothing is installed, a row of ours is damaged, or a statement failed.
     pub fn read_unit(&self, options: &ReadOptions) -> Result<Option<UnitReading>, StoreError> {
-        Ok(self.read_unit_with(options, |_, _| Ok::<_, StoreError>(((), Vec::new())))?.map(|(unit, ())| unit))
+        Ok(self.read_unit_with(options, None, |_, _, _| Ok::<_, StoreError>(((), Vec::new())))?.map(|(unit, ())| unit))
     }
 
-    /// Like [`ServerDatabase::read_unit`]; `look` sees the same snapshot (R6). Beside what it came for, `look` returns tables that it
-    /// found cannot be carried, with the reason: they stop with this unit.
+    /// Like [`ServerDatabase::read_unit`]; `look` sees the same snapshot (R6), and reads there the rows of a unit that is larger than
+    /// `memory` says. Beside what it came for, `look` returns tables that it found cannot be carried, with the reason: they stop with
+    /// this unit.
     ///
     /// # Errors
     /// As [`ServerDatabase::read_unit`], and those of `look`.
     pub fn read_unit_with<T, E: From<StoreError>>(
         &self,
         options: &ReadOptions,
-        look: impl FnOnce(&Snapshot<'_>, &UnitReading) -> Result<(T, Vec<(String, String)>), E>,
+        memory: Option<&UnitMemory>,
+        look: impl FnOnce(&Snapshot<'_>, &UnitReading, &mut UnitRows<'_>) -> Result<(T, Vec<(String, String)>), E>,
     ) -> Result<Option<(UnitReading, T)>, E> {
         let snapshot = self.connection.unchecked_transaction().map_err(self.fault("beginning to read the log"))?;
-        let Some((mut unit, mut found)) = self.read_in_snapshot(options)? else {
+        let Some((mut unit, mut found, mut rows)) = self.read_in_snapshot(options, memory)? else {
             snapshot.rollback().map_err(self.fault("ending the read of the log"))?;
             return Ok(None);
         };
-        let (looked, uncarried) = look(&Snapshot { database: self }, &unit)?;
+        let looked = look(&Snapshot { database: self }, &unit, &mut rows);
         let catalogue = self.catalogue()?;
         snapshot.rollback().map_err(self.fault("ending the read of the log"))?;
+        if let Some((id, reason)) = &rows.stops {
+            self.stop_capture(*id, reason)?;
+        }
+        let (looked, uncarried) = looked?;
         for (table, reason) in uncarried {
             found.extend(catalogue.active.get(&table.to_ascii_lowercase()).map(|id| (*id, reason.clone())));
             unit.stopped.push((table, reason));
@@ -138,7 +147,7 @@ impl ServerDatabase {
         Ok(Some((unit, looked)))
     }
 
-    fn read_in_snapshot(&self, options: &ReadOptions) -> Result<Option<Read>, StoreError> {
+    fn read_in_snapshot(&self, options: &ReadOptions, memory: Option<&UnitMemory>) -> Result<Option<Read<'_>>, StoreError> {
         self.require_installed()?;
         let upto = log_end(&self.connection).map_err(self.fault("reading the end of the log"))?;
         self.check_mark(options)?;
@@ -149,42 +158,64 @@ impl ServerDatabase {
             return Ok(None);
         }
         let catalogue = self.catalogue()?;
-        let touched = self.read_touched(options.after, upto, &catalogue)?;
+        let touched = self.read_touched(options.after, upto, &catalogue, memory)?;
         let mut stopped = catalogue.stopped.clone();
         for (id, reason) in &touched.null_keys {
             stopped.entry(*id).or_insert_with(|| reason.clone());
         }
-        let mut unit =
-            UnitReading { upto, controls: touched.controls, changes: Vec::new(), stopped: Vec::new(), schema_version: catalogue.stamp.0 };
+        let mut unit = UnitReading {
+            upto,
+            controls: touched.controls,
+            changes: Vec::new(),
+            stopped: Vec::new(),
+            schema_version: catalogue.stamp.0,
+            is_large: touched.keys.is_spooled(),
+        };
         let mut found = touched.null_keys;
-        for (name, keys) in touched.keys {
-            let Some(capture) = catalogue.active.get(&name).and_then(|id| catalogue.captures.get(id)) else { continue };
+        let mut bytes = 0;
+        for (name, keys) in &touched.keys.held {
+            let Some(capture) = catalogue.active.get(name).and_then(|id| catalogue.captures.get(id)) else { continue };
             // What is compared as a whole needs no second look.
-            if stopped.contains_key(&capture.id) || unit.is_compared(&capture.table) {
+            if unit.is_large || stopped.contains_key(&capture.id) || unit.is_compared(&capture.table) {
                 continue;
             }
             let before = unit.changes.len();
-            if let Some(reason) = self.read_live(capture, keys, &mut unit.changes)? {
+            if let Some(reason) = self.read_live(capture, keys, &mut unit.changes, &mut bytes, memory)? {
                 // A row that no file can carry ends this table, not the service.
                 unit.changes.truncate(before);
                 stopped.insert(capture.id, reason.clone());
                 found.insert(capture.id, reason);
             }
+            if memory.is_some_and(|memory| bytes > memory.bytes) {
+                // All of it in chunks then, from the beginning; a table that stopped meanwhile has its reason.
+                unit.is_large = true;
+                unit.changes = Vec::new();
+            }
         }
+        let rows = match memory.filter(|_| unit.is_large) {
+            None => UnitRows::none(self, Arc::clone(&catalogue)),
+            Some(memory) => {
+                let is_left_out = |id| {
+                    let table = catalogue.captures.get(&id).map(|capture| capture.table.as_str());
+                    stopped.contains_key(&id) || table.is_some_and(|table| unit.is_compared(table))
+                };
+                UnitRows::large(self, Arc::clone(&catalogue), touched.keys, memory, is_left_out)?
+            }
+        };
         unit.stopped = stopped
             .iter()
             .filter_map(|(id, reason)| catalogue.captures.get(id).map(|capture| (capture.table.clone(), reason.clone())))
             .collect();
-        Ok(Some((unit, found.into_iter().collect())))
+        Ok(Some((unit, found.into_iter().collect(), rows)))
     }
 
     /// Streams the log rows of a unit and keeps the keys that they name.
-    fn read_touched(&self, after: TxnId, upto: TxnId, catalogue: &Catalogue) -> Result<Touched, StoreError> {
+    fn read_touched(&self, after: TxnId, upto: TxnId, catalogue: &Catalogue, memory: Option<&UnitMemory>) -> Result<Touched, StoreError> {
         let mut touched = Touched::default();
         self.visit_log(after, upto, Images::Keys, |entry| {
             match entry {
                 Entry::Control(control) => touched.controls.push(control),
-                Entry::Change { capture, op, old, new, id } => touched.change(capture, op, &old, new.as_ref(), id, catalogue),
+                Entry::Change { capture, op, old, new, id } => touched.change(capture, op, &old, new.as_ref(), id, catalogue, memory)?,
             }
             Ok(())
         })?;
@@ -245,28 +276,27 @@ impl ServerDatabase {
         Ok(())
     }
 
-    /// Reads what the touched rows of a table are now. Returns why the table has to stop, if one of them is too long.
-    fn read_live(&self, capture: &Capture, keys: BTreeSet<RowKey>, changes: &mut Vec<NetChange>) -> Result<Option<String>, StoreError> {
-        let action = format!("reading {}", capture.table);
-        let fault = || self.fault(&action);
-        let condition = key_condition(&capture.shape, "", |place, _| format!("?{}", place + 1), "=");
-        let columns: Vec<String> = capture.columns.iter().map(|name| quote_name(name)).collect();
-        let sql = format!("SELECT {} FROM main.{} WHERE {condition}", columns.join(", "), quote_name(&capture.table));
-        let mut statement = self.connection.prepare_cached(&sql).map_err(fault())?;
+    /// Reads what the touched rows of a table are now, until `bytes` are more than memory may hold. Returns why the table has to stop,
+    /// if one of them is too long.
+    fn read_live(
+        &self,
+        capture: &Capture,
+        keys: &BTreeSet<RowKey>,
+        changes: &mut Vec<NetChange>,
+        bytes: &mut usize,
+        memory: Option<&UnitMemory>,
+    ) -> Result<Option<String>, StoreError> {
+        let live = Live::of(capture);
         for key in keys {
-            let mut rows = statement.query(rusqlite::params_from_iter(key.iter().map(SqlValue))).map_err(fault())?;
-            let mut row = None;
-            if let Some(found) = rows.next().map_err(fault())? {
-                let values: Row =
-                    (0..columns.len()).map(|place| found.get_ref(place).map(value_of)).collect::<Result<_, _>>().map_err(fault())?;
-                // Under NOCASE another spelling answers to the same key, but it is another row to everyone who compares bytes.
-                let same = capture.key.iter().zip(&key).all(|(position, value)| values.get(*position) == Some(value));
-                row = same.then_some(values);
+            let row = match live.row(self, key)? {
+                Ok(row) => row,
+                Err(reason) => return Ok(Some(reason)),
+            };
+            *bytes += row.iter().flatten().map(Value::size).sum::<usize>();
+            changes.push(NetChange { table: capture.table.clone(), key: key.clone(), row });
+            if memory.is_some_and(|memory| *bytes > memory.bytes) {
+                break;
             }
-            if let Some(what) = row.as_ref().and_then(|row| too_long(&capture.columns, row)) {
-                return Ok(Some(format!("the row with key {} was written, and {what}", display_key(&key))));
-            }
-            changes.push(NetChange { table: capture.table.clone(), key, row });
         }
         Ok(None)
     }
@@ -346,6 +376,41 @@ impl ServerDatabase {
     }
 }
 
+/// Reads rows of one table as they are now.
+pub(super) struct Live<'c> {
+    capture: &'c Capture,
+    sql: String,
+    action: String,
+}
+
+impl<'c> Live<'c> {
+    pub(super) fn of(capture: &'c Capture) -> Live<'c> {
+        let condition = key_condition(&capture.shape, "", |place, _| format!("?{}", place + 1), "=");
+        let columns: Vec<String> = capture.columns.iter().map(|name| quote_name(name)).collect();
+        let sql = format!("SELECT {} FROM main.{} WHERE {condition}", columns.join(", "), quote_name(&capture.table));
+        Live { capture, sql, action: format!("reading {}", capture.table) }
+    }
+
+    /// Returns the row with exactly that key, or why no file can carry it.
+    pub(super) fn row(&self, database: &ServerDatabase, key: &[Value]) -> Result<Result<Option<Row>, String>, StoreError> {
+        let Live { capture, sql, action } = self;
+        let fault = || database.fault(action);
+        let mut statement = database.connection.prepare_cached(sql).map_err(fault())?;
+        let mut rows = statement.query(rusqlite::params_from_iter(key.iter().map(SqlValue))).map_err(fault())?;
+        let Some(found) = rows.next().map_err(fault())? else { return Ok(Ok(None)) };
+        let columns = 0..capture.columns.len();
+        let values: Row = columns.map(|place| found.get_ref(place).map(value_of)).collect::<Result<_, _>>().map_err(fault())?;
+        // Under NOCASE another spelling answers to the same key, but it is another row to everyone who compares bytes.
+        if !capture.key.iter().zip(key).all(|(position, value)| values.get(*position) == Some(value)) {
+            return Ok(Ok(None));
+        }
+        Ok(match too_long(&capture.columns, &values) {
+            Some(what) => Err(format!("the row with key {} was written, and {what}", display_key(key))),
+            None => Ok(Some(values)),
+        })
+    }
+}
+
 /// Returns what makes a row longer than a file can carry it, `None` if nothing does.
 pub(crate) fn too_long(columns: &[String], row: &Row) -> Option<String> {
     let bytes = |value: &Value| match value {
@@ -359,8 +424,8 @@ pub(crate) fn too_long(columns: &[String], row: &Row) -> Option<String> {
     (all > ROW_BYTES_MAX).then(|| format!("it has {all} bytes, the most is {ROW_BYTES_MAX}"))
 }
 
-/// A unit, and captures that are to be marked as stopped: id and reason.
-type Read = (UnitReading, Vec<(i64, String)>);
+/// A unit, captures that are to be marked as stopped (id and reason), and the rows that are not in memory.
+type Read<'d> = (UnitReading, Vec<(i64, String)>, UnitRows<'d>);
 
 /// How much of the images of an entry is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -427,14 +492,24 @@ impl Op {
 #[derive(Debug, Default)]
 struct Touched {
     controls: Vec<Control>,
-    keys: BTreeMap<String, BTreeSet<RowKey>>,
+    keys: TouchedKeys,
     null_keys: BTreeMap<i64, String>,
     /// Capture of the entry before, and the table that its keys belong to.
     target: Option<(i64, Option<String>)>,
 }
 
 impl Touched {
-    fn change(&mut self, capture: &Capture, op: Op, old: &Row, new: Option<&Row>, id: i64, catalogue: &Catalogue) {
+    #[expect(clippy::too_many_arguments, reason = "the parts of one log entry, and what it is held against")]
+    fn change(
+        &mut self,
+        capture: &Capture,
+        op: Op,
+        old: &Row,
+        new: Option<&Row>,
+        id: i64,
+        catalogue: &Catalogue,
+        memory: Option<&UnitMemory>,
+    ) -> Result<(), StoreError> {
         for (place, image) in std::iter::once(old).chain(new).enumerate() {
             let key: RowKey = capture.key.iter().map(|position| image.get(*position).cloned().unwrap_or(Value::Null)).collect();
             if key.iter().all(Value::is_null) && place == 1 {
@@ -449,12 +524,10 @@ impl Touched {
                 self.target = Some((capture.id, catalogue.target(capture)));
             }
             if let Some((_, Some(name))) = &self.target {
-                match self.keys.get_mut(name) {
-                    Some(keys) => keys.insert(key),
-                    None => self.keys.entry(name.clone()).or_default().insert(key),
-                };
+                self.keys.insert(name, key, memory)?;
             }
         }
+        Ok(())
     }
 
     fn null_key(&mut self, capture: &Capture, id: i64, catalogue: &Catalogue) {
@@ -469,6 +542,16 @@ impl Touched {
 }
 
 impl Catalogue {
+    /// Returns the capture with that id.
+    pub(super) fn capture(&self, id: i64) -> Option<&Capture> {
+        self.captures.get(&id)
+    }
+
+    /// Returns the id under which a table, by its lower-case name, is captured now.
+    pub(super) fn active_id(&self, name: &str) -> Option<i64> {
+        self.active.get(name).copied()
+    }
+
     /// Returns the captures of every shape that a table had.
     pub(crate) fn of_table<'a>(&'a self, table: &'a str) -> impl Iterator<Item = &'a Capture> {
         self.captures.values().filter(move |capture| capture.table.eq_ignore_ascii_case(table))

@@ -123,6 +123,14 @@ pub enum StoreError {
         /// How many rows are there.
         found: i64,
     },
+    /// A row of a large unit cannot be carried: its table is marked as stopped, and the unit is to be read again without it.
+    #[error("table {table} stops: {reason}")]
+    TableStops {
+        /// The table.
+        table: String,
+        /// Why.
+        reason: String,
+    },
     /// A table cannot be captured.
     #[error("table {table}: {reason}")]
     Table {

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "a test fails by panicking, and says what it measured")]
 
-use crate::node_kit::{Kit, START, Units, open, rows, text};
+use crate::node_kit::{ALL_STAGED, Kit, START, Units, both_ways, open, rows, text};
 use dockmaster::base::ids::{Epoch, FileNo, Incarnation, ServerId, TxnId};
 use dockmaster::base::step::Progress;
 use dockmaster::client::apply::{ApplyFolders, Held, step};
@@ -32,6 +32,10 @@ fn all(kit: &Kit) -> String {
 
 #[test]
 fn e1_puts_updates_and_deletes_meet_rows_that_are_there_or_not() {
+    both_ways(way_e1_puts_updates_and_deletes_meet_rows_that_are_there_or_not);
+}
+
+fn way_e1_puts_updates_and_deletes_meet_rows_that_are_there_or_not() {
     let mut kit = simple();
     kit.send(vec![(
         UNIT,
@@ -71,6 +75,10 @@ fn e1_puts_updates_and_deletes_meet_rows_that_are_there_or_not() {
 
 #[test]
 fn e1_a_put_changes_only_the_columns_that_are_sent() {
+    both_ways(way_e1_a_put_changes_only_the_columns_that_are_sent);
+}
+
+fn way_e1_a_put_changes_only_the_columns_that_are_sent() {
     let mut kit = Kit::new(
         "CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT, w INT DEFAULT 9, g AS (v || '!') STORED); INSERT INTO t VALUES (1, 'a', 1);",
         &[("t", &[])],
@@ -89,6 +97,10 @@ fn e1_a_put_changes_only_the_columns_that_are_sent() {
 
 #[test]
 fn e2_cyclic_foreign_keys_in_any_order_and_applications_keep_their_enforcement() {
+    both_ways(way_e2_cyclic_foreign_keys_in_any_order_and_applications_keep_their_enforcement);
+}
+
+fn way_e2_cyclic_foreign_keys_in_any_order_and_applications_keep_their_enforcement() {
     let mut kit = Kit::new(
         "CREATE TABLE a (id INTEGER PRIMARY KEY, b INT NOT NULL REFERENCES b(id)); CREATE TABLE b (id INTEGER PRIMARY KEY, a INT NOT NULL REFERENCES a(id), up INT REFERENCES b(id));",
         &[("a", &[]), ("b", &[])],
@@ -114,6 +126,10 @@ fn e2_cyclic_foreign_keys_in_any_order_and_applications_keep_their_enforcement()
 
 #[test]
 fn r10_a_moved_child_survives_its_old_parent_and_no_trigger_fires() {
+    both_ways(way_r10_a_moved_child_survives_its_old_parent_and_no_trigger_fires);
+}
+
+fn way_r10_a_moved_child_survives_its_old_parent_and_no_trigger_fires() {
     let ddl = "CREATE TABLE parent (id INTEGER PRIMARY KEY, n TEXT);
                CREATE TABLE child (id INTEGER PRIMARY KEY, p INT REFERENCES parent(id) ON DELETE CASCADE ON UPDATE CASCADE);
                INSERT INTO parent VALUES (1, 'old'), (2, 'other'); INSERT INTO child VALUES (10, 1), (11, 1);";
@@ -144,6 +160,10 @@ fn r10_a_moved_child_survives_its_old_parent_and_no_trigger_fires() {
 
 #[test]
 fn e3_r37_unique_values_swap_rotate_and_move_on() {
+    both_ways(way_e3_r37_unique_values_swap_rotate_and_move_on);
+}
+
+fn way_e3_r37_unique_values_swap_rotate_and_move_on() {
     let mut kit = Kit::new(
         "CREATE TABLE t (id INTEGER PRIMARY KEY, name TEXT COLLATE NOCASE UNIQUE, slot INT, live INT DEFAULT 1, own TEXT DEFAULT 'd');
          CREATE UNIQUE INDEX live_slot ON t(slot) WHERE live; CREATE UNIQUE INDEX low ON t(lower(name), live);
@@ -188,6 +208,10 @@ fn e3_r37_unique_values_swap_rotate_and_move_on() {
 
 #[test]
 fn r37_checks_stay_respected_and_conflict_clauses_of_the_table_hide_nothing() {
+    both_ways(way_r37_checks_stay_respected_and_conflict_clauses_of_the_table_hide_nothing);
+}
+
+fn way_r37_checks_stay_respected_and_conflict_clauses_of_the_table_hide_nothing() {
     let mut kit = Kit::new(
         "CREATE TABLE t (id INTEGER PRIMARY KEY ON CONFLICT IGNORE, name TEXT UNIQUE ON CONFLICT REPLACE, n INT NOT NULL ON CONFLICT REPLACE DEFAULT 3, CHECK (n < 10));
          INSERT INTO t VALUES (1, 'a', 1), (2, 'b', 2), (3, 'c', 3);",
@@ -222,6 +246,10 @@ fn r37_checks_stay_respected_and_conflict_clauses_of_the_table_hide_nothing() {
 
 #[test]
 fn r5_keys_change_by_case_or_type_alone() {
+    both_ways(way_r5_keys_change_by_case_or_type_alone);
+}
+
+fn way_r5_keys_change_by_case_or_type_alone() {
     let mut kit = Kit::new(
         "CREATE TABLE t (k TEXT PRIMARY KEY COLLATE NOCASE, v); INSERT INTO t VALUES ('Smith', 1), ('jones', 2);
          CREATE TABLE u (k PRIMARY KEY, v) WITHOUT ROWID; INSERT INTO u VALUES (1, 'int'), ('1', 'text'), (x'31', 'blob');",
@@ -245,6 +273,10 @@ fn r5_keys_change_by_case_or_type_alone() {
 
 #[test]
 fn r17_a_unit_in_two_frames_is_one_transaction() {
+    both_ways(way_r17_a_unit_in_two_frames_is_one_transaction);
+}
+
+fn way_r17_a_unit_in_two_frames_is_one_transaction() {
     let mut kit = simple();
     let first: Units = vec![(UNIT, vec![kit.put("t", [3.into(), "x".into(), 1.into()])]), (UNIT + 2, vec![kit.delete("t", [3.into()])])];
     let second: Units =
@@ -258,6 +290,10 @@ fn r17_a_unit_in_two_frames_is_one_transaction() {
 
 #[test]
 fn e9_a_missing_table_or_column_stops_by_name() {
+    both_ways(way_e9_a_missing_table_or_column_stops_by_name);
+}
+
+fn way_e9_a_missing_table_or_column_stops_by_name() {
     for (sabotage, named) in [
         ("DROP TABLE t", "table t: it is no longer in the local database"),
         ("ALTER TABLE t DROP COLUMN w", "table t: it has no column `w`"),
@@ -284,6 +320,10 @@ fn e9_a_missing_table_or_column_stops_by_name() {
 
 #[test]
 fn t12_names_of_the_wire_never_become_sql() {
+    both_ways(way_t12_names_of_the_wire_never_become_sql);
+}
+
+fn way_t12_names_of_the_wire_never_become_sql() {
     let mut kit = simple();
     kit.app().execute_batch("CREATE TABLE own (id INTEGER PRIMARY KEY, v TEXT, w INT); CREATE VIEW look AS SELECT * FROM t").unwrap();
     let before = text(&kit.app(), "SELECT * FROM dock_state, dock_table");
@@ -505,6 +545,8 @@ fn clear(folder: &Path) {
 
 /// Names the folder of the child process of the next test.
 const CHILD_DIR: &str = "DOCKMASTER_TEST_APPLY_DIR";
+/// Set if it stages every unit.
+const CHILD_STAGES: &str = "DOCKMASTER_TEST_APPLY_STAGES";
 
 /// Not a test of its own: the process that the next test kills.
 #[test]
@@ -512,8 +554,12 @@ fn e5_child_applies_until_it_is_killed() {
     let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
     let dir = Path::new(&dir);
     let mut local = LocalDatabase::open(&dir.join("pos.db")).unwrap();
+    let mut folders = ApplyFolders::below(&dir.join("pos.db.sync"));
+    if std::env::var_os(CHILD_STAGES).is_some() {
+        folders.limits = ALL_STAGED;
+    }
     loop {
-        let report = step(&mut local, &ApplyFolders::below(&dir.join("pos.db.sync"))).unwrap();
+        let report = step(&mut local, &folders).unwrap();
         assert_eq!(report.stopped, None);
         if report.progress() == Progress::Idle && !report.busy {
             return;
@@ -524,11 +570,20 @@ fn e5_child_applies_until_it_is_killed() {
 /// Unit u brings row u, changes row u - 1 and deletes row u - 2: a unit applied twice would miss its row and stop, a unit left out as well.
 #[test]
 fn e5_killed_at_any_moment_every_unit_is_applied_exactly_once() {
-    const FILES: i64 = 60;
+    killed_at_any_moment(60, false);
+}
+
+/// The same with units that are staged: a stage that was cut off is thrown away.
+#[test]
+fn e5_f36_r23_killed_at_any_moment_every_staged_unit_is_applied_exactly_once() {
+    killed_at_any_moment(4, true);
+}
+
+fn killed_at_any_moment(files: i64, staged: bool) {
     const UNITS: i64 = 150;
     let mut kit = simple();
     kit.app().execute_batch("PRAGMA journal_mode = WAL").unwrap();
-    for file in 0..FILES {
+    for file in 0..files {
         let mut units: Units = Vec::new();
         for index in 0..UNITS {
             let unit = UNIT + file * UNITS + index;
@@ -543,11 +598,15 @@ fn e5_killed_at_any_moment_every_unit_is_applied_exactly_once() {
         }
         kit.send(units);
     }
-    let last = START + FILES * UNITS;
+    let last = START + files * UNITS;
     let mut random = fastrand::Rng::new();
     let (mut kills, mut stops) = (0, std::collections::BTreeSet::new());
     loop {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        if staged {
+            command.env(CHILD_STAGES, "1");
+        }
+        let mut child = command
             .args(["--exact", "apply::e5_child_applies_until_it_is_killed", "--test-threads=1"])
             .env(CHILD_DIR, kit.dir.path())
             .stdout(Stdio::null())
@@ -734,6 +793,10 @@ fn f45_two_processes_that_apply_one_inbox_do_not_disturb_each_other() {
 /// Random transactions on a table full of unique keys; their net changes, in any order and as puts or updates, give the same rows.
 #[test]
 fn e3_r37_random_net_changes_under_unique_keys_end_where_the_server_is() {
+    both_ways(way_e3_r37_random_net_changes_under_unique_keys_end_where_the_server_is);
+}
+
+fn way_e3_r37_random_net_changes_under_unique_keys_end_where_the_server_is() {
     let ddl = "CREATE TABLE t (k TEXT COLLATE NOCASE, n INT, name TEXT COLLATE NOCASE UNIQUE, slot INT, live INT, PRIMARY KEY (k, n));
                CREATE UNIQUE INDEX a ON t(slot) WHERE live; CREATE UNIQUE INDEX b ON t(n, abs(slot)); CREATE INDEX c ON t(live);";
     for seed in 0..10 {

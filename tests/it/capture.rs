@@ -18,7 +18,8 @@ use dockmaster::model::schema::Schema;
 use dockmaster::model::value::{Row, RowKey, Value};
 use dockmaster::store::install::{InstallPlan, Installed};
 use dockmaster::store::log::{ReadOptions, UnitReading};
-use dockmaster::store::sqlite::{ServerDatabase, quote_name, value_of};
+use dockmaster::store::sqlite::{ServerDatabase, StoreError, quote_name, value_of};
+use dockmaster::store::unit_rows::UnitMemory;
 use rusqlite::Connection;
 use rusqlite::limits::Limit;
 use std::collections::{BTreeMap, BTreeSet};
@@ -103,7 +104,9 @@ impl Rig {
     }
 
     fn read(&mut self) -> Option<UnitReading> {
-        let unit = self.db.read_unit(&ReadOptions { after: self.after, known: None }).unwrap()?;
+        let options = ReadOptions { after: self.after, known: None };
+        let unit = self.db.read_unit(&options).unwrap()?;
+        self.same_in_chunks(&options, &unit);
         for change in &unit.changes {
             let table = self.shadow.entry(change.table.clone()).or_default();
             match &change.row {
@@ -113,6 +116,24 @@ impl Rig {
         }
         self.after = unit.upto;
         Some(unit)
+    }
+
+    /// Fault 36: read as if memory held one row, it is the same rows in the same order.
+    fn same_in_chunks(&self, options: &ReadOptions, unit: &UnitReading) {
+        let folder = tempfile::tempdir().unwrap();
+        let memory = UnitMemory { rows: 1, bytes: 40, chunk_rows: 2, chunk_bytes: 100, scratch: folder.path().join("keys") };
+        let read = self.db.read_unit_with(options, Some(&memory), |_, _, rows| {
+            let mut all = Vec::new();
+            while let Some(chunk) = rows.next_chunk()? {
+                assert!((1..=2).contains(&chunk.len()));
+                all.extend(chunk);
+            }
+            Ok::<_, StoreError>((all, Vec::new()))
+        });
+        let (large, changes) = read.unwrap().unwrap();
+        let changes = if large.is_large { changes } else { large.changes };
+        assert_eq!((&changes, &large.controls, &large.stopped), (&unit.changes, &unit.controls, &unit.stopped));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     /// Reads a unit and compares the shadow with the truth.

@@ -25,6 +25,7 @@ mod extract;
 mod folding;
 mod harness;
 mod kills;
+mod large;
 mod node_kit;
 mod northwind;
 mod oracle;

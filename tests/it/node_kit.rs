@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "a test fails by panicking, and says what it measured")]
 
 use dockmaster::base::ids::{ContentHash, Epoch, FileNo, Incarnation, NodeName, Revision, ServerId, TxnId};
-use dockmaster::client::apply::{self, ApplyFolders, ApplyReport};
+use dockmaster::client::apply::{self, ApplyFolders, ApplyReport, StageLimits};
 use dockmaster::docking::root::{Access, DockingRoot};
 use dockmaster::dx::frame::{FrameBuilder, Sealer};
 use dockmaster::dx::header::{DxDirection, Header};
@@ -245,7 +245,8 @@ impl Kit {
 
     /// Returns the client's folders.
     pub(crate) fn folders(&self) -> ApplyFolders {
-        ApplyFolders::below(&self.path("pos.db.sync"))
+        let limits = if STAGED.get() { ALL_STAGED } else { StageLimits::default() };
+        ApplyFolders { limits, ..ApplyFolders::below(&self.path("pos.db.sync")) }
     }
 
     /// Puts the next file of the stream into the client's inbox.
@@ -283,6 +284,22 @@ impl Kit {
     pub(crate) fn quarantine(&self) -> Vec<String> {
         names(&self.folders().quarantine)
     }
+}
+
+/// Limits under which every unit is staged.
+pub(crate) const ALL_STAGED: StageLimits = StageLimits { rows: 0, bytes: 0 };
+
+thread_local! {
+    /// Whether the clients of this test stage every unit.
+    static STAGED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Runs a test with units applied row by row, and with every unit staged: the result must be the same (fault 36).
+pub(crate) fn both_ways(test: impl Fn()) {
+    test();
+    STAGED.set(true);
+    test();
+    STAGED.set(false);
 }
 
 /// Returns the names in a folder, sorted.

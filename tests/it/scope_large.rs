@@ -55,7 +55,7 @@ fn in_chunks(cds: &mut Cds, input: &UnitInput, scratch: &Path, rng: &mut fastran
     }
     let mut bytes = Vec::new();
     let mut writer = TxnprocWriter::begin(&header(input.unit.0), 1, &mut bytes).unwrap();
-    let summary = cds.finish_large(input, &mut writer).unwrap();
+    let summary = cds.finish_large(input, &[], &mut writer).unwrap();
     writer.finish().unwrap();
     assert!(!scratch.exists(), "the scratch file goes with the unit");
     let mut reader = TxnprocReader::open(Cursor::new(bytes)).unwrap();
