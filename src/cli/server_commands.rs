@@ -82,6 +82,7 @@ pub(crate) fn serve_options(settings: &Settings) -> ServeOptions {
         listen: settings.server.listen.clone(),
         alert_command: settings.server.alert_command.clone(),
         day_starts_minutes: i64::from(settings.server.day_starts_minutes),
+        compare_every: std::time::Duration::from_secs(settings.server.compare_every_seconds.into()),
         retention: settings.server.retention,
         send_bytes_per_second: settings.server.send_bytes_per_second,
         min_free_bytes: settings.server.min_free_bytes,

@@ -79,6 +79,9 @@ pub struct DockTable {
     pub member_of: Option<Reference>,
     /// Foreign keys that may point at a row that the node does not have (`dangling`), as column lists.
     pub dangling: Vec<Vec<ColumnIndex>>,
+    /// Whether it has no triggers: what changed in it is found by comparing it with the data store, on a schedule.
+    #[serde(default)]
+    pub by_comparison: bool,
 }
 
 impl DockTable {

@@ -215,6 +215,7 @@ impl Mapping {
             object,
             member_of: draft.member_of.get(&table).map(|reference| self.reference(reference)),
             dangling: dangling.map(|(_, columns)| self.list(table, columns)).collect(),
+            by_comparison: draft.by_comparison.contains(&table),
         }
     }
 

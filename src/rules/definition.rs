@@ -22,6 +22,8 @@ pub struct ServerSettings {
     pub alert_command: Option<String>,
     /// When a day begins for windows, minutes after midnight. Default 03:00.
     pub day_starts_minutes: u16,
+    /// How often tables without triggers are compared, seconds. Default 10 minutes.
+    pub compare_every_seconds: u32,
     /// How long delivered files are kept, and when a node is stale.
     pub retention: Retention,
     /// Most bytes per second that all sessions send together; `None` = as fast as the line is.
@@ -43,6 +45,7 @@ impl Default for ServerSettings {
             root: "docking".into(),
             alert_command: None,
             day_starts_minutes: 180,
+            compare_every_seconds: 600,
             retention: Retention::default(),
             send_bytes_per_second: None,
             min_free_bytes: 256 << 20,
@@ -170,6 +173,8 @@ pub struct RawTable {
     pub omit: Vec<Text>,
     /// `dangling`.
     pub dangling: Vec<Text>,
+    /// `capture`.
+    pub capture: Option<Text>,
     /// `keys`.
     pub keys: Option<Text>,
     /// `conflict`.

@@ -32,6 +32,8 @@ pub(crate) struct Draft<'s> {
     pub(crate) unsure: BTreeSet<usize>,
     /// Foreign keys that may dangle: (table, columns).
     pub(crate) dangling: BTreeSet<(usize, Vec<usize>)>,
+    /// Tables without triggers.
+    pub(crate) by_comparison: BTreeSet<usize>,
 }
 
 /// An object that is being resolved.
@@ -115,6 +117,7 @@ impl<'s> Draft<'s> {
             omitted: BTreeMap::new(),
             unsure: BTreeSet::new(),
             dangling: BTreeSet::new(),
+            by_comparison: BTreeSet::new(),
         }
     }
 

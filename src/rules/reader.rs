@@ -18,6 +18,7 @@ const SERVER_KEYS: &[&str] = &[
     "root",
     "alert_command",
     "day_starts",
+    "compare_every",
     "keep_days",
     "keep_files",
     "stale_days",
@@ -178,6 +179,15 @@ impl Reader<'_, '_> {
                 *place = usize::try_from(sessions).unwrap_or(usize::MAX);
             }
         }
+        if let Some(every) = self.optional_text(server, "compare_every") {
+            match seconds_of(&every.value) {
+                Some(seconds) => settings.compare_every_seconds = seconds,
+                None => {
+                    let message = format!("compare_every: `{}` is no time from 1s to 24h", every.value);
+                    self.report.problem(every.at, message, Some("\"10m\"".into()))
+                }
+            }
+        }
         let retention = &mut settings.retention;
         if let Some(days) = self.optional_number(server, "keep_days", 0..=36_500) {
             retention.keep_seconds = days * DAY_SECONDS;
@@ -321,7 +331,7 @@ impl Reader<'_, '_> {
     fn table_options(&mut self, name: Text, item: &Item) -> Option<RawTable> {
         let place = format!("[table.{}]", name.value);
         let table = self.table(item, &place)?;
-        self.known(table, &["omit", "dangling", "keys", "conflict", "column"], &place);
+        self.known(table, &["omit", "dangling", "capture", "keys", "conflict", "column"], &place);
         let mut columns = Vec::new();
         for (column, item) in self.entries(table, "column", "column") {
             let place = format!("[table.{}.column.{}]", name.value, column.value);
@@ -334,6 +344,7 @@ impl Reader<'_, '_> {
         Some(RawTable {
             omit: table.get("omit").map(|item| self.list(item, "omit")).unwrap_or_default(),
             dangling: table.get("dangling").map(|item| self.list(item, "dangling")).unwrap_or_default(),
+            capture: self.optional_text(table, "capture"),
             keys: self.optional_text(table, "keys"),
             conflict: self.optional_text(table, "conflict"),
             columns,
@@ -475,4 +486,17 @@ pub(crate) fn is_word(name: &str) -> bool {
 fn with_article(name: &str) -> String {
     let article = if name.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
     format!("{article} {name}")
+}
+
+/// Reads `30s`, `10m` or `2h` as seconds, a day at most.
+fn seconds_of(text: &str) -> Option<u32> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let factor = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        _ => return None,
+    };
+    let seconds = number.parse::<u32>().ok()?.checked_mul(factor)?;
+    (1..=86_400).contains(&seconds).then_some(seconds)
 }

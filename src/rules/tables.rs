@@ -18,7 +18,7 @@ pub(crate) struct MergeOptions {
     pub(crate) keys: Vec<(String, KeySource)>,
 }
 
-/// Reads `omit` and `dangling`, which rules depend on.
+/// Reads `omit`, `dangling` and `capture`, which rules depend on.
 pub(crate) fn resolve_columns(definition: &Definition, resolved: &[Option<usize>], draft: &mut Draft<'_>, report: &mut Report<'_>) {
     for (raw, object) in definition.objects.iter().zip(resolved) {
         let Some(object) = object else { continue };
@@ -35,6 +35,16 @@ pub(crate) fn resolve_columns(definition: &Definition, resolved: &[Option<usize>
         seen.push(table);
         for text in &raw.omit {
             omit(table, text, draft, report);
+        }
+        match raw.capture.as_ref().map(|text| (text, text.value.as_str())) {
+            None | Some((_, "triggers")) => {}
+            Some((_, "compare")) => drop(draft.by_comparison.insert(table)),
+            Some((text, other)) => {
+                let hint = Some(
+                    "capture = \"compare\"  for a table that may have no triggers; it is compared every [server] compare_every".into(),
+                );
+                report.problem(text.at, format!("capture: `{other}` is neither \"triggers\" nor \"compare\""), hint);
+            }
         }
         for text in &raw.dangling {
             dangling(&raw.name.value, text, Some(table), None, draft, report);

@@ -144,7 +144,7 @@ pub fn plan(options: &DeployOptions, root: &Path) -> Result<DeployPlan, DeployEr
     let definition_changed = deployed.as_deref() != Some(options.text.as_str());
     let stopped = if installed { server.stopped_tables()? } else { Vec::new() };
     let capture: Vec<String> = if definition_changed {
-        options.dock.tables.iter().map(|table| table.name.clone()).collect()
+        options.dock.tables.iter().filter(|table| !table.by_comparison).map(|table| table.name.clone()).collect()
     } else {
         stopped.into_iter().map(|(table, _)| table).collect()
     };

@@ -3,6 +3,7 @@
 use super::extract::{self, CommonPart, ExtractError, ExtractJob};
 use super::purge::{Purge, PurgeError};
 use super::rebuild::restore_ledger;
+use super::reconcile::ask_scheduled;
 use super::router::{Router, RouterError, RouterOptions};
 use super::txnproc::{PendingExtracts, TxnProc, TxnProcError};
 use crate::base::clock;
@@ -101,6 +102,8 @@ pub struct ServeOptions {
     pub alert_command: Option<String>,
     /// Minutes after midnight UTC at which a new day begins for time windows.
     pub day_starts_minutes: i64,
+    /// How often tables without triggers are compared.
+    pub compare_every: std::time::Duration,
     /// How long delivered files are kept, and when a node is stale.
     pub retention: Retention,
     /// Most bytes per second that all sessions send together; `None` = as fast as the line is.
@@ -121,6 +124,7 @@ impl ServeOptions {
             listen: listen.into(),
             alert_command: None,
             day_starts_minutes: 0,
+            compare_every: std::time::Duration::from_secs(600),
             retention: Retention::default(),
             send_bytes_per_second: None,
             min_free_bytes: 0,
@@ -161,6 +165,7 @@ pub fn run(options: &ServeOptions, root: &Arc<DockingRoot>, stages: &[Stage]) ->
         restore_ledger(&txnproc, root)?;
         restart_lost_extracts(&txnproc, root)?;
         tick(&txnproc, options)?;
+        ask_scheduled(txnproc.server(), txnproc.cds().dock())?;
         // What is committed later is for the next pass: programs that write without a pause must not keep this one for ever.
         let goal = txnproc.server().log_end()?;
         loop {

@@ -34,6 +34,7 @@ fn dock() -> Dock {
             object: Some(0),
             member_of: None,
             dangling: vec![],
+            by_comparison: false,
         }],
         objects: vec![DockObject {
             name: "item".into(),

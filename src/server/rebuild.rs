@@ -198,6 +198,9 @@ fn last(root: &DockingRoot, server: &ServerDatabase, filled: Filled, found: &[Qu
 fn fill(snapshot: &Snapshot<'_>, dock: &Dock, rollback: &mut Rollback, filling: &mut Filling) -> Result<(), TxnProcError> {
     let live = snapshot.schema()?;
     for (number, table) in dock.tables.iter().enumerate() {
+        if table.by_comparison {
+            rollback.doubts.push(format!("table {}: it is compared, so the log does not tell what it was", table.name));
+        }
         let columns: Vec<String> = table.columns.iter().map(|column| column.name.clone()).collect();
         let touched = rollback.rows.remove(&table.name.to_ascii_lowercase()).unwrap_or_default();
         let shape = live.table(&table.name);

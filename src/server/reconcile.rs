@@ -15,7 +15,7 @@ use crate::cds::compare::{Found, Reconciled, read_reconciled};
 use crate::cds::layout::{StoppedTable, connect_read_only, read_state, read_stopped};
 use crate::cds::unit::RowChange;
 use crate::cds::{Cds, CdsError};
-use crate::model::dock::TableIndex;
+use crate::model::dock::{Dock, TableIndex};
 use crate::rules::frozen::frozen;
 use crate::store::control::Control;
 use crate::store::log::{Marked, UnitReading};
@@ -146,11 +146,23 @@ pub(super) fn compare(cds: &Cds, snapshot: &Snapshot<'_>, unit: &UnitReading) ->
 fn compare_table(cds: &Cds, snapshot: &Snapshot<'_>, table: TableIndex, changes: &mut Vec<RowChange>) -> Result<Found, TxnProcError> {
     let declared = cds.dock().tables.get(table).ok_or_else(|| CdsError::UnknownTable(table.to_string()))?;
     let columns: Vec<String> = declared.columns.iter().map(|column| column.name.clone()).collect();
+    if let Some(reason) = snapshot.misfit(&declared.name, &columns, &declared.key)? {
+        return Err(StoreError::Table { table: declared.name.clone(), reason }.into());
+    }
     cds.compare(
         table,
         |visit| snapshot.scan_by_key::<TxnProcError>(&declared.name, &columns, &declared.key, visit).map(drop),
         |change| changes.push(change),
     )
+}
+
+/// Asks for a comparison of the tables that have no triggers, if there are any.
+pub(super) fn ask_scheduled(database: &ServerDatabase, dock: &Dock) -> Result<(), StoreError> {
+    let tables: Vec<String> = dock.tables.iter().filter(|table| table.by_comparison).map(|table| table.name.clone()).collect();
+    if !tables.is_empty() {
+        database.append_control(&Control::Reconcile { tables, reason: "it has no triggers and is compared on a schedule".to_owned() })?;
+    }
+    Ok(())
 }
 
 /// Asks for a comparison of tables, of all if none is named. Returns the position of the request in the log. A table that was
@@ -160,12 +172,14 @@ fn compare_table(cds: &Cds, snapshot: &Snapshot<'_>, table: TableIndex, changes:
 /// A table is not part of the deployed definition, or the database refused.
 pub fn ask(database: &ServerDatabase, tables: &[String]) -> Result<TxnId, StoreError> {
     let revision = database.identity()?.revision;
+    let deployed = database.deployed(revision)?;
+    let known: Vec<&String> = deployed.iter().flat_map(|deployed| &deployed.dock.tables).map(|table| &table.name).collect();
     let mut names = Vec::new();
     for named in tables {
-        let captured = database.captured_tables()?;
-        let known = captured.iter().find(|known| known.eq_ignore_ascii_case(named));
-        let reason = || format!("the deployed definition (revision {revision}) does not have it; it has {}", captured.join(", "));
-        names.push(known.cloned().ok_or_else(|| StoreError::Table { table: named.clone(), reason: reason() })?);
+        let found = known.iter().find(|known| known.eq_ignore_ascii_case(named));
+        let all = || known.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
+        let reason = || format!("the deployed definition (revision {revision}) does not have it; it has {}", all());
+        names.push(found.map(|name| (*name).clone()).ok_or_else(|| StoreError::Table { table: named.clone(), reason: reason() })?);
     }
     database.heal_capture(&[], Marked::Included)?;
     database.append_control(&Control::Reconcile { tables: names, reason: "an administrator asked for it".to_owned() })

@@ -8,6 +8,7 @@ use super::directory::{Directory, Routed};
 use super::pass::{ExtractsOf, ServeError, ServeOptions, restart_lost_extracts, tick};
 use super::purge::Purge;
 use super::rebuild::restore_ledger;
+use super::reconcile::ask_scheduled;
 use super::router::{Router, RouterError, RouterOptions};
 use super::status::StatusOptions;
 use super::syncmgr::{self, SyncOptions};
@@ -25,7 +26,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 /// Safety net for a lost event.
@@ -110,12 +111,19 @@ pub fn serve(
         }
         threads.spawn(move || {
             let mut patience = Patience::default();
+            let mut compared: Option<Instant> = None;
             while !stop.is_stopped() {
                 if room.look().is_err() {
                     stop.pause(RETRY);
                     continue;
                 }
-                let worked = tick(&txnproc, options).and_then(|()| Ok(txnproc.step()?));
+                let worked = tick(&txnproc, options).and_then(|()| {
+                    if compared.is_none_or(|at| at.elapsed() >= options.compare_every) {
+                        ask_scheduled(txnproc.server(), txnproc.cds().dock())?;
+                        compared = Some(Instant::now());
+                    }
+                    Ok(txnproc.step()?)
+                });
                 match worked {
                     Ok(step) => {
                         for pending in step.extracts {

@@ -98,6 +98,8 @@ impl ServerDatabase {
         let schema = read_schema(&self.connection).map_err(fault())?;
         let tables: Vec<Target<'_>> =
             plan.dock.tables.iter().map(|table| self.target(plan.schema, &schema, table)).collect::<Result<_, _>>()?;
+        // The others are checked all the same: a comparison needs the key too.
+        let tables: Vec<Target<'_>> = tables.into_iter().filter(|target| !target.dock.by_comparison).collect();
         self.widen_log(tables.iter().map(|target| target.columns.len() * 2).max().unwrap_or(1))?;
         let captures = self.captures()?;
         let mut moved = self.retire(&captures, &tables)?;

@@ -318,18 +318,6 @@ impl ServerDatabase {
         Ok(self.catalogue()?.stopped_tables(Marked::Included))
     }
 
-    /// Returns the tables that are captured now, sorted.
-    ///
-    /// # Errors
-    /// As [`ServerDatabase::stopped_tables`].
-    pub fn captured_tables(&self) -> Result<Vec<String>, StoreError> {
-        self.require_installed()?;
-        let snapshot = self.connection.unchecked_transaction().map_err(self.fault("beginning to read the catalogue"))?;
-        let catalogue = self.catalogue()?;
-        snapshot.rollback().map_err(self.fault("ending the read of the catalogue"))?;
-        Ok(catalogue.active.values().filter_map(|id| catalogue.captures.get(id)).map(|capture| capture.table.clone()).collect())
-    }
-
     /// Returns the catalogue, compared anew with the schema if either changed since the last look.
     pub(crate) fn catalogue(&self) -> Result<Arc<Catalogue>, StoreError> {
         let fault = || self.fault("reading the catalogue");

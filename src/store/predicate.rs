@@ -404,6 +404,7 @@ mod tests {
             object: Some(0),
             member_of: None,
             dangling: vec![],
+            by_comparison: false,
         };
         let store = Connection::open_in_memory().unwrap();
         store.execute_batch("CREATE TABLE d7(c0 INTEGER PRIMARY KEY, c1, c2, c3, c4)").unwrap();

@@ -9,6 +9,7 @@ use crate::model::value::{Row, Value};
 use crate::store::deployed::Deployed;
 use crate::store::install::Identity;
 use crate::store::log::too_long;
+use crate::store::schema::read_shape;
 use crate::store::sqlite::{ServerDatabase, StoreError, quote_name, value_of};
 
 /// A read transaction on the server database.
@@ -101,6 +102,21 @@ impl Snapshot<'_> {
             }
             visit(row)
         })
+    }
+
+    /// Returns why a table cannot be read by those columns and that key; `None` if it can.
+    ///
+    /// # Errors
+    /// A statement failed.
+    pub fn misfit(&self, table: &str, columns: &[String], key: &[usize]) -> Result<Option<String>, StoreError> {
+        let shape = read_shape(&self.database.connection, table).map_err(self.database.fault("reading the schema"))?;
+        let Some(shape) = shape else { return Ok(Some("the table is gone".to_owned())) };
+        let place = |name: &String| shape.column(name);
+        if let Some(gone) = columns.iter().find(|column| place(column).is_none()) {
+            return Ok(Some(format!("its column `{gone}` is gone")));
+        }
+        let wanted: Vec<usize> = key.iter().filter_map(|at| place(columns.get(*at)?)).collect();
+        Ok((wanted != shape.key).then(|| "its primary key was declared anew".to_owned()))
     }
 
     fn visit<E: From<StoreError>>(

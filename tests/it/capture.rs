@@ -40,6 +40,7 @@ fn dock_of(schema: &Schema) -> Dock {
         object: None,
         member_of: None,
         dangling: Vec::new(),
+        by_comparison: false,
     });
     Dock { tables: tables.collect(), objects: vec![], rules: vec![], attributes: vec![], models: vec![] }
 }

@@ -27,6 +27,7 @@ fn table(name: &str, columns: &[&str], object: Option<usize>, member_of: Option<
         object,
         member_of,
         dangling: vec![],
+        by_comparison: false,
     }
 }
 

@@ -8,6 +8,7 @@ mod bench;
 mod bounds;
 mod capture;
 mod cli;
+mod compare;
 mod crash_points;
 mod crm;
 mod definition;

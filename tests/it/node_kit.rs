@@ -96,6 +96,7 @@ impl Kit {
                 object: Some(index),
                 member_of: None,
                 dangling: Vec::new(),
+                by_comparison: false,
             });
             dock.objects.push(DockObject {
                 name: name.to_owned(),

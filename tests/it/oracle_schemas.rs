@@ -130,6 +130,7 @@ impl Building {
             object: None,
             member_of: None,
             dangling: Vec::new(),
+            by_comparison: false,
         };
         table.key = key.iter().map(|column| table.column(column).unwrap()).collect();
         table.key_is_rowid = table.key.len() == 1 && matches!(columns[table.key[0]].1, Domain::Id(_));
