@@ -95,6 +95,7 @@ impl NodeDirectory for Facts {
         let mut nodes = self.nodes.lock().unwrap();
         let node = nodes.get_mut(name).ok_or("no such node")?;
         node.incarnation = Incarnation(node.incarnation.0 + 1);
+        node.extracted = node.incarnation;
         node.state = NodeState::Active;
         let incarnation = node.incarnation;
         drop(nodes);
