@@ -94,6 +94,7 @@ fn spoken_for(cause: Cause<'_>) -> Option<Cause<'_>> {
 fn is_passing(cause: Cause<'_>) -> bool {
     cause.downcast_ref::<StoreError>().is_some_and(StoreError::is_busy)
         || cause.downcast_ref::<DockingError>().is_some_and(|error| matches!(error, DockingError::InUse { .. }))
+        || cause.downcast_ref::<DeployError>().is_some_and(|error| matches!(error, DeployError::StoreLost { .. }))
         || cause.downcast_ref::<LocalError>().is_some_and(|error| matches!(error, LocalError::Busy { .. }))
         || cause.downcast_ref::<ApplyFault>().is_some_and(|error| matches!(error, ApplyFault::Locked))
         || is_out_of_room(cause)
@@ -167,7 +168,7 @@ fn node(error: &NodeError) -> Option<String> {
 fn deploy(error: &DeployError) -> Option<String> {
     match error {
         DeployError::OtherServer { .. } => some("name another docking root: [server] root = \"..\", or move this one away"),
-        DeployError::StoreLost { .. } => some("stop the service, then run dockmaster deploy again"),
+        DeployError::StoreLost { .. } => some("a service that has just started makes it: try again; else stop the service and deploy then"),
         DeployError::Take(_) => some("run dockmaster deploy again, or start dockmaster serve"),
         _ => None,
     }

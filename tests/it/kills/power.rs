@@ -35,7 +35,8 @@ fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
 impl FileSystem {
     fn new(image: PathBuf, mount: PathBuf) -> Result<FileSystem, String> {
         let file = std::fs::File::create(&image).map_err(|error| error.to_string())?;
-        file.set_len(96 << 20).map_err(|error| error.to_string())?;
+        // Sparse; below low water the service would pause.
+        file.set_len(2 << 30).map_err(|error| error.to_string())?;
         run("mkfs.ext4", &["-q", "-F", image.to_str().unwrap()])?;
         let system = FileSystem { image, mount };
         system.mount()?;

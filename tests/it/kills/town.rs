@@ -189,7 +189,8 @@ impl Town {
             self.look_at(node);
         }
         crate::harness::interrupt(self.service.take().unwrap());
-        assert_eq!(self.site.dockmaster(&["status"]).status.code(), Some(0), "nobody has to do anything");
+        let status = self.site.dockmaster(&["status"]);
+        assert_eq!(status.status.code(), Some(0), "nobody has to do anything:\n{}", String::from_utf8_lossy(&status.stdout));
     }
 }
 
