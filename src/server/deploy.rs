@@ -173,7 +173,7 @@ pub fn plan(options: &DeployOptions, root: &Path) -> Result<DeployPlan, DeployEr
 /// # Errors
 /// As [`preview`].
 pub fn effects(options: &DeployOptions, plan: &DeployPlan, root: &Path) -> Result<Option<BTreeMap<NodeName, NodeEffect>>, PreviewError> {
-    if plan.builds_data_store || plan.active_nodes == 0 || !(plan.definition_changed || !plan.capture.is_empty()) {
+    if plan.builds_data_store || plan.active_nodes == 0 || (!plan.definition_changed && plan.capture.is_empty()) {
         return Ok(None);
     }
     let to = Redefinition { dock: options.dock.clone(), schema: options.schema.clone() };
