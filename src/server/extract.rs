@@ -186,6 +186,7 @@ fn publish(job: &ExtractJob<'_>, disk: &Disk, database: &Path, zst_name: &str) -
             local_build::complete_local(database, job.cds, job.dock, job.schema, &state, &common.built).map_err(failed_to_build)?
         }
     };
+    crash::at(CrashPoint::ExtractBuilt);
     for line in &built.left_out {
         tracing::debug!(stage = "extract", node = %job.node, "left out: {line}");
     }
