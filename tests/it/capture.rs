@@ -115,6 +115,12 @@ impl Rig {
                 None => table.remove(&change.key),
             };
         }
+        // A table whose capture was interrupted is compared as a whole by whoever reads the unit (R6).
+        for (table, rows) in self.truth() {
+            if unit.is_compared(&table) {
+                self.shadow.insert(table, rows);
+            }
+        }
         self.after = unit.upto;
         Some(unit)
     }

@@ -27,6 +27,7 @@ mod folding;
 mod harness;
 mod kills;
 mod large;
+mod memory;
 mod node_kit;
 mod northwind;
 mod oracle;
