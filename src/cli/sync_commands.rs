@@ -138,6 +138,7 @@ pub(crate) fn sync(args: &SyncArgs, output: Output) -> Outcome {
         output.json(json!({
             "node": config.node.as_str(), "server": report.server_name, "files": report.files, "bytes": report.bytes,
             "units": total.units, "rows": total.rows, "applied_bytes": total.bytes, "applied_raw_bytes": total.raw_bytes, "applied_file": total.applied_file.0, "applied_unit": total.applied_unit.0,
+            "staged_units": total.staged, "longest_pause_ms": total.longest_pause.as_millis() as u64,
         }))?;
         return Ok(Exit::Done);
     }
@@ -148,7 +149,15 @@ pub(crate) fn sync(args: &SyncArgs, output: Output) -> Outcome {
         ratio if ratio >= 1.05 => format!(" (compressed {ratio:.1} to 1)"),
         _ => String::new(),
     };
-    let applied = format!("applied {}{ratio}", some(total.rows, "row", "rows"));
+    // What other programs had to wait for; with small units nobody would notice.
+    let pause = match total.staged {
+        0 => String::new(),
+        staged => {
+            let units = some(staged, "large unit", "large units");
+            format!(", {units} staged: other writers waited {:.1} s at most", total.longest_pause.as_secs_f32())
+        }
+    };
+    let applied = format!("applied {}{ratio}{pause}", some(total.rows, "row", "rows"));
     output.line(match args.only {
         None => {
             format!("In step with {} at txn {} in {took:.1} s. {received}; {applied}.", report.server_name, count(total.applied_unit.0))

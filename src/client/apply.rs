@@ -27,6 +27,8 @@ const SLICE_TIME: Duration = Duration::from_millis(20);
 const SMALL_FILE_BYTES: u64 = 64 << 10;
 /// Rows after which a step returns, so that its caller can look at other things.
 const STEP_ROWS: u64 = 200 * APPLY_SLICE_ROWS;
+/// Longest gap, after however long a pause: SQLite's waiters look again after 100 ms at most.
+const GAP_MAX: Duration = Duration::from_millis(300);
 /// How long another program's commit makes us leave longer gaps for it.
 const POLITE_TIME: Duration = Duration::from_secs(1);
 /// How long a step leaves longer gaps at first, so that a program that waits already is noticed by its commit.
@@ -386,6 +388,8 @@ impl<'d> Applier<'d> {
                 crash::at(CrashPoint::ApplyUnit);
                 // The stage goes after the transaction that reads it, and others have waited long enough.
                 self.commit_and_pause(slice, report)?;
+                let pause_ms = report.longest_pause.as_millis() as u64;
+                tracing::info!(stage = "apply", unit = %size.txn, rows, pause_ms, "a large unit is applied; until then other writers waited");
                 continue;
             }
             crash::at(CrashPoint::ApplyUnit);
@@ -467,6 +471,7 @@ impl Pace {
         }
         let polite = self.polite_until.is_some_and(|until| now < until);
         // With 60 % free, five looks in a row miss once in a hundred times.
-        if polite { (held * 3 / 2).max(Duration::from_millis(2)) } else { (held / 4).max(Duration::from_millis(1)) }
+        let gap = if polite { (held * 3 / 2).max(Duration::from_millis(2)) } else { (held / 4).max(Duration::from_millis(1)) };
+        gap.min(GAP_MAX)
     }
 }

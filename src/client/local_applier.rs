@@ -84,6 +84,7 @@ impl LocalApplier {
         self.total.files += report.files;
         self.total.units += report.units;
         self.total.rows += report.rows;
+        self.total.staged += report.staged;
         self.total.bytes += report.bytes;
         self.total.raw_bytes += report.raw_bytes;
         self.total.applied_file = report.applied_file;

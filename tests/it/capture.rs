@@ -116,10 +116,8 @@ impl Rig {
             };
         }
         // A table whose capture was interrupted is compared as a whole by whoever reads the unit (R6).
-        for (table, rows) in self.truth() {
-            if unit.is_compared(&table) {
-                self.shadow.insert(table, rows);
-            }
+        if self.dock.tables.iter().any(|table| unit.is_compared(&table.name)) {
+            self.shadow.extend(self.truth().into_iter().filter(|(table, _)| unit.is_compared(table)));
         }
         self.after = unit.upto;
         Some(unit)

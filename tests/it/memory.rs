@@ -87,8 +87,8 @@ fn g14_f36_c17_a_transaction_larger_than_memory_goes_through_and_other_nodes_go_
         slowest = slowest.max(one.elapsed().as_secs_f64());
         if routed.is_none() && site.path("docking/BIG/outbox/00000001.dx").exists() {
             routed = Some(began.elapsed());
-            let mut command = site.command(Program::RemoteSync, &["sync", "big.db"]);
-            let child = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+            let mut command = site.command(Program::RemoteSync, &["sync", "--json", "big.db"]);
+            let child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
             client = Some((watch(child.id()), child));
         }
         if let Some((_, child)) = &mut client
@@ -98,12 +98,16 @@ fn g14_f36_c17_a_transaction_larger_than_memory_goes_through_and_other_nodes_go_
             break began.elapsed();
         }
     };
-    let client_peak = client.unwrap().0.join().unwrap();
+    let (watched, child) = client.unwrap();
+    let client_peak = watched.join().unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&child.wait_with_output().unwrap().stdout).unwrap();
+    assert_eq!((&report["staged_units"], &report["rows"]), (&1.into(), &rows.into()));
     let server_peak = peak_kib(site.pid()).unwrap();
     eprintln!(
-        "routed after {:.1} s, applied after {:.1} s; serve {} MiB, remote-sync {} MiB at most; {small} syncs of the other node, the slowest {slowest:.1} s",
+        "routed after {:.1} s, applied after {:.1} s, other writers of the node waited {} ms; serve {} MiB, remote-sync {} MiB at most; {small} syncs of the other node, the slowest {slowest:.1} s",
         routed.unwrap().as_secs_f64(),
         done.as_secs_f64(),
+        report["longest_pause_ms"],
         server_peak >> 10,
         client_peak >> 10
     );
