@@ -65,9 +65,11 @@ fn in_chunks(cds: &mut Cds, input: &UnitInput, scratch: &Path, rng: &mut fastran
 }
 
 type Keys = BTreeSet<ScopeKey>;
+/// By table and key: the row, what changed, keys before and after.
+type Rows = BTreeMap<(String, RowKey), (Option<Row>, Vec<u16>, Keys, Keys)>;
 
 /// What a unit says, whatever the numbers of its keys and tables.
-fn meaning(events: &UnitEvents) -> (Vec<String>, BTreeMap<(String, RowKey), (Option<Row>, Vec<u16>, Keys, Keys)>) {
+fn meaning(events: &UnitEvents) -> (Vec<String>, Rows) {
     let names = |keys: &[KeyIndex]| -> Keys { keys.iter().map(|key| events.keys[*key as usize].clone()).collect() };
     let nodes = events.nodes.iter().map(|event| match event {
         NodeEvent::Start { node, incarnation, keys } => format!("start {node} {incarnation} {:?}", names(keys)),
