@@ -2,7 +2,7 @@
 
 use super::extract::{self, CommonPart, ExtractError, ExtractJob};
 use super::purge::{Purge, PurgeError};
-use super::rebuild::restore_ledger;
+use super::rebuild::{lost_ledger, restore_ledger};
 use super::reconcile::ask_scheduled;
 use super::router::{Router, RouterError, RouterOptions};
 use super::txnproc::{PendingExtracts, TxnProc, TxnProcError};
@@ -195,6 +195,10 @@ pub fn run(options: &ServeOptions, root: &Arc<DockingRoot>, stages: &[Stage]) ->
         txnproc.purge_log()?;
     }
     if stages.contains(&Stage::Router) {
+        if lost_ledger(root)?.is_some() {
+            // The Router alone would begin at the first file that is left, and give numbers anew that nodes have had.
+            restore_ledger(&TxnProc::open(&options.database, Arc::clone(root))?, root)?;
+        }
         let mut router = Router::open(Arc::clone(root), RouterOptions::default())?;
         loop {
             room.look()?;
@@ -280,18 +284,23 @@ pub(super) fn restart_lost_extracts(txnproc: &TxnProc, root: &DockingRoot) -> Re
 
 /// Builds the extracts of one snapshot: what several nodes of a model have in common is made once.
 #[derive(Debug)]
-pub(super) struct ExtractsOf<'p> {
+pub struct ExtractsOf<'p> {
     pending: &'p PendingExtracts,
     /// The model and its common part, or `None` for a node that is alone with its model.
     common: Option<(Option<String>, CommonPart)>,
 }
 
 impl<'p> ExtractsOf<'p> {
-    pub(super) fn new(pending: &'p PendingExtracts) -> ExtractsOf<'p> {
+    /// Returns a builder for the extracts of one unit.
+    pub fn new(pending: &'p PendingExtracts) -> ExtractsOf<'p> {
         ExtractsOf { pending, common: None }
     }
 
-    pub(super) fn build(&mut self, node: &NodeScope, root: &DockingRoot) -> Result<(), ServeError> {
+    /// Builds the extract of one of the unit's nodes.
+    ///
+    /// # Errors
+    /// Rows could not be selected, or the extract could not be written.
+    pub fn build(&mut self, node: &NodeScope, root: &DockingRoot) -> Result<(), ServeError> {
         let select = |source| ServeError::Select { node: node.node.name.clone(), source };
         let model = &node.node.model;
         let job = job_of(self.pending, node, root);

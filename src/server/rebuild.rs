@@ -25,7 +25,7 @@ use crate::dx::txnproc_reader::TxnprocReader;
 use crate::model::dock::Dock;
 use crate::model::node::Node;
 use crate::model::value::{Row, RowKey, Value};
-use crate::store::rollback::{LoggedRow, Rollback};
+use crate::store::rollback::{Doubt, LoggedRow, Rollback};
 use crate::store::snapshot::Snapshot;
 use crate::store::sqlite::ServerDatabase;
 use crate::store::tail::Filled;
@@ -123,9 +123,12 @@ pub(super) fn rebuild(server: &ServerDatabase, root: &DockingRoot, reason: &str)
     for name in ["cds.db.new", "cds.db.new-journal", "cds.db.new-wal", "cds.db.new-shm"] {
         remove_if_there(root, name)?;
     }
-    let mut doubts = server.frozen()?;
+    let frozen = server.frozen()?;
+    let mut doubts = Vec::new();
     let rows = server.snapshot(|snapshot| -> Result<u64, TxnProcError> {
         let mut rollback = snapshot.rollback_to(last.at.position)?;
+        let stood_still = |table| Doubt { table: Some(table), reason: "it stood still".to_owned() };
+        rollback.doubts.extend(frozen.into_iter().map(stood_still));
         let mut filling = Filling::create(&building, deployed.dock.clone(), deployed.schema.clone(), state)?;
         fill(snapshot, &deployed.dock, &mut rollback, &mut filling)?;
         for file in &last.files {
@@ -142,7 +145,7 @@ pub(super) fn rebuild(server: &ServerDatabase, root: &DockingRoot, reason: &str)
         tracing::warn!(
             stage = "txnproc",
             nodes,
-            doubts = doubts.join("; "),
+            doubts = doubts.iter().map(Doubt::to_string).collect::<Vec<_>>().join("; "),
             "what nodes hold is not known for sure: their streams begin anew, in band"
         );
     }
@@ -199,14 +202,19 @@ fn fill(snapshot: &Snapshot<'_>, dock: &Dock, rollback: &mut Rollback, filling: 
     let live = snapshot.schema()?;
     for (number, table) in dock.tables.iter().enumerate() {
         if table.by_comparison {
-            rollback.doubts.push(format!("table {}: it is compared, so the log does not tell what it was", table.name));
+            let reason = "it is compared, so the log does not tell what it was".to_owned();
+            rollback.doubts.push(Doubt { table: Some(table.name.clone()), reason });
         }
         let columns: Vec<String> = table.columns.iter().map(|column| column.name.clone()).collect();
-        let touched = rollback.rows.remove(&table.name.to_ascii_lowercase()).unwrap_or_default();
+        let mut touched = rollback.rows.remove(&table.name.to_ascii_lowercase()).unwrap_or_default();
+        if rollback.is_doubtful(&table.name) {
+            // The streams begin anew, so it need only be a state that ever was: two rows of different times may have equal keys.
+            touched.clear();
+        }
         let shape = live.table(&table.name);
         if shape.is_none_or(|shape| columns.iter().any(|column| shape.column(column).is_none())) {
             let reason = "it does not have the columns of that time any more".to_owned();
-            rollback.doubts.push(format!("table {}: {reason}", table.name));
+            rollback.doubts.push(Doubt { table: Some(table.name.clone()), reason });
             continue;
         }
         // An entry of an earlier capture may lack a column; the row of now has it, if it is still there.
@@ -225,7 +233,10 @@ fn fill(snapshot: &Snapshot<'_>, dock: &Dock, rollback: &mut Rollback, filling: 
             let Some(before) = before else { continue };
             match row_before(before, &columns, now.get(key)) {
                 Some(row) => filling.add(number, &row)?,
-                None => rollback.doubts.push(format!("table {}: a column of that time was not captured", table.name)),
+                None => {
+                    let reason = "a column of that time was not captured".to_owned();
+                    rollback.doubts.push(Doubt { table: Some(table.name.clone()), reason });
+                }
             }
         }
     }
@@ -247,17 +258,21 @@ fn nodes_before(now: Vec<Node>, changed: &BTreeMap<NodeName, Option<Node>>) -> V
     nodes
 }
 
+/// Returns why the ledger has to be put back; `None` if it is whole. Before the first txnproc file nothing is lost.
+pub(super) fn lost_ledger(root: &DockingRoot) -> Result<Option<String>, TxnProcError> {
+    match Ledger::look(&root.ledger_db()).and_then(|ledger| ledger.map(|ledger| ledger.state()).transpose()) {
+        Ok(Some(_)) => Ok(None),
+        Ok(None) => Ok((!queue::list(&root.txnproc())?.files.is_empty()).then(|| "it is gone".to_owned())),
+        Err(DockingError::Sql { source, .. }) if is_damage(&source) => Ok(Some(source.to_string())),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Puts a ledger in the place of one that is lost or damaged: the Router begins at the end of what is there, and the streams of all
-/// nodes begin anew, in band (R26). Before the Router's first round there is none, and nothing is lost.
+/// nodes begin anew, in band (R26).
 pub(super) fn restore_ledger(txnproc: &TxnProc, root: &DockingRoot) -> Result<(), TxnProcError> {
-    let Some(last) = txnproc.cds().last_file()? else { return Ok(()) };
     let path = root.ledger_db();
-    let reason = match Ledger::look(&path).and_then(|ledger| ledger.map(|ledger| ledger.state()).transpose()) {
-        Ok(Some(_)) => return Ok(()),
-        Ok(None) => "it is gone".to_owned(),
-        Err(DockingError::Sql { source, .. }) if is_damage(&source) => source.to_string(),
-        Err(error) => return Err(error.into()),
-    };
+    let (Some(last), Some(reason)) = (txnproc.cds().last_file()?, lost_ledger(root)?) else { return Ok(()) };
     let nodes = restart_all(txnproc.server()).map_err(|error| RebuildError::Nodes(Box::new(error)))?;
     tracing::warn!(stage = "router", reason, nodes, "the ledger is lost: the streams of all nodes begin anew, in band");
     let cds = txnproc.cds().state();
