@@ -34,6 +34,7 @@ mod oracle;
 mod oracle_random;
 mod oracle_router;
 mod oracle_schemas;
+mod pipeline;
 mod rebuild;
 mod reconcile;
 mod recover;

@@ -11,9 +11,10 @@ use dockmaster::model::dock::{AttributeSource, Direction, Dock, Hop, Reference, 
 use dockmaster::model::node::Node;
 use dockmaster::model::value::{Collation, Row, RowKey, Value};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// A row predicate of the definition, written again in Rust.
-pub(crate) type Closure = fn(&[Value]) -> bool;
+pub(crate) type Closure = Arc<dyn Fn(&[Value]) -> bool + Send + Sync>;
 
 /// Everything that decides what nodes see, as of one moment.
 #[derive(Clone)]

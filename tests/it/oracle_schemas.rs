@@ -11,6 +11,7 @@ use dockmaster::model::value::{Collation, Value};
 use dockmaster::store::schema::read_schema;
 use fastrand::Rng;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What a column of a random row holds.
 #[derive(Clone, Copy)]
@@ -350,22 +351,28 @@ pub(crate) fn crm() -> Subject {
 
     let mut predicates: BTreeMap<String, Closure> = BTreeMap::new();
     // Predicates compare bytes: the column's own collation does not count.
-    predicates.insert("kind = 'house'".to_owned(), |row| row[2] == Value::text("house"));
-    predicates.insert("salary > 5".to_owned(), |row| match &row[3] {
-        Value::Integer(integer) => *integer > 5,
-        Value::Real(real) => *real > 5.0,
-        Value::Text(_) | Value::Blob(_) => true,
-        Value::Null => false,
-    });
-    predicates.insert("length(name) < 5".to_owned(), |row| match &row[1] {
-        Value::Null => false,
-        Value::Integer(_) => true,
-        Value::Real(real) => Value::Real(*real).to_string().len() < 5,
-        // Invalid bytes count as SQLite counts them: every byte that does not continue a character.
-        Value::Text(bytes) => bytes.iter().take_while(|byte| **byte != 0).filter(|byte| **byte & 0xc0 != 0x80).count() < 5,
-        Value::Blob(bytes) => bytes.len() < 5,
-    });
-    predicates.insert("name IS NOT NULL".to_owned(), |row| !row[1].is_null());
+    predicates.insert("kind = 'house'".to_owned(), Arc::new(|row| row[2] == Value::text("house")));
+    predicates.insert(
+        "salary > 5".to_owned(),
+        Arc::new(|row| match &row[3] {
+            Value::Integer(integer) => *integer > 5,
+            Value::Real(real) => *real > 5.0,
+            Value::Text(_) | Value::Blob(_) => true,
+            Value::Null => false,
+        }),
+    );
+    predicates.insert(
+        "length(name) < 5".to_owned(),
+        Arc::new(|row| match &row[1] {
+            Value::Null => false,
+            Value::Integer(_) => true,
+            Value::Real(real) => Value::Real(*real).to_string().len() < 5,
+            // Invalid bytes count as SQLite counts them: every byte that does not continue a character.
+            Value::Text(bytes) => bytes.iter().take_while(|byte| **byte != 0).filter(|byte| **byte & 0xc0 != 0x80).count() < 5,
+            Value::Blob(bytes) => bytes.len() < 5,
+        }),
+    );
+    predicates.insert("name IS NOT NULL".to_owned(), Arc::new(|row| !row[1].is_null()));
     Subject {
         name: "crm",
         dock: b.dock,
@@ -459,8 +466,8 @@ pub(crate) fn ships() -> Subject {
     b.model("engine", Some(&["maintenance_job.*", "manual_page.class"]), &["port.needed"]);
 
     let mut predicates: BTreeMap<String, Closure> = BTreeMap::new();
-    predicates.insert("parent IS NULL OR open = 1".to_owned(), |row| row[1].is_null() || row[2] == Value::Integer(1));
-    predicates.insert("critical = 1".to_owned(), |row| row[3] == Value::Integer(1));
+    predicates.insert("parent IS NULL OR open = 1".to_owned(), Arc::new(|row| row[1].is_null() || row[2] == Value::Integer(1)));
+    predicates.insert("critical = 1".to_owned(), Arc::new(|row| row[3] == Value::Integer(1)));
     Subject {
         name: "ships",
         dock: b.dock,
