@@ -9,9 +9,12 @@
 use crate::base::ids::{ContentHash, FileNo, Incarnation, InstallId, NodeName, TxnId};
 use crate::docking::reports;
 use crate::session::message::AppliedTo;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How long a statement waits for another program's.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Layout that this program writes.
 pub const SESSIONS_VERSION: i64 = 2;
@@ -154,6 +157,19 @@ CREATE TABLE mark(
 CREATE TABLE alert(id INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, node TEXT NOT NULL, text TEXT NOT NULL);
 ";
 
+/// Switches a file to WAL mode. SQLite does not wait for others that do the same at that moment, so this does.
+fn switch_to_wal(connection: &Connection) -> rusqlite::Result<()> {
+    let until = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match connection.pragma_update(None, "journal_mode", "WAL") {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            switched => return switched,
+        }
+    }
+}
+
 impl SessionsDb {
     /// Opens the file, making it if it is not there.
     ///
@@ -162,8 +178,8 @@ impl SessionsDb {
     pub fn open(path: &Path) -> Result<SessionsDb, SessionsError> {
         let at = |action| move |source| SessionsError::Sql { action, path: path.to_owned(), source };
         let connection = Connection::open(path).map_err(at("open"))?;
-        connection.busy_timeout(Duration::from_secs(10)).map_err(at("open"))?;
-        connection.pragma_update(None, "journal_mode", "WAL").map_err(at("open"))?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(at("open"))?;
+        switch_to_wal(&connection).map_err(at("open"))?;
         // An acknowledgement that a power cut takes back only keeps files longer.
         connection.pragma_update(None, "synchronous", "NORMAL").map_err(at("open"))?;
         let database = SessionsDb { connection, path: path.to_owned() };
@@ -202,7 +218,7 @@ impl SessionsDb {
         }
         let at = |source| SessionsError::Sql { action: "open", path: path.to_owned(), source };
         let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(at)?;
-        connection.busy_timeout(Duration::from_secs(10)).map_err(at)?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(at)?;
         let database = SessionsDb { connection, path: path.to_owned() };
         match database.version()? {
             // Of a former version: its writer brings it up to date.
