@@ -44,6 +44,11 @@ impl NodeDirectory for Directory {
         Ok(self.database().log_end()?)
     }
 
+    fn restart(&self, name: &NodeName) -> Result<(), BoxError> {
+        nodes::restart(&self.database(), name)?;
+        Ok(())
+    }
+
     fn start(&self, name: &NodeName) -> Result<Incarnation, BoxError> {
         Ok(nodes::start(&self.database(), name)?)
     }

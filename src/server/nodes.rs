@@ -203,10 +203,11 @@ pub fn restart_all(database: &ServerDatabase) -> Result<usize, NodeError> {
 /// and the local database goes on with it (R26). What was on its way under the former incarnation is of no more use.
 ///
 /// # Errors
-/// The node is unknown or does not run, or the database refused.
+/// The node is unknown, or neither runs nor is stale, or the database refused.
 pub fn restart(database: &ServerDatabase, name: &NodeName) -> Result<Incarnation, NodeError> {
     let node = change(database, name, |_, node| match node.state {
-        NodeState::Active => {
+        NodeState::Active | NodeState::Stale => {
+            node.state = NodeState::Active;
             node.incarnation = Incarnation(node.incarnation.0 + 1);
             Ok(())
         }

@@ -80,14 +80,11 @@ impl Door {
         }
     }
 
-    fn decide(self) -> Result<(Result<Admitted, Turned>, Option<Seat>), BoxError> {
+    /// Gathers what is known of a node beside its record.
+    fn facts(&self, node: Option<&Node>) -> Result<NodeFacts, BoxError> {
         let (shared, hello) = (&self.shared, &self.hello);
-        let node = match &self.node {
-            Some(name) => shared.directory.node(name)?,
-            None => None,
-        };
         let mut facts = NodeFacts::default();
-        if let (Some(node), true) = (&node, hello.mode != Mode::Init) {
+        if let Some(node) = node.filter(|_| hello.mode != Mode::Init) {
             facts.last_file = shared.index.last_file(&node.name, node.incarnation)?;
             facts.purged_upto = purged_upto(shared.index.as_ref(), node, hello.received.min(facts.last_file), facts.last_file)?;
             facts.applied_hash = ledger_hash(shared.index.as_ref(), &node.name, node.incarnation, hello.applied)?;
@@ -96,8 +93,27 @@ impl Door {
                 facts.last_applied = mark.applied;
             }
         }
+        Ok(facts)
+    }
+
+    fn decide(self) -> Result<(Result<Admitted, Turned>, Option<Seat>), BoxError> {
+        let (shared, hello) = (&self.shared, &self.hello);
+        let look = || -> Result<Option<Node>, BoxError> { self.node.as_ref().map_or(Ok(None), |name| shared.directory.node(name)) };
+        let mut node = look()?;
+        let mut facts = self.facts(node.as_ref())?;
         let heartbeat = u16::try_from(shared.timing.heartbeat.as_secs().max(1)).unwrap_or(u16::MAX);
         let mut verdict = admission::admit(hello, &self.identity, node.as_ref(), &facts, heartbeat);
+        if let (Err(turned), Some(known)) = (&verdict, &node)
+            && turned.refusal.code == RefusalCode::Stale
+            && admission::may_begin_anew(hello, known, &facts)
+        {
+            // What it would need next is gone, so it gets everything that it sees, and nobody has to do anything (fault 38).
+            tracing::warn!(node = %known.name, "{}: its stream begins anew, in band", turned.detail);
+            shared.directory.restart(&known.name)?;
+            node = look()?;
+            facts = self.facts(node.as_ref())?;
+            verdict = admission::admit(hello, &self.identity, node.as_ref(), &facts, heartbeat);
+        }
         let Some(node) = node else { return Ok((verdict, None)) };
         let begin = Begin {
             node: node.name.clone(),

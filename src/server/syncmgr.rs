@@ -50,6 +50,12 @@ pub trait NodeDirectory: Send + Sync + 'static {
     /// The server database cannot be read.
     fn log_end(&self) -> Result<TxnId, BoxError>;
 
+    /// Begins a node's stream anew in band: its next file brings everything that it sees.
+    ///
+    /// # Errors
+    /// The server database cannot be written, or the node is gone.
+    fn restart(&self, name: &NodeName) -> Result<(), BoxError>;
+
     /// Starts a node anew and returns its new incarnation; its extract will appear in its outbox.
     ///
     /// # Errors

@@ -237,6 +237,13 @@ fn check_install(hello: &Hello, node: &Node, facts: &NodeFacts) -> Result<(), Tu
     }
 }
 
+/// Returns whether a node that is turned away as stale may begin anew in its stream instead: only the very database that was known.
+pub fn may_begin_anew(hello: &Hello, node: &Node, facts: &NodeFacts) -> bool {
+    hello.mode != Mode::Init
+        && (node.extracted..=node.incarnation).contains(&hello.incarnation)
+        && facts.bound_install == Some(hello.install_id)
+}
+
 /// Decides whether a node in mode init gets the extract that is there. `Ok(true)`: a new one must be made first.
 ///
 /// # Errors

@@ -445,7 +445,7 @@ fn status_names_what_needs_a_person_with_the_command_and_ends_with_1() {
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     let text = stdout(&output);
     for said in [
-        "HQ needs a person",
+        ", needs a person",
         "! table visit is stopped",
         "ANNA  stopped",
         "two copies of this node: dockmaster node show ANNA",

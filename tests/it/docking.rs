@@ -244,5 +244,5 @@ fn a_ledger_of_a_newer_program_is_refused() {
     rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 9).unwrap();
     let message = Ledger::open(&path).unwrap_err().to_string();
     assert_eq!(message, Ledger::look(&path).unwrap_err().to_string());
-    assert!(message.ends_with("ledger.db: it has version 9, this program knows version 2"), "{message}");
+    assert!(message.ends_with("ledger.db: it has version 9, this program knows version 4"), "{message}");
 }

@@ -474,7 +474,7 @@ fn idle_nodes_cost_no_file_no_row_and_no_folder() {
 
 /// 10,000 nodes run. A row for one of them costs one file; a row for a thousand a file each, made by several threads as one group.
 #[test]
-fn g14_10_000_nodes_cost_a_round_what_it_delivers_and_a_start_one_look_each() {
+fn c16_g14_10_000_nodes_cost_a_round_what_it_delivers_and_a_start_one_look_each() {
     const NODES: i64 = 10_000;
     let mut docking = Docking::new();
     let mut start = UnitBuilder::new(1);

@@ -304,7 +304,7 @@ fn assert_refused(server: &Server, body: &[u8], code: RefusalCode, named: &[&str
 }
 
 #[test]
-fn an_offline_server_is_passing_trouble() {
+fn d4_an_offline_server_is_passing_trouble() {
     let server = Server::start();
     let client = Client::new("SHOP-01", server.address);
     drop(server);

@@ -91,6 +91,14 @@ impl NodeDirectory for Facts {
         Ok(TxnId(0))
     }
 
+    fn restart(&self, name: &NodeName) -> Result<(), BoxError> {
+        let mut nodes = self.nodes.lock().unwrap();
+        let node = nodes.get_mut(name).ok_or("no such node")?;
+        node.incarnation = Incarnation(node.incarnation.0 + 1);
+        node.state = NodeState::Active;
+        Ok(())
+    }
+
     fn start(&self, name: &NodeName) -> Result<Incarnation, BoxError> {
         let mut nodes = self.nodes.lock().unwrap();
         let node = nodes.get_mut(name).ok_or("no such node")?;
