@@ -70,12 +70,19 @@ impl<'a> Way<'a> {
 
     /// Takes a unit in, writes its file, and notes what it means for every node by the views before and after it.
     fn unit(&mut self, number: i64, steps: Vec<Step>, before: &BTreeMap<NodeName, View>) {
+        // Streams that begin anew in band with this unit: every row is sent with it.
+        let mut anew: BTreeSet<NodeName> = BTreeSet::new();
         for step in &steps {
-            if let Step::Node(NodeChange::Set(node)) = step
-                && self.cds.nodes().get(&node.name).is_none_or(|known| known.node.incarnation < node.incarnation)
-            {
+            let Step::Node(NodeChange::Set(node)) = step else { continue };
+            let known = self.cds.nodes().get(&node.name).map(|known| known.node.incarnation);
+            if known.is_none_or(|known| known < node.incarnation) {
                 self.starts.insert(node.name.clone(), number);
                 self.last_operation.retain(|(name, _, _), _| *name != node.name);
+                if known.is_some_and(|known| node.extracted <= known) {
+                    anew.insert(node.name.clone());
+                } else {
+                    anew.remove(&node.name);
+                }
             }
         }
         let events = self.cds.process(&input(number, &steps, Fault::None)).unwrap();
@@ -110,7 +117,7 @@ impl<'a> Way<'a> {
             let was = before.get(name).filter(|_| self.starts[name] < number);
             for (at, row) in view {
                 self.ever.insert((self.cds.dock().table(&at.0).unwrap(), at.1.clone()));
-                if was.is_some_and(|was| was.get(at) != Some(row)) {
+                if anew.contains(name) || was.is_some_and(|was| was.get(at) != Some(row)) {
                     self.last_operation.insert((name.clone(), at.0.clone(), at.1.clone()), number);
                 }
             }
