@@ -7,6 +7,7 @@ pub mod coverage;
 pub mod ddl;
 mod ddl_tokens;
 pub mod deployed;
+mod doubt;
 pub mod heal;
 pub mod indexsql;
 pub mod install;

@@ -11,7 +11,7 @@ use crate::docking::reports;
 use crate::session::message::AppliedTo;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long a statement waits for another program's.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -159,11 +159,13 @@ CREATE TABLE alert(id INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, no
 
 /// Switches a file to WAL mode. SQLite does not wait for others that do the same at that moment, so this does.
 fn switch_to_wal(connection: &Connection) -> rusqlite::Result<()> {
-    let until = Instant::now() + BUSY_TIMEOUT;
+    const PAUSE: Duration = Duration::from_millis(2);
+    let mut waited = Duration::ZERO;
     loop {
         match connection.pragma_update(None, "journal_mode", "WAL") {
-            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && Instant::now() < until => {
-                std::thread::sleep(Duration::from_millis(2));
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && waited < BUSY_TIMEOUT => {
+                std::thread::sleep(PAUSE);
+                waited += PAUSE;
             }
             switched => return switched,
         }

@@ -11,7 +11,7 @@ use crate::model::schema::{Schema, TableShape, TermKind};
 use crate::model::value::Collation;
 use crate::store::capture::{Capture, capture_shape, difference, may_end_statement, newer_triggers, read_captures, trigger_texts};
 use crate::store::control::Control;
-use crate::store::log::stored_triggers;
+use crate::store::doubt::stored_triggers;
 use crate::store::schema::{read_schema, read_shape};
 use crate::store::sqlite::{ServerDatabase, StoreError, quote_name};
 use rusqlite::{Connection, OptionalExtension};

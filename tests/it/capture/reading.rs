@@ -149,7 +149,8 @@ fn b12_a_changed_shape_stops_with_the_column_named_and_old_log_rows_are_still_re
     rig.run("INSERT INTO a(id) VALUES (50)");
     rig.sync("after a refused DROP COLUMN");
     rig.run("ALTER TABLE a RENAME TO c; INSERT INTO b(v) VALUES (9)");
-    assert_eq!(rig.read().unwrap().stopped, [("a".to_owned(), "the table is gone".to_owned())]);
+    let unit = rig.db.read_unit(&ReadOptions { after: rig.after, known: None }).unwrap().unwrap();
+    assert_eq!(unit.stopped, [("a".to_owned(), "the table is gone".to_owned())]);
 }
 
 #[test]
