@@ -68,9 +68,6 @@ type Keys = BTreeSet<ScopeKey>;
 /// By table and key: the row, what changed, keys before and after.
 type Rows = BTreeMap<(String, RowKey), (Option<Row>, Vec<u16>, Keys, Keys)>;
 
-/// By table and key: the row, what changed of it, its keys before and after.
-type Rows = BTreeMap<(String, RowKey), (Option<Row>, Vec<u16>, Keys, Keys)>;
-
 /// What a unit says, whatever the numbers of its keys and tables.
 fn meaning(events: &UnitEvents) -> (Vec<String>, Rows) {
     let names = |keys: &[KeyIndex]| -> Keys { keys.iter().map(|key| events.keys[*key as usize].clone()).collect() };
