@@ -95,6 +95,12 @@ impl Direct {
         self.brought.insert(node.into(), 0);
     }
 
+    /// Our triggers on a table.
+    pub fn triggers(&self, table: &str) -> Vec<String> {
+        let query = format!("SELECT name FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = '{table}' AND name LIKE 'dock%'");
+        literals(&self.site.path("hq.db"), &query).into_iter().map(|name| name.trim_matches('\'').to_owned()).collect()
+    }
+
     pub fn sql(&self, sql: &str) {
         crm::server_sql(&self.site, sql);
     }

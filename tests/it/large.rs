@@ -84,6 +84,34 @@ fn f36_a_row_that_cannot_be_carried_stops_its_table_in_a_large_unit() {
     assert!(!direct.has("ANNA", "SELECT 1 FROM contact WHERE name LIKE '%!'"));
 }
 
+/// R6: what no file can carry is tried once, however it came to be looked at, and then waits for a person. Nothing tries for ever.
+#[test]
+fn f36_r6_a_row_that_cannot_be_carried_is_not_tried_for_ever() {
+    for (interrupted, in_memory) in [(0, true), (1, true), (3, true), (0, false), (2, false)] {
+        let direct = Direct::crm();
+        let long = dockmaster::base::limits::VALUE_BYTES_MAX + 1;
+        let triggers = direct.triggers("contact");
+        assert!(triggers.len() >= 3, "{triggers:?}");
+        for trigger in triggers.iter().take(interrupted) {
+            direct.sql(&format!("DROP TRIGGER {trigger}"));
+        }
+        direct.sql(&format!("UPDATE contact SET name = CAST(zeroblob({long}) AS TEXT) WHERE id = 60"));
+        direct.sql("UPDATE product SET name = name || '!'");
+        let mut txnproc = TxnProc::open(&direct.site.path("hq.db"), Arc::clone(&direct.root)).unwrap();
+        if !in_memory {
+            let scratch = direct.root.txnproc_tmp().join("log.scratch");
+            txnproc.bound_memory(UnitMemory { rows: 3, bytes: 300, chunk_rows: 2, chunk_bytes: 200, scratch }, 2);
+        }
+        let worked = (0..40).take_while(|_| txnproc.step().unwrap().progress == Progress::Worked).count();
+        assert!(worked < 40, "{interrupted} triggers gone, in memory {in_memory}: still at it after {worked} steps");
+        let stopped = txnproc.cds().stopped().unwrap();
+        assert!(
+            stopped.iter().any(|note| note.table == "contact" && note.reason.contains("33554433")),
+            "{interrupted} {in_memory}: {stopped:?}"
+        );
+    }
+}
+
 /// R23, E6: what a program sees that works on the local database while a large unit is staged and applied, by how it takes its locks.
 #[test]
 fn e6_r23_f36_three_kinds_of_programs_beside_a_staged_unit() {
