@@ -343,7 +343,7 @@ impl Case {
             0 if !plain.is_empty() => {
                 let at = plain[self.rng.usize(0..plain.len())];
                 let column = &mut table.columns[at];
-                column.not_null = !column.not_null;
+                column.not_null = !column.not_null && !self.shape.uploads;
                 if column.not_null {
                     let mut sure = column.clone();
                     sure.not_null = true;

@@ -181,8 +181,8 @@ impl Draft {
                 members.push((number, key.columns.iter().map(|column| other.columns[*column].name.clone()).collect()));
             }
         }
-        let direction = match rng.u32(0..14) {
-            0 => Some("upload"),
+        let direction = match rng.u32(0..10) {
+            0 if shape.uploads => Some("upload"),
             1 | 2 => Some("download"),
             _ => None,
         };

@@ -57,6 +57,8 @@ pub(super) struct Table {
 #[derive(Debug, Clone)]
 pub(super) struct Shape {
     pub(super) tables: Vec<Table>,
+    /// Whether tables may be upload-only: then a node has rows that nobody mends, so a column does not become NOT NULL.
+    pub(super) uploads: bool,
 }
 
 impl Table {
@@ -123,7 +125,7 @@ fn column(name: String, class: Class, not_null: bool) -> Column {
 impl Shape {
     pub(super) fn random(rng: &mut Rng) -> Shape {
         let count = rng.usize(2..=6);
-        let mut shape = Shape { tables: Vec::new() };
+        let mut shape = Shape { tables: Vec::new(), uploads: rng.u32(0..3) == 0 };
         for number in 0..count {
             let letter = char::from(b'a' + u8::try_from(number).unwrap());
             shape.tables.push(bare(letter, rng));

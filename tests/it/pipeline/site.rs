@@ -18,6 +18,7 @@ use dockmaster::docking::root::{Access, DockingRoot};
 use dockmaster::docking::sessions::{Mark, SessionsDb};
 use dockmaster::dx::txnproc_reader::TxnprocReader;
 use dockmaster::model::node::NodeState;
+use dockmaster::rules::retention::Retention;
 use dockmaster::server::deploy::{DeployOptions, deploy};
 use dockmaster::server::nodes;
 use dockmaster::server::pass::{self, ExtractsOf, ServeOptions, Stage};
@@ -387,12 +388,13 @@ impl Site {
         self.deploy(self.defined().clone())
     }
 
-    /// Deletes what is of no more use.
+    /// Deletes what is of no more use, as cron does behind the Router.
     pub(super) fn purge(&mut self, keep_files: u64) -> Result<(), String> {
-        let retention = dockmaster::rules::retention::Retention { keep_files, ..Default::default() };
-        let mut purge = dockmaster::server::purge::Purge::new(self.root(), &self.path("hq.db"), retention);
-        while purge.step(now_seconds()).map_err(said)? == Progress::Worked {}
-        Ok(())
+        self.router = None;
+        let retention = Retention { keep_files, ..Retention::default() };
+        let options = ServeOptions { retention, ..ServeOptions::new(self.path("hq.db"), "") };
+        pass::run(&options, &self.root(), &[Stage::Router]).map_err(|error| format!("pass: {}", said(error)))?;
+        self.look()
     }
 
     /// Lets everything come to rest; then every node that runs holds what it sees.
