@@ -23,7 +23,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-const CASES: u64 = 1_000;
+const CASES: u64 = 2_000;
 /// The seed of the first of them.
 const FIRST: u64 = 40_000;
 /// Cases that are known to fail, with what they say. They are played, and have to fail still, so that the list stays true.
