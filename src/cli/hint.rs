@@ -169,6 +169,9 @@ fn deploy(error: &DeployError) -> Option<String> {
     match error {
         DeployError::OtherServer { .. } => some("name another docking root: [server] root = \"..\", or move this one away"),
         DeployError::StoreLost { .. } => some("a service that has just started makes it: try again; else stop the service and deploy then"),
+        DeployError::Model { .. } => {
+            some("keep the model, or give these nodes another: dockmaster node set NODE --model NAME, or --no-model")
+        }
         DeployError::Take(_) => some("run dockmaster deploy again, or start dockmaster serve"),
         _ => None,
     }

@@ -37,11 +37,13 @@ impl Dock {
     }
 
     /// Returns whether a node of that model has that rule. `everyone` and `referenced` rules hold beside `only`;
-    /// `without` can take out any rule (R8).
+    /// `without` can take out any rule (R8). A model that the definition does not have has no rule at all: it is not known what it
+    /// would have taken out (I7).
     pub fn model_has_rule(&self, model: Option<&str>, rule: usize) -> bool {
         let Some(rule) = self.rules.get(rule) else { return false };
-        match model.and_then(|name| self.models.iter().find(|model| model.name == name)) {
-            None => true,
+        let Some(name) = model else { return true };
+        match self.models.iter().find(|model| model.name == name) {
+            None => false,
             Some(model) => {
                 let listed = |list: &[String]| list.iter().any(|pattern| pattern_matches(pattern, &rule.name));
                 let kept = match &model.only {

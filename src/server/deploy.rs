@@ -87,6 +87,16 @@ pub enum DeployError {
         /// The docking root.
         root: PathBuf,
     },
+    /// Nodes have a model that the definition does not have: what they may see is not known.
+    #[error("the definition has no model `{model}`, which {nodes} {}", if *several { "have" } else { "has" })]
+    Model {
+        /// The model.
+        model: String,
+        /// The nodes that have it, by name.
+        nodes: String,
+        /// Whether there are several.
+        several: bool,
+    },
     /// The unit that holds the definition could not be taken.
     #[error("the definition is deployed, but not taken over yet: {0}")]
     Take(#[source] Box<ServeError>),
@@ -136,6 +146,9 @@ pub fn plan(options: &DeployOptions, root: &Path) -> Result<DeployPlan, DeployEr
     let left_out = check_local(&options.dock, &options.schema)?;
     let server = ServerDatabase::open(&options.database)?;
     let installed = server.is_installed()?;
+    if installed {
+        check_models(&options.dock, &server)?;
+    }
     let identity = if installed { Some(server.identity()?) } else { None };
     let deployed = match &identity {
         Some(identity) => server.definition(identity.revision)?,
@@ -253,6 +266,20 @@ fn data_store_state(path: &Path) -> Result<Option<CdsState>, CdsError> {
         what: "read the commit point",
         source,
     })
+}
+
+/// Refuses a definition that lacks the model of a node. Such a node would lose every row.
+fn check_models(dock: &Dock, server: &ServerDatabase) -> Result<(), DeployError> {
+    let mut lost: BTreeMap<String, Vec<NodeName>> = BTreeMap::new();
+    for node in server.nodes()?.into_iter().filter(|node| node.state != NodeState::Disabled) {
+        if let Some(model) = node.model.filter(|name| !dock.models.iter().any(|known| known.name == *name)) {
+            lost.entry(model).or_default().push(node.name);
+        }
+    }
+    let Some((model, nodes)) = lost.pop_first() else { return Ok(()) };
+    let shown: Vec<&str> = nodes.iter().take(5).map(NodeName::as_str).collect();
+    let more = if nodes.len() > shown.len() { format!(" and {} more", nodes.len() - shown.len()) } else { String::new() };
+    Err(DeployError::Model { model, nodes: format!("{}{more}", shown.join(", ")), several: nodes.len() > 1 })
 }
 
 fn active_nodes(server: &ServerDatabase) -> Result<Vec<Node>, StoreError> {

@@ -264,16 +264,16 @@ impl World {
         out
     }
 
-    /// Whether a node's model has a rule: `without` takes any rule out; `only` takes out the path rules that it does not name.
+    /// Whether a node's model has a rule: `without` takes any rule out; `only` takes out the path rules that it does not name. A model
+    /// that nobody declared has none.
     fn has_rule(&self, node: &Node, rule: usize) -> bool {
         let rule = &self.dock.rules[rule];
         let (object, own) = rule.name.split_once('.').unwrap();
         let named = |patterns: &[String]| {
             [format!("{object}.{own}"), format!("*.{own}"), format!("{object}.*")].iter().any(|name| patterns.contains(name))
         };
-        let Some(model) = node.model.as_ref().and_then(|name| self.dock.models.iter().find(|model| model.name == *name)) else {
-            return true;
-        };
+        let Some(name) = &node.model else { return true };
+        let Some(model) = self.dock.models.iter().find(|model| model.name == *name) else { return false };
         if named(&model.without) {
             return false;
         }

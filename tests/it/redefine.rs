@@ -215,3 +215,29 @@ fn r40_c9_northwind_orders_become_everyones_and_their_owners_again_under_load() 
     }
     site.stop();
 }
+
+/// I7: what a model would have taken out is not known without it, so its nodes are named, and nothing changes until they have another.
+#[test]
+fn i7_r40_a_definition_without_the_model_of_a_node_is_refused() {
+    let mut site = site();
+    let with_model = format!("{NORTH}[model.phone]\nwithout = [\"visit.north\"]\n");
+    define(&site, &with_model);
+    site.dockmaster_ok(&["deploy", "--yes"]);
+    site.dockmaster_ok(&["node", "set", "ANNA", "--model", "phone"]);
+    let own = |node: &str| {
+        site.remote_sync_ok(&["sync", site.path(&format!("{node}.db")).to_str().unwrap()]);
+        literals(&site.path(&format!("{node}.db")), "SELECT count(*) FROM visit")
+    };
+    assert_eq!((own("ANNA"), own("BEN")), (vec!["100".to_owned()], vec!["200".to_owned()]));
+    define(&site, NORTH);
+    for command in [&["check"][..], &["deploy", "--yes"]] {
+        let output = site.dockmaster(command);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains("`phone`") && said.contains("ANNA has") && said.contains("--no-model"), "{said}");
+    }
+    assert_eq!(own("ANNA"), ["100"]);
+    site.dockmaster_ok(&["node", "set", "ANNA", "--no-model"]);
+    site.dockmaster_ok(&["deploy", "--yes"]);
+    assert_eq!(own("ANNA"), ["200"]);
+    site.stop();
+}

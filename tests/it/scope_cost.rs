@@ -222,6 +222,8 @@ fn r8_a_path_is_named_by_every_rule_on_the_way() {
     assert!(!held(Some("lean")).iter().any(|path| path.contains("product.used")));
     assert!(!held(Some("executive")).contains(&"account.needed<opportunity.own"));
     assert!(held(Some("executive")).contains(&"account.needed<opportunity.manager"));
+    // A model that the definition does not have has no rule: what it would have taken out is not known.
+    assert_eq!(held(Some("gone")), Vec::<&str>::new());
 }
 
 #[test]

@@ -20,7 +20,7 @@ use dockmaster::dx::txnproc_reader::TxnprocReader;
 use dockmaster::model::node::NodeState;
 use dockmaster::rules::retention::Retention;
 use dockmaster::server::deploy::{DeployOptions, deploy};
-use dockmaster::server::nodes;
+use dockmaster::server::nodes::{self, NodeSettings};
 use dockmaster::server::pass::{self, ExtractsOf, ServeOptions, Stage};
 use dockmaster::server::router::{Router, RouterOptions};
 use dockmaster::server::txnproc::TxnProc;
@@ -145,9 +145,25 @@ impl Site {
             database: self.path("hq.db"),
             day_starts_minutes: self.day_starts_minutes(),
         };
+        self.leave_models(&defined)?;
         let deployed = deploy(&options, &self.root()).map_err(|error| format!("deploy: {}", said(error)))?;
         self.definitions.insert(deployed.revision, defined);
         self.note()
+    }
+
+    /// Takes nodes out of models that a definition does not have, as the refusal of `deploy` asks for, which has to come first.
+    fn leave_models(&self, defined: &Defined) -> Result<(), String> {
+        if self.definitions.is_empty() {
+            return Ok(());
+        }
+        let server = self.server();
+        for node in self.nodes()? {
+            if node.model.is_some_and(|model| !defined.models.contains(&model)) {
+                let settings = NodeSettings { model: Some(None), ..NodeSettings::default() };
+                nodes::set(&server, &defined.dock, &node.name, &settings).map_err(said)?;
+            }
+        }
+        Ok(())
     }
 
     /// Puts a definition into force beside a running service, which takes it over whenever it gets there.
@@ -206,6 +222,10 @@ impl Site {
             && (state.position.0 < unit || state.day < day)
         {
             return Err(format!("unit {unit} and day {day} were followed by unit {} and day {}", state.position, state.day));
+        }
+        if self.history.world(state.position.0).is_ok() {
+            // No unit was taken; what nobody captured since is not in the last one.
+            return Ok(());
         }
         // A table that stands still does so where it stopped.
         let still: Vec<String> = read_stopped(&cds).map_err(|error| error.to_string())?.into_iter().map(|note| note.table).collect();
