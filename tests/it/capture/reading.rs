@@ -201,6 +201,25 @@ fn r1_a_newer_trigger_that_can_end_the_statement_stops_its_table_until_ours_are_
     assert_eq!(rig.install().revision, revision);
 }
 
+/// R4, R6: a newer trigger that breaks a constraint ends a statement under `OR FAIL`, and the row stays without a log row.
+#[test]
+fn r4_r6_what_a_failing_newer_trigger_kept_from_the_log_is_found_by_the_comparison() {
+    let mut rig = Rig::new("CREATE TABLE a(k INTEGER PRIMARY KEY, u UNIQUE); INSERT INTO a VALUES (1, '2!')");
+    rig.run("CREATE TRIGGER mark AFTER INSERT ON a BEGIN UPDATE a SET u = u || '!' WHERE k = NEW.k; END");
+    let before = rig.after;
+    assert!(rig.app.execute_batch("INSERT OR FAIL INTO a VALUES (2, '2')").is_err());
+    assert!(rig.truth()["a"].contains_key(&vec![Value::Integer(2)]), "SQLite keeps the row");
+    assert_eq!(rig.log_ops(before), "H", "only that the row 1 may have been replaced");
+    assert!(rig.db.stopped_tables().unwrap()[0].1.contains("`mark`"));
+    rig.install();
+    let unit = rig.sync("compared").unwrap();
+    assert!(unit.is_compared("a"), "{unit:?}");
+    // Ours fire first now, and the same is logged.
+    rig.run("UPDATE a SET u = '3!' WHERE k = 1");
+    assert!(rig.app.execute_batch("INSERT OR FAIL INTO a VALUES (3, '3')").is_err());
+    assert!(rig.sync("logged").unwrap().changes.iter().any(|change| change.key == [Value::Integer(3)] && change.row.is_some()));
+}
+
 #[test]
 fn a_snapshot_is_one_moment_whatever_is_written_meanwhile() {
     let rig = Rig::new(TWO);
