@@ -46,8 +46,24 @@ impl Filling {
 
     /// Adds a row of captured columns.
     pub fn add(&mut self, table: TableIndex, row: &Row) -> Result<(), CdsError> {
+        self.cds.insert_row(table, row)?;
         self.rows += 1;
-        self.cds.insert_row(table, row)
+        Ok(())
+    }
+
+    /// Takes out every row that was added to a table.
+    pub fn clear(&mut self, table: TableIndex) -> Result<(), CdsError> {
+        let removed = self.cds.conn.execute(&format!("DELETE FROM d{table}"), []).map_err(self.cds.sql("clear a table"))?;
+        self.rows -= removed as u64;
+        Ok(())
+    }
+
+    /// Returns whether [`Filling::add`] failed because the table has a row of an equal key already.
+    pub fn is_key_taken(error: &CdsError) -> bool {
+        let CdsError::Sql { source, .. } = error else { return false };
+        source.sqlite_error().is_some_and(|error| {
+            [rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY, rusqlite::ffi::SQLITE_CONSTRAINT_ROWID].contains(&error.extended_code)
+        })
     }
 
     /// Adds a row to the ledger of txnproc files.

@@ -22,7 +22,7 @@ use crate::docking::queue::{self, QueueFile};
 use crate::docking::root::DockingRoot;
 use crate::dx::error::DxError;
 use crate::dx::txnproc_reader::TxnprocReader;
-use crate::model::dock::Dock;
+use crate::model::dock::{Dock, DockTable, TableIndex};
 use crate::model::node::Node;
 use crate::model::value::{Row, RowKey, Value};
 use crate::store::rollback::{Doubt, LoggedRow, Rollback};
@@ -217,30 +217,53 @@ fn fill(snapshot: &Snapshot<'_>, dock: &Dock, rollback: &mut Rollback, filling: 
             rollback.doubts.push(Doubt { table: Some(table.name.clone()), reason });
             continue;
         }
-        // An entry of an earlier capture may lack a column; the row of now has it, if it is still there.
-        let is_complete = touched.values().flatten().all(|row| columns.iter().all(|column| row.columns.contains(column)));
-        let mut now: BTreeMap<RowKey, Row> = BTreeMap::new();
-        snapshot.scan::<TxnProcError>(&table.name, &columns, |row| {
-            let key: RowKey = table.key.iter().map(|column| row.get(*column).cloned().unwrap_or(Value::Null)).collect();
-            if !touched.contains_key(&key) {
-                filling.add(number, &row)?;
-            } else if !is_complete {
-                now.insert(key, row);
+        match fill_table(snapshot, filling, (number, table), &columns, &touched) {
+            Ok(true) => {}
+            Ok(false) => {
+                let reason = "a column of that time was not captured".to_owned();
+                rollback.doubts.push(Doubt { table: Some(table.name.clone()), reason });
             }
-            Ok(())
-        })?;
-        for (key, before) in &touched {
-            let Some(before) = before else { continue };
-            match row_before(before, &columns, now.get(key)) {
-                Some(row) => filling.add(number, &row)?,
-                None => {
-                    let reason = "a column of that time was not captured".to_owned();
-                    rollback.doubts.push(Doubt { table: Some(table.name.clone()), reason });
-                }
+            Err(TxnProcError::Cds(error)) if Filling::is_key_taken(&error) && !touched.is_empty() => {
+                let reason = "rows of that time would have equal keys".to_owned();
+                rollback.doubts.push(Doubt { table: Some(table.name.clone()), reason });
+                filling.clear(number)?;
+                fill_table(snapshot, filling, (number, table), &columns, &BTreeMap::new())?;
             }
+            Err(error) => return Err(error),
         }
     }
     Ok(())
+}
+
+/// Fills a table. Returns whether every row of that time could be told.
+fn fill_table(
+    snapshot: &Snapshot<'_>,
+    filling: &mut Filling,
+    (number, table): (TableIndex, &DockTable),
+    columns: &[String],
+    touched: &BTreeMap<RowKey, Option<LoggedRow>>,
+) -> Result<bool, TxnProcError> {
+    // An entry of an earlier capture may lack a column; the row of now has it, if it is still there.
+    let is_complete = touched.values().flatten().all(|row| columns.iter().all(|column| row.columns.contains(column)));
+    let mut now: BTreeMap<RowKey, Row> = BTreeMap::new();
+    snapshot.scan::<TxnProcError>(&table.name, columns, |row| {
+        let key: RowKey = table.key.iter().map(|column| row.get(*column).cloned().unwrap_or(Value::Null)).collect();
+        if !touched.contains_key(&key) {
+            filling.add(number, &row)?;
+        } else if !is_complete {
+            now.insert(key, row);
+        }
+        Ok(())
+    })?;
+    let mut is_told = true;
+    for (key, before) in touched {
+        let Some(before) = before else { continue };
+        match row_before(before, columns, now.get(key)) {
+            Some(row) => filling.add(number, &row)?,
+            None => is_told = false,
+        }
+    }
+    Ok(is_told)
 }
 
 fn row_before(before: &LoggedRow, columns: &[String], now: Option<&Row>) -> Option<Row> {
