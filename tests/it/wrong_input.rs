@@ -203,9 +203,11 @@ fn d3_a_file_of_another_format_or_another_node_or_a_damaged_one_in_the_inbox_is_
     let mut damaged = good.clone();
     damaged[good.len() / 2] ^= 0x10;
     let foreign = std::fs::read(dx_files(&site, "bert.db.sync/inbox").pop().unwrap()).unwrap();
-    for (bytes, reason) in
-        [(newer, "format version 9; this program reads up to version 2"), (damaged, "damaged at byte"), (foreign, "node is BERT, expected ANNA")]
-    {
+    for (bytes, reason) in [
+        (newer, "format version 9; this program reads up to version 2"),
+        (damaged, "damaged at byte"),
+        (foreign, "node is BERT, expected ANNA"),
+    ] {
         std::fs::write(&inbox, bytes).unwrap();
         let applied = site.remote_sync(&["sync", "anna.db", "--only", "apply"]);
         assert!(opportunity(&site, "anna.db", 5000).is_empty(), "nothing of it is applied");
