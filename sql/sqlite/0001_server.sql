@@ -42,4 +42,84 @@ CREATE TABLE IF NOT EXISTS dock_node (
     note        TEXT
 );
 
+-- Every unit that a node ever sent, for ever: it is executed once (R16).
+CREATE TABLE IF NOT EXISTS dock_unit (
+    install_id   TEXT,
+    unit         INTEGER,
+    node         TEXT,
+    incarnation  INTEGER,
+    file_no      INTEGER,
+    content_hash TEXT,
+    applied      INTEGER,
+    cut_at       INTEGER,
+    label        TEXT,
+    changes      INTEGER,
+    status       TEXT,
+    outcome      TEXT,
+    reason       TEXT,
+    waits_for    INTEGER,
+    conflicts    INTEGER,
+    attempts     INTEGER,
+    stored_at    INTEGER,
+    done_at      INTEGER,
+    log_id       INTEGER,
+    PRIMARY KEY (install_id, unit)
+);
+CREATE INDEX IF NOT EXISTS dock_unit_status ON dock_unit (node, status);
+
+-- How far the upload stream of each node is merged: the last file all of whose units were begun.
+CREATE TABLE IF NOT EXISTS dock_merge (
+    node         TEXT PRIMARY KEY,
+    incarnation  INTEGER,
+    install_id   TEXT,
+    file_no      INTEGER,
+    unit         INTEGER,
+    content_hash TEXT
+);
+
+-- Every conflict, with all three values as JSON.
+CREATE TABLE IF NOT EXISTS dock_conflict (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    install_id  TEXT,
+    unit        INTEGER,
+    node        TEXT,
+    table_name  TEXT,
+    row_key     TEXT,
+    column_name TEXT,
+    base        TEXT,
+    server      TEXT,
+    client      TEXT,
+    winner      TEXT,
+    rule        TEXT,
+    at          INTEGER,
+    state       TEXT,
+    by          TEXT,
+    resolved_at INTEGER,
+    reason      TEXT
+);
+
+-- Keys that nodes gave and the server replaced (R12). log_id: the confirm that tells it.
+CREATE TABLE IF NOT EXISTS dock_key_map (
+    install_id TEXT,
+    unit       INTEGER,
+    table_name TEXT,
+    old_key    BLOB,
+    new_key    BLOB,
+    log_id     INTEGER
+);
+CREATE INDEX IF NOT EXISTS dock_key_map_old ON dock_key_map (install_id, table_name, old_key);
+
+-- Who changed the status of a unit or conflict, when and why.
+CREATE TABLE IF NOT EXISTS dock_message_event (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    at          INTEGER,
+    install_id  TEXT,
+    unit        INTEGER,
+    conflict_id INTEGER,
+    from_status TEXT,
+    to_status   TEXT,
+    who         TEXT,
+    reason      TEXT
+);
+
 CREATE TABLE IF NOT EXISTS dock_node_attribute (node TEXT, name TEXT, position INTEGER, value, PRIMARY KEY (node, name, position));

@@ -14,6 +14,7 @@ CREATE TABLE dock_state (
     chain_hash   TEXT    NOT NULL,             -- hex; content hash of applied_file, zero before the first
     revision     INTEGER NOT NULL,             -- definition in force at applied_unit
     applied_at   TEXT,                         -- for people only
+    next_unit    INTEGER NOT NULL DEFAULT 1,   -- number of the next unit of local changes
     stopped      TEXT                          -- why nothing is applied any more; NULL while all is well
 ) STRICT;
 
@@ -39,6 +40,111 @@ CREATE TABLE dock_verify (
     told       INTEGER NOT NULL DEFAULT 0,     -- whether the server knows
     PRIMARY KEY (id, place)
 ) STRICT;
+
+-- Every local change, written by triggers in the same commit. Widened to the widest table; rows go when they are cut into units.
+CREATE TABLE dock_txn_log (
+    id  INTEGER PRIMARY KEY AUTOINCREMENT,
+    at  REAL DEFAULT (julianday('now')),
+    tbl INTEGER,
+    op  TEXT,
+    c1
+);
+
+-- How each table is captured: its number is `tbl` in the log and the end of the name of its base table, dock_base_N.
+CREATE TABLE dock_capture (
+    id         INTEGER PRIMARY KEY,
+    table_name TEXT NOT NULL,
+    columns    TEXT NOT NULL,                  -- JSON list, in the order of c1, c2, ..
+    row_key    TEXT NOT NULL,                  -- JSON list of places in columns
+    shape      TEXT NOT NULL,                  -- JSON; what the table looked like, as far as capture depends on it
+    triggers   TEXT NOT NULL                   -- JSON; our triggers by name, as stored
+) STRICT;
+
+-- An application that wants a unit of its own writes a row before and after: INSERT INTO dock_txn_mark(label) VALUES ('order 17').
+CREATE TABLE dock_txn_mark (label TEXT);
+
+-- Units of local changes that are not finished, in order. state: pending | sent | held.
+CREATE TABLE dock_unit (
+    unit      INTEGER PRIMARY KEY,
+    state     TEXT    NOT NULL,
+    applied   INTEGER NOT NULL,                -- applied_unit when it was cut
+    revision  INTEGER NOT NULL,
+    cut_at    INTEGER NOT NULL,                -- microseconds since 1970, for people
+    label     TEXT,
+    hidden    TEXT    NOT NULL,                -- JSON list of units that were suspended when it was cut
+    file_no   INTEGER,                         -- upload file that it is in; NULL = in none yet
+    suspended TEXT,                            -- why it is not shown in the tables; NULL = shown
+    reason    TEXT,                            -- why the server holds it
+    changes   INTEGER NOT NULL
+) STRICT;
+
+-- Their changes. `row_key` as model::keycode, `body` as in the upload file.
+CREATE TABLE dock_change (
+    unit       INTEGER NOT NULL,
+    place      INTEGER NOT NULL,
+    table_name TEXT    NOT NULL,
+    row_key    BLOB    NOT NULL,
+    key_text   TEXT    NOT NULL,
+    op         TEXT    NOT NULL,               -- insert | update | delete
+    columns    TEXT    NOT NULL,               -- JSON list: the heading that `body` refers to
+    body       BLOB    NOT NULL,
+    PRIMARY KEY (unit, place)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX dock_change_row ON dock_change (table_name, row_key);
+
+-- Upload files that were made for this incarnation.
+CREATE TABLE dock_upload (
+    file_no      INTEGER PRIMARY KEY,
+    first_unit   INTEGER NOT NULL,
+    last_unit    INTEGER NOT NULL,
+    applied      INTEGER NOT NULL,
+    content_hash TEXT    NOT NULL,
+    bytes        INTEGER NOT NULL,
+    byte_hash    TEXT    NOT NULL,
+    stored       INTEGER NOT NULL DEFAULT 0    -- whether the server has it durable
+) STRICT;
+
+-- How changes are brought together, per table: JSON of what the definition says. Comes with the extract and in the stream.
+CREATE TABLE dock_merge_rules (
+    table_name TEXT NOT NULL PRIMARY KEY COLLATE NOCASE,
+    direction  TEXT NOT NULL,                  -- two-way | download | upload
+    rules      TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Keys that the server replaced.
+CREATE TABLE dock_key_map (
+    unit       INTEGER NOT NULL,
+    table_name TEXT    NOT NULL,
+    old_key    BLOB    NOT NULL,
+    new_key    BLOB    NOT NULL
+) STRICT;
+
+-- What was lost, refused, ignored or returned: values kept for people and applications. Values are JSON.
+CREATE TABLE dock_conflict (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    unit        INTEGER NOT NULL,
+    server_id   INTEGER,                       -- number of the conflict on the server
+    table_name  TEXT    NOT NULL,
+    row_key     BLOB    NOT NULL,
+    key_text    TEXT    NOT NULL,
+    column_name TEXT,                          -- NULL = the whole row
+    base        TEXT,
+    server      TEXT,
+    client      TEXT,
+    winner      TEXT    NOT NULL,
+    rule        TEXT    NOT NULL,
+    reason      TEXT,
+    at          INTEGER NOT NULL,
+    state       TEXT    NOT NULL DEFAULT 'new' -- new | seen | resubmitted
+) STRICT;
+
+CREATE VIEW dock_pending AS
+    SELECT u.unit, CASE WHEN u.suspended IS NULL THEN u.state ELSE 'suspended' END AS state, u.label, u.suspended, u.reason,
+           c.table_name, c.key_text AS row_key, c.op
+    FROM dock_unit AS u JOIN dock_change AS c ON c.unit = u.unit;
+
+CREATE VIEW dock_conflicts AS
+    SELECT id, unit, table_name, key_text AS row_key, column_name, base, server, client, winner, rule, reason, at, state FROM dock_conflict;
 
 -- What applications may look at.
 CREATE VIEW dock_status AS

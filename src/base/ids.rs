@@ -63,6 +63,23 @@ impl fmt::Display for FileNo {
     }
 }
 
+/// Number of a unit that a local database cut, from 1; second half of its permanent id (R16).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct UnitNo(pub u64);
+
+impl UnitNo {
+    /// Returns the number that follows.
+    pub fn next(self) -> UnitNo {
+        UnitNo(self.0 + 1)
+    }
+}
+
+impl fmt::Display for UnitNo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
 /// Name of a node: 1 to 32 of `A-Z 0-9 _ -`, upper case, none of the reserved names. It becomes a folder name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -2,6 +2,7 @@
 //!
 //! The text of the definition language is `rules::language`; this is what it means.
 
+use crate::model::merge_rules::MergeRules;
 use crate::model::value::{Collation, Value};
 use serde::{Deserialize, Serialize};
 
@@ -84,6 +85,9 @@ pub struct DockTable {
     /// Whether it has no triggers: what changed in it is found by comparing it with the data store, on a schedule.
     #[serde(default)]
     pub by_comparison: bool,
+    /// How changes of nodes are brought together with the server's.
+    #[serde(default)]
+    pub merge: MergeRules,
 }
 
 impl DockTable {

@@ -1,8 +1,8 @@
 //! Warnings: a definition that holds together, but does something that its author may not expect.
 
 use crate::model::dock::{Direction, RuleKind};
+use crate::model::merge_rules::ConflictPolicy;
 use crate::model::schema::TableShape;
-use crate::rules::definition::ConflictPolicy;
 use crate::rules::draft::{Draft, DraftObject, DraftRule, is_whole};
 use crate::rules::problem::Report;
 use crate::rules::sqltext;

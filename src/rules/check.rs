@@ -7,8 +7,9 @@ use crate::model::dock::{
     AttributeSource, ColumnIndex, Dock, DockColumn, DockObject, DockTable, Hop, NodeAttribute, NodeHop, Predicate, Reference, RuleKind,
     RulePath, TableIndex, VisibilityRule, Window,
 };
+use crate::model::merge_rules::{KeySource, MergeRules};
 use crate::model::schema::Schema;
-use crate::rules::definition::{ConflictRule, Definition, KeySource, Settings};
+use crate::rules::definition::{ConflictRule, Definition, Settings};
 use crate::rules::draft::{Draft, DraftRule};
 use crate::rules::problem::{Problem, Report, SourceFile};
 use crate::rules::{advice, closure, nodes, objects, reader, tables, visibility};
@@ -119,7 +120,27 @@ fn resolve(
     }
     let mut dock = Mapping::of(&draft).dock(&draft);
     dock.models = models;
+    for table in &mut dock.tables {
+        table.merge = merge_rules(&table.name, &options);
+    }
     (Some(dock), options)
+}
+
+/// Returns what the definition says of one table's merge: the last rule that fits holds.
+fn merge_rules(table: &str, options: &tables::MergeOptions) -> MergeRules {
+    let mut rules = MergeRules::default();
+    for rule in options.conflicts.iter().filter(|rule| rule.table == table) {
+        match &rule.column {
+            Some(column) => {
+                rules.columns.insert(column.clone(), rule.policy.clone());
+            }
+            None => rules.policy = rule.policy.clone(),
+        }
+    }
+    if let Some((_, source)) = options.keys.iter().rfind(|(of, _)| of == table) {
+        rules.keys = *source;
+    }
+    rules
 }
 
 /// From the schema's tables and columns to those that are captured.
@@ -216,6 +237,7 @@ impl Mapping {
             member_of: draft.member_of.get(&table).map(|reference| self.reference(reference)),
             dangling: dangling.map(|(_, columns)| self.list(table, columns)).collect(),
             by_comparison: draft.by_comparison.contains(&table),
+            merge: MergeRules::default(),
         }
     }
 

@@ -4,6 +4,7 @@
 //! since one file holds both.
 
 use crate::base::limits::{SESSIONS_MAX, SESSIONS_PER_ADDRESS_MAX};
+use crate::model::merge_rules::ConflictPolicy;
 use crate::rules::problem::{At, Text};
 use crate::rules::retention::Retention;
 
@@ -183,21 +184,6 @@ pub struct RawTable {
     pub columns: Vec<(Text, Option<Text>)>,
 }
 
-/// How two changes of one field are brought together. Kept for the Transaction Merger.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ConflictPolicy {
-    /// The server's value stays (the default).
-    ServerWins,
-    /// The node's value is taken: last synchronisation wins.
-    ClientWins,
-    /// The row with the later value in that column wins.
-    Newest(String),
-    /// Differences are added.
-    Sum,
-    /// A person decides.
-    Manual,
-}
-
 /// Where a conflict policy holds; the innermost wins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConflictRule {
@@ -207,13 +193,4 @@ pub struct ConflictRule {
     pub column: Option<String>,
     /// What to do.
     pub policy: ConflictPolicy,
-}
-
-/// Where integer keys of rows that nodes insert come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KeySource {
-    /// Each node has a block of numbers (the default).
-    Block,
-    /// The application makes its own unique keys.
-    Own,
 }

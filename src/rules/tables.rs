@@ -1,8 +1,9 @@
 //! `[table.T]`, conflict policies, `dangling` and `[model.X]`: what is said about tables and rules beside who sees them.
 
 use crate::model::dock::{Direction, RoutingModel, RuleKind, pattern_matches};
+use crate::model::merge_rules::{ConflictPolicy, KeySource};
 use crate::model::schema::TypeClass;
-use crate::rules::definition::{ConflictPolicy, ConflictRule, Definition, KeySource, RawModel, RawTable};
+use crate::rules::definition::{ConflictRule, Definition, RawModel, RawTable};
 use crate::rules::draft::{Draft, spell, toml_string};
 use crate::rules::language::parse_columns;
 use crate::rules::problem::{At, Report, Text, did_you_mean};

@@ -35,6 +35,7 @@ fn dock() -> Dock {
             member_of: None,
             dangling: vec![],
             by_comparison: false,
+            merge: Default::default(),
         }],
         objects: vec![DockObject {
             name: "item".into(),

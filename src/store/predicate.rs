@@ -405,6 +405,7 @@ mod tests {
             member_of: None,
             dangling: vec![],
             by_comparison: false,
+            merge: Default::default(),
         };
         let store = Connection::open_in_memory().unwrap();
         store.execute_batch("CREATE TABLE d7(c0 INTEGER PRIMARY KEY, c1, c2, c3, c4)").unwrap();

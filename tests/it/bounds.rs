@@ -45,6 +45,7 @@ pub(crate) fn dock() -> Dock {
             member_of: None,
             dangling: vec![],
             by_comparison: false,
+            merge: Default::default(),
         }],
         objects: vec![DockObject {
             name: "item".into(),

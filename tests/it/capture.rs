@@ -41,6 +41,7 @@ fn dock_of(schema: &Schema) -> Dock {
         member_of: None,
         dangling: Vec::new(),
         by_comparison: false,
+        merge: Default::default(),
     });
     Dock { tables: tables.collect(), objects: vec![], rules: vec![], attributes: vec![], models: vec![] }
 }

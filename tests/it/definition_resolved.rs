@@ -2,8 +2,8 @@
 
 use crate::definition_messages::{checked, schema, shown};
 use dockmaster::model::dock::{AttributeSource, RuleKind};
+use dockmaster::model::merge_rules::{ConflictPolicy, KeySource};
 use dockmaster::rules::check::{check, join, split};
-use dockmaster::rules::definition::{ConflictPolicy, KeySource};
 use dockmaster::rules::problem::SourceFile;
 use dockmaster::store::predicate::PredicateChecker;
 

@@ -28,6 +28,7 @@ fn table(name: &str, columns: &[&str], object: Option<usize>, member_of: Option<
         member_of,
         dangling: vec![],
         by_comparison: false,
+        merge: Default::default(),
     }
 }
 

@@ -97,6 +97,7 @@ impl Kit {
                 member_of: None,
                 dangling: Vec::new(),
                 by_comparison: false,
+                merge: Default::default(),
             });
             dock.objects.push(DockObject {
                 name: name.to_owned(),

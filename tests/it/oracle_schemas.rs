@@ -132,6 +132,7 @@ impl Building {
             member_of: None,
             dangling: Vec::new(),
             by_comparison: false,
+            merge: Default::default(),
         };
         table.key = key.iter().map(|column| table.column(column).unwrap()).collect();
         table.key_is_rowid = table.key.len() == 1 && matches!(columns[table.key[0]].1, Domain::Id(_));
