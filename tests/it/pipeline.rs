@@ -8,14 +8,14 @@
 //! prints what it did, `PIPELINE_FIRST=<n>` and `PIPELINE_CASES=<n>` choose others.
 
 mod case;
-mod definition;
+pub(crate) mod definition;
 mod fault;
-mod history;
-mod rule;
-mod schema;
+pub(crate) mod history;
+pub(crate) mod rule;
+pub(crate) mod schema;
 mod shadow;
-mod site;
-mod writes;
+pub(crate) mod site;
+pub(crate) mod writes;
 
 use case::{Case, Done};
 use fault::Fault;

@@ -16,18 +16,18 @@ use std::fmt::Write;
 
 /// A definition that `check` accepted.
 #[derive(Clone)]
-pub(super) struct Defined {
-    pub(super) source: String,
+pub(crate) struct Defined {
+    pub(crate) source: String,
     /// As `deploy` stores it.
-    pub(super) text: String,
-    pub(super) dock: Dock,
-    pub(super) schema: Schema,
-    pub(super) predicates: BTreeMap<String, Closure>,
+    pub(crate) text: String,
+    pub(crate) dock: Dock,
+    pub(crate) schema: Schema,
+    pub(crate) predicates: BTreeMap<String, Closure>,
     /// Row predicates, each with its table.
-    tests: Vec<(String, Test)>,
+    pub(crate) tests: Vec<(String, Test)>,
     /// Attributes that an administrator sets, with their class.
-    pub(super) given: Vec<(String, Class)>,
-    pub(super) models: Vec<String>,
+    pub(crate) given: Vec<(String, Class)>,
+    pub(crate) models: Vec<String>,
 }
 
 struct Object {
@@ -51,7 +51,7 @@ struct Draft {
 }
 
 /// Draws until a definition is accepted.
-pub(super) fn random(shape: &Shape, schema: &Schema, rng: &mut Rng) -> Defined {
+pub(crate) fn random(shape: &Shape, schema: &Schema, rng: &mut Rng) -> Defined {
     for _ in 0..200 {
         let mut draft = Draft::random(shape, rng);
         for _ in 0..8 {
@@ -70,7 +70,7 @@ pub(super) fn random(shape: &Shape, schema: &Schema, rng: &mut Rng) -> Defined {
 }
 
 /// Runs `check`.
-pub(super) fn accept(source: &str, schema: &Schema) -> Result<(Dock, String), Vec<Problem>> {
+pub(crate) fn accept(source: &str, schema: &Schema) -> Result<(Dock, String), Vec<Problem>> {
     let checked = check(&[SourceFile { name: "dockmaster.toml".into(), text: source.to_owned() }], schema, &PredicateChecker);
     match checked.dock {
         Some(dock) => Ok((dock, checked.text)),
@@ -80,7 +80,7 @@ pub(super) fn accept(source: &str, schema: &Schema) -> Result<(Dock, String), Ve
 
 impl Defined {
     /// The same definition over a schema that changed; `None` if it does not fit any more.
-    pub(super) fn over(&self, schema: &Schema) -> Option<Defined> {
+    pub(crate) fn over(&self, schema: &Schema) -> Option<Defined> {
         let (dock, text) = accept(&self.source, schema).ok()?;
         let predicates = bind(&self.tests, &dock);
         Some(Defined { dock, text, predicates, schema: schema.clone(), ..self.clone() })
@@ -88,7 +88,7 @@ impl Defined {
 }
 
 /// Binds predicates to the places of a definition's columns.
-fn bind(tests: &[(String, Test)], dock: &Dock) -> BTreeMap<String, Closure> {
+pub(crate) fn bind(tests: &[(String, Test)], dock: &Dock) -> BTreeMap<String, Closure> {
     let bound = |(table, test): &(String, Test)| (test.sql(), test.clone().bind(&dock.tables[dock.table(table).unwrap()]));
     tests.iter().map(bound).collect()
 }

@@ -18,16 +18,16 @@ use std::rc::Rc;
 
 /// The server at every unit end.
 #[derive(Default)]
-pub(super) struct History {
+pub(crate) struct History {
     worlds: BTreeMap<i64, World>,
     views: RefCell<BTreeMap<(i64, NodeName), Rc<View>>>,
     /// Content hashes of files that were looked at.
     seen: BTreeSet<String>,
-    pub(super) files: u64,
+    pub(crate) files: u64,
 }
 
 /// Reads rows of a database.
-pub(super) fn rows(connection: &Connection, table: &DockTable, columns: &[usize]) -> rusqlite::Result<Vec<Row>> {
+pub(crate) fn rows(connection: &Connection, table: &DockTable, columns: &[usize]) -> rusqlite::Result<Vec<Row>> {
     let names: Vec<String> = columns.iter().map(|column| format!("\"{}\"", table.columns[*column].name)).collect();
     let mut statement = connection.prepare(&format!("SELECT {} FROM \"{}\"", names.join(", "), table.name))?;
     let read = statement.query_map([], |row| (0..columns.len()).map(|at| row.get_ref(at).map(value_of)).collect())?;
@@ -35,7 +35,7 @@ pub(super) fn rows(connection: &Connection, table: &DockTable, columns: &[usize]
 }
 
 /// What is here and not there, in a few lines.
-fn difference(has: &View, wants: &View) -> Option<String> {
+pub(crate) fn difference(has: &View, wants: &View) -> Option<String> {
     if has == wants {
         return None;
     }
@@ -45,13 +45,13 @@ fn difference(has: &View, wants: &View) -> Option<String> {
 }
 
 impl History {
-    pub(super) fn note(&mut self, unit: i64, world: World) {
+    pub(crate) fn note(&mut self, unit: i64, world: World) {
         self.views.borrow_mut().retain(|(of, _), _| *of != unit);
         self.worlds.insert(unit, world);
     }
 
     /// Says that units are parts of the last one: what the server was between is nobody's business.
-    pub(super) fn were_parts(&mut self, after: i64) {
+    pub(crate) fn were_parts(&mut self, after: i64) {
         let Some(whole) = self.worlds.last_key_value().map(|(_, world)| world.clone()) else { return };
         let parts: Vec<i64> = self.worlds.range(after + 1..).map(|(unit, _)| *unit).collect();
         for unit in parts {
@@ -59,16 +59,16 @@ impl History {
         }
     }
 
-    pub(super) fn last(&self) -> Option<(i64, &World)> {
+    pub(crate) fn last(&self) -> Option<(i64, &World)> {
         self.worlds.last_key_value().map(|(unit, world)| (*unit, world))
     }
 
-    pub(super) fn world(&self, unit: i64) -> Result<&World, String> {
+    pub(crate) fn world(&self, unit: i64) -> Result<&World, String> {
         self.worlds.get(&unit).ok_or_else(|| format!("there was no unit {unit}, only {:?}", self.worlds.keys().collect::<Vec<_>>()))
     }
 
     /// What a node sees at the end of a unit; nothing if it is not active then.
-    pub(super) fn view(&self, unit: i64, node: &NodeName) -> Result<Rc<View>, String> {
+    pub(crate) fn view(&self, unit: i64, node: &NodeName) -> Result<Rc<View>, String> {
         let world = self.world(unit)?;
         if !world.nodes.contains_key(node) {
             return Ok(Rc::default());
@@ -78,7 +78,7 @@ impl History {
     }
 
     /// Compares a local database with what its node sees at the end of a unit. Upload tables stay as they are.
-    pub(super) fn compare(&self, unit: i64, node: &NodeName, local: &Connection) -> Result<(), String> {
+    pub(crate) fn compare(&self, unit: i64, node: &NodeName, local: &Connection) -> Result<(), String> {
         let view = self.view(unit, node)?;
         let dock = &self.world(unit)?.dock;
         let mut held = View::new();
@@ -103,7 +103,7 @@ impl History {
 
     /// Looks into every file of an outbox that was not looked at: nothing in it may be of a row, or of a version of one, that the
     /// node does not see at the end of that unit.
-    pub(super) fn look_into(&mut self, outbox: &Path) -> Result<(), String> {
+    pub(crate) fn look_into(&mut self, outbox: &Path) -> Result<(), String> {
         let Ok(entries) = std::fs::read_dir(outbox) else { return Ok(()) };
         for entry in entries {
             let path = entry.unwrap().path();
@@ -163,7 +163,7 @@ impl History {
     }
 
     /// Compares an unpacked extract with what its node sees: every table, upload tables too.
-    pub(super) fn extract(&self, unit: i64, node: &NodeName, local: &Connection) -> Result<(), String> {
+    pub(crate) fn extract(&self, unit: i64, node: &NodeName, local: &Connection) -> Result<(), String> {
         let world = self.world(unit)?;
         if !world.nodes.contains_key(node) {
             return Err(format!("an extract of {node}, which is not active at unit {unit}"));
@@ -181,7 +181,7 @@ impl History {
     }
 }
 
-fn sent(table: &DockTable) -> Vec<usize> {
+pub(crate) fn sent(table: &DockTable) -> Vec<usize> {
     (0..table.columns.len()).filter(|column| table.columns[*column].sent).collect()
 }
 
@@ -190,7 +190,7 @@ fn at(table: &DockTable, row: &[Value]) -> (String, RowKey) {
 }
 
 /// The rows of a table of a local database, by key.
-fn held_rows(local: &Connection, table: &DockTable) -> rusqlite::Result<View> {
+pub(crate) fn held_rows(local: &Connection, table: &DockTable) -> rusqlite::Result<View> {
     let sent = sent(table);
     let key: Vec<usize> = table.key.iter().map(|column| sent.iter().position(|known| known == column).unwrap()).collect();
     let held = rows(local, table, &sent)?;

@@ -11,15 +11,15 @@ use std::sync::Arc;
 
 /// A rule as its text.
 #[derive(Debug, Clone)]
-pub(super) struct Rule {
-    pub(super) name: String,
-    pub(super) text: String,
-    pub(super) predicate: Option<Test>,
-    pub(super) window: Option<String>,
+pub(crate) struct Rule {
+    pub(crate) name: String,
+    pub(crate) text: String,
+    pub(crate) predicate: Option<Test>,
+    pub(crate) window: Option<String>,
 }
 
 impl Rule {
-    pub(super) fn toml(&self) -> String {
+    pub(crate) fn toml(&self) -> String {
         if self.predicate.is_none() && self.window.is_none() {
             return format!("'{}'", self.text);
         }
@@ -31,7 +31,7 @@ impl Rule {
 
 /// A row predicate.
 #[derive(Debug, Clone)]
-pub(super) enum Test {
+pub(crate) enum Test {
     Null(String),
     Above(String, i64),
     /// By bytes.
@@ -43,7 +43,7 @@ pub(super) enum Test {
 }
 
 impl Test {
-    pub(super) fn sql(&self) -> String {
+    pub(crate) fn sql(&self) -> String {
         match self {
             Test::Null(column) => format!("{column} IS NULL"),
             Test::Above(column, number) => format!("{column} > {number}"),
@@ -55,7 +55,7 @@ impl Test {
     }
 
     /// Binds names to places in a captured row.
-    pub(super) fn bind(self, table: &DockTable) -> Closure {
+    pub(crate) fn bind(self, table: &DockTable) -> Closure {
         let names: Vec<String> = table.columns.iter().map(|column| column.name.clone()).collect();
         Arc::new(move |row: &[Value]| self.holds(&names, row))
     }
@@ -80,11 +80,11 @@ impl Test {
 }
 
 /// Draws rules.
-pub(super) struct Drawing<'a> {
-    pub(super) shape: &'a Shape,
-    pub(super) rng: &'a mut Rng,
+pub(crate) struct Drawing<'a> {
+    pub(crate) shape: &'a Shape,
+    pub(crate) rng: &'a mut Rng,
     /// Node attributes that a rule may end at.
-    pub(super) attributes: &'a [(String, Class)],
+    pub(crate) attributes: &'a [(String, Class)],
 }
 
 /// Whether two classes may be joined; what `check` still refuses is mended there.
@@ -133,7 +133,7 @@ impl Drawing<'_> {
     }
 
     /// A derived attribute and its class.
-    pub(super) fn node_path(&mut self, from: &str, class: Class) -> Option<(String, Class)> {
+    pub(crate) fn node_path(&mut self, from: &str, class: Class) -> Option<(String, Class)> {
         let mut text = format!("node.{from}");
         let mut class = class;
         for _ in 0..self.rng.usize(1..=2) {
@@ -198,13 +198,13 @@ impl Drawing<'_> {
         }
     }
 
-    pub(super) fn window(&mut self, table: usize) -> Option<String> {
+    pub(crate) fn window(&mut self, table: usize) -> Option<String> {
         let column = self.shape.tables[table].columns.iter().find(|column| column.class == Class::Date)?;
         Some(format!("{} within {} days", column.name, self.rng.u32(1..8)))
     }
 
     /// A rule of any kind.
-    pub(super) fn rule(&mut self, name: String, table: usize) -> Rule {
+    pub(crate) fn rule(&mut self, name: String, table: usize) -> Rule {
         let text = match self.rng.u32(0..12) {
             0 => "everyone".to_owned(),
             1..4 if self.shape.tables.iter().any(|other| other.foreign_keys.iter().any(|key| key.to == table)) => "referenced".to_owned(),

@@ -9,11 +9,11 @@ use fastrand::Rng;
 use std::fmt::Write;
 
 /// First window day of every case.
-pub(super) const FIRST_DAY: i64 = 20_000;
+pub(crate) const FIRST_DAY: i64 = 20_000;
 
 /// What may be compared with what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Class {
+pub(crate) enum Class {
     Int,
     /// A text, with the collation of its column.
     Text(&'static str),
@@ -24,55 +24,55 @@ pub(super) enum Class {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct Column {
-    pub(super) name: String,
-    pub(super) class: Class,
-    pub(super) not_null: bool,
+pub(crate) struct Column {
+    pub(crate) name: String,
+    pub(crate) class: Class,
+    pub(crate) not_null: bool,
     /// `GENERATED ALWAYS AS`.
-    pub(super) generated: Option<String>,
-    pub(super) default: Option<&'static str>,
+    pub(crate) generated: Option<String>,
+    pub(crate) default: Option<&'static str>,
 }
 
 /// A foreign key to the primary key of a table.
 #[derive(Debug, Clone)]
-pub(super) struct ForeignKey {
-    pub(super) columns: Vec<usize>,
-    pub(super) to: usize,
-    action: &'static str,
+pub(crate) struct ForeignKey {
+    pub(crate) columns: Vec<usize>,
+    pub(crate) to: usize,
+    pub(crate) action: &'static str,
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct Table {
-    pub(super) name: String,
-    pub(super) columns: Vec<Column>,
-    pub(super) key: Vec<usize>,
-    pub(super) foreign_keys: Vec<ForeignKey>,
-    without_rowid: bool,
+pub(crate) struct Table {
+    pub(crate) name: String,
+    pub(crate) columns: Vec<Column>,
+    pub(crate) key: Vec<usize>,
+    pub(crate) foreign_keys: Vec<ForeignKey>,
+    pub(crate) without_rowid: bool,
     /// Statements.
-    pub(super) indexes: Vec<String>,
+    pub(crate) indexes: Vec<String>,
     /// Statements; those of the second list come after our triggers.
-    pub(super) triggers: (Vec<String>, Vec<String>),
+    pub(crate) triggers: (Vec<String>, Vec<String>),
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct Shape {
-    pub(super) tables: Vec<Table>,
+pub(crate) struct Shape {
+    pub(crate) tables: Vec<Table>,
     /// Whether tables may be upload-only: then a node has rows that nobody mends, so a column does not become NOT NULL.
-    pub(super) uploads: bool,
+    pub(crate) uploads: bool,
 }
 
 impl Table {
-    pub(super) fn is_key(&self, column: usize) -> bool {
+    pub(crate) fn is_key(&self, column: usize) -> bool {
         self.key.contains(&column)
     }
 
     /// Columns that a statement may write.
-    pub(super) fn written(&self) -> Vec<usize> {
+    pub(crate) fn written(&self) -> Vec<usize> {
         (0..self.columns.len()).filter(|column| self.columns[*column].generated.is_none()).collect()
     }
 
     /// The statement that makes it, under any name.
-    pub(super) fn create(&self, name: &str, shape: &Shape) -> String {
+    pub(crate) fn create(&self, name: &str, shape: &Shape) -> String {
         let rowid = self.key.len() == 1 && self.columns[self.key[0]].class == Class::Int && !self.without_rowid;
         let mut parts = Vec::new();
         for (number, column) in self.columns.iter().enumerate() {
@@ -100,7 +100,7 @@ impl Table {
         format!("CREATE TABLE {name}({}){}", parts.join(", "), if self.without_rowid { " WITHOUT ROWID" } else { "" })
     }
 
-    pub(super) fn names(&self, columns: &[usize]) -> String {
+    pub(crate) fn names(&self, columns: &[usize]) -> String {
         columns.iter().map(|column| self.columns[*column].name.as_str()).collect::<Vec<_>>().join(", ")
     }
 }
@@ -118,12 +118,12 @@ fn collation(rng: &mut Rng) -> &'static str {
     ["BINARY", "BINARY", "NOCASE", "RTRIM"][rng.usize(0..4)]
 }
 
-fn column(name: String, class: Class, not_null: bool) -> Column {
+pub(crate) fn column(name: String, class: Class, not_null: bool) -> Column {
     Column { name, class, not_null, generated: None, default: None }
 }
 
 impl Shape {
-    pub(super) fn random(rng: &mut Rng) -> Shape {
+    pub(crate) fn random(rng: &mut Rng) -> Shape {
         let count = rng.usize(2..=6);
         let mut shape = Shape { tables: Vec::new(), uploads: rng.u32(0..3) == 0 };
         for number in 0..count {
@@ -215,7 +215,7 @@ impl Shape {
     }
 
     /// Every statement, our triggers not being there.
-    pub(super) fn statements(&self) -> Vec<String> {
+    pub(crate) fn statements(&self) -> Vec<String> {
         let tables = self.tables.iter().map(|table| table.create(&table.name, self));
         let later = self.tables.iter().flat_map(|table| table.indexes.iter().chain(&table.triggers.0).cloned());
         tables.chain(later).collect()
@@ -272,7 +272,7 @@ fn date(day: i64) -> String {
 }
 
 /// A value that a column may hold, as SQL.
-pub(super) fn value(column: &Column, rng: &mut Rng) -> String {
+pub(crate) fn value(column: &Column, rng: &mut Rng) -> String {
     if !column.not_null && rng.u32(0..7) == 0 {
         return "NULL".to_owned();
     }
@@ -287,7 +287,7 @@ pub(super) fn value(column: &Column, rng: &mut Rng) -> String {
 }
 
 /// A condition that one row may fit.
-pub(super) fn some_row(table: &Table, rng: &mut Rng) -> String {
+pub(crate) fn some_row(table: &Table, rng: &mut Rng) -> String {
     let terms = table.key.iter().map(|key| {
         let column = &table.columns[*key];
         format!("{} = {}", column.name, value(column, rng))
@@ -296,7 +296,7 @@ pub(super) fn some_row(table: &Table, rng: &mut Rng) -> String {
 }
 
 /// An INSERT of one row.
-pub(super) fn insert(or: &str, table: &Table, rng: &mut Rng) -> String {
+pub(crate) fn insert(or: &str, table: &Table, rng: &mut Rng) -> String {
     let columns = table.written();
     let values: Vec<String> = columns.iter().map(|column| value(&table.columns[*column], rng)).collect();
     format!("INSERT {or}INTO {}({}) VALUES({})", table.name, table.names(&columns), values.join(", "))

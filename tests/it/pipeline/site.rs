@@ -44,14 +44,14 @@ struct Client {
 }
 
 /// Everything of one case.
-pub(super) struct Site {
+pub(crate) struct Site {
     folder: tempfile::TempDir,
     /// What programs write through.
-    pub(super) writer: Connection,
+    pub(crate) writer: Connection,
     root: Option<Arc<DockingRoot>>,
     txnproc: Option<TxnProc>,
     router: Option<Router>,
-    pub(super) history: History,
+    pub(crate) history: History,
     definitions: BTreeMap<Revision, Defined>,
     clients: BTreeMap<NodeName, Client>,
     /// In place of the Router and of the nodes: last txnproc file that it read, and the smallest router that can be wrong.
@@ -59,15 +59,15 @@ pub(super) struct Site {
     /// The way from the programs' database to the server database, if they write to one of their own.
     pub(super) shadow: Option<Shadow>,
     /// Whether the data store was lost after the last unit.
-    pub(super) is_lost: bool,
+    pub(crate) is_lost: bool,
     /// The day that the clock shows.
-    pub(super) day: i64,
+    pub(crate) day: i64,
     /// Compared so far.
-    pub(super) compared: u64,
+    pub(crate) compared: u64,
 }
 
 /// An error with everything that caused it.
-pub(super) fn said(error: impl std::error::Error) -> String {
+pub(crate) fn said(error: impl std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -78,7 +78,7 @@ pub(super) fn said(error: impl std::error::Error) -> String {
 }
 
 impl Site {
-    pub(super) fn new(statements: &[String], day: i64) -> Site {
+    pub(crate) fn new(statements: &[String], day: i64) -> Site {
         let folder = folder();
         let writer = Connection::open(folder.path().join("hq.db")).unwrap();
         for statement in statements {
@@ -103,7 +103,7 @@ impl Site {
         site
     }
 
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -111,31 +111,31 @@ impl Site {
         self.root = Some(Arc::new(DockingRoot::open(&self.path("docking"), Access::Exclusive).unwrap()));
     }
 
-    pub(super) fn root(&self) -> Arc<DockingRoot> {
+    pub(crate) fn root(&self) -> Arc<DockingRoot> {
         Arc::clone(self.root.as_ref().unwrap())
     }
 
-    pub(super) fn server(&self) -> ServerDatabase {
+    pub(crate) fn server(&self) -> ServerDatabase {
         ServerDatabase::open(self.path("hq.db")).unwrap()
     }
 
     /// Minutes that make the clock's day this site's.
-    fn day_starts_minutes(&self) -> i64 {
+    pub(crate) fn day_starts_minutes(&self) -> i64 {
         now_seconds() / 60 - self.day * 1440 - 720
     }
 
     /// The definition deployed last.
-    pub(super) fn defined(&self) -> &Defined {
+    pub(crate) fn defined(&self) -> &Defined {
         self.definitions.last_key_value().unwrap().1
     }
 
     /// Ends the stages, as the end of the service does.
-    pub(super) fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         (self.txnproc, self.router) = (None, None);
     }
 
     /// Puts a definition into force, as `deploy` does while no service runs.
-    pub(super) fn deploy(&mut self, defined: Defined) -> Result<(), String> {
+    pub(crate) fn deploy(&mut self, defined: Defined) -> Result<(), String> {
         self.stop();
         let options = DeployOptions {
             dock: defined.dock.clone(),
@@ -167,7 +167,7 @@ impl Site {
     }
 
     /// Puts a definition into force beside a running service, which takes it over whenever it gets there.
-    pub(super) fn install(&mut self, defined: Defined) -> Result<(), String> {
+    pub(crate) fn install(&mut self, defined: Defined) -> Result<(), String> {
         let plan = dockmaster::store::install::InstallPlan {
             dock: &defined.dock,
             schema: &defined.schema,
@@ -180,7 +180,7 @@ impl Site {
     }
 
     /// Takes what the log holds: by the service's own Transaction Processor, or by a pass as cron runs it.
-    pub(super) fn txnproc(&mut self, as_service: bool) -> Result<(), String> {
+    pub(crate) fn txnproc(&mut self, as_service: bool) -> Result<(), String> {
         if let Some(shadow) = &self.shadow {
             shadow.bring(&self.writer);
         }
@@ -254,7 +254,7 @@ impl Site {
     }
 
     /// Routes; looks into what was written.
-    pub(super) fn route(&mut self) -> Result<(), String> {
+    pub(crate) fn route(&mut self) -> Result<(), String> {
         if self.in_place.is_some() {
             return self.route_in_place();
         }
@@ -308,7 +308,7 @@ impl Site {
     }
 
     /// A node connects: fetches its extract if it has to, then at most so many files, and applies them.
-    pub(super) fn sync(&mut self, name: &NodeName, most: usize) -> Result<(), String> {
+    pub(crate) fn sync(&mut self, name: &NodeName, most: usize) -> Result<(), String> {
         if self.in_place.is_some() {
             return Ok(());
         }
@@ -391,7 +391,7 @@ impl Site {
     }
 
     /// Takes away a file of state with all that SQLite lays beside it.
-    pub(super) fn lose(&mut self, name: &str) {
+    pub(crate) fn lose(&mut self, name: &str) {
         self.stop();
         self.is_lost |= name == "cds.db";
         for suffix in ["", "-wal", "-shm"] {
@@ -400,7 +400,7 @@ impl Site {
     }
 
     /// Takes away the whole docking root, and deploys as a person would.
-    pub(super) fn lose_root(&mut self) -> Result<(), String> {
+    pub(crate) fn lose_root(&mut self) -> Result<(), String> {
         self.stop();
         self.root = None;
         std::fs::remove_dir_all(self.path("docking")).unwrap();
@@ -409,7 +409,7 @@ impl Site {
     }
 
     /// Deletes what is of no more use, as cron does behind the Router.
-    pub(super) fn purge(&mut self, keep_files: u64) -> Result<(), String> {
+    pub(crate) fn purge(&mut self, keep_files: u64) -> Result<(), String> {
         self.router = None;
         let retention = Retention { keep_files, ..Retention::default() };
         let options = ServeOptions { retention, ..ServeOptions::new(self.path("hq.db"), "") };
@@ -418,7 +418,7 @@ impl Site {
     }
 
     /// Lets everything come to rest; then every node that runs holds what it sees.
-    pub(super) fn settle(&mut self) -> Result<(), String> {
+    pub(crate) fn settle(&mut self) -> Result<(), String> {
         self.stop();
         // A node whose extract is of no more use asks for another one in the first round.
         for _ in 0..2 {
@@ -445,7 +445,7 @@ impl Site {
     }
 
     /// A node of any state.
-    pub(super) fn nodes(&self) -> Result<Vec<dockmaster::model::node::Node>, String> {
+    pub(crate) fn nodes(&self) -> Result<Vec<dockmaster::model::node::Node>, String> {
         nodes::list(&self.server()).map_err(said)
     }
 }

@@ -76,7 +76,7 @@ fn same_but(table: &Table, column: usize) -> String {
 }
 
 /// The statements of one transaction.
-pub(super) fn transaction(shape: &Shape, rng: &mut Rng) -> Vec<String> {
+pub(crate) fn transaction(shape: &Shape, rng: &mut Rng) -> Vec<String> {
     let mut statements = Vec::new();
     for _ in 0..rng.usize(1..=6) {
         if rng.u32(0..8) == 0 {
@@ -96,7 +96,7 @@ pub(super) fn transaction(shape: &Shape, rng: &mut Rng) -> Vec<String> {
 }
 
 /// Rows to begin with.
-pub(super) fn first_rows(shape: &Shape, rng: &mut Rng) -> Vec<String> {
+pub(crate) fn first_rows(shape: &Shape, rng: &mut Rng) -> Vec<String> {
     let mut statements = Vec::new();
     for table in &shape.tables {
         for _ in 0..rng.usize(2..=7) {
@@ -107,7 +107,7 @@ pub(super) fn first_rows(shape: &Shape, rng: &mut Rng) -> Vec<String> {
 }
 
 /// Runs statements in one transaction; what fails, fails. Returns whether it was committed.
-pub(super) fn run(connection: &rusqlite::Connection, statements: &[String], commit: bool) -> bool {
+pub(crate) fn run(connection: &rusqlite::Connection, statements: &[String], commit: bool) -> bool {
     connection.execute_batch("BEGIN").unwrap();
     for statement in statements {
         // Refused by a constraint, or the savepoint is gone with a transaction that was rolled back.
