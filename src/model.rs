@@ -11,3 +11,4 @@ pub mod schema;
 pub mod toc;
 pub mod upload;
 pub mod value;
+pub mod value_json;

@@ -13,6 +13,7 @@ use crate::dx::writer::FileSummary;
 use crate::model::event::{Mark, MarkEvent, NodeEvent, RowEvent, SchemaKind, SchemaObject, TableHeading, UnitControls, UnitEvents};
 use crate::model::operation::Operation;
 use crate::model::value::Value;
+use crate::model::value_json::to_json;
 use std::fmt::{self, Write};
 use std::io::{Read, Seek, SeekFrom};
 
@@ -328,7 +329,7 @@ impl Sink<'_> {
                 object.pop();
                 let groups = item.groups.iter().fold(String::new(), |text, (name, values)| {
                     let values: Vec<serde_json::Value> =
-                        values.iter().map(|(name, value)| serde_json::json!({"name": name, "value": json_value(value)})).collect();
+                        values.iter().map(|(name, value)| serde_json::json!({"name": name, "value": to_json(value)})).collect();
                     text + &format!(",\"{name}\":{}", serde_json::Value::Array(values))
                 });
                 let comma = if std::mem::replace(&mut self.comma, true) { "," } else { "" };
@@ -450,19 +451,4 @@ fn json_object(attributes: &[(&'static str, String)]) -> String {
     };
     let object: serde_json::Map<_, _> = attributes.iter().map(|(name, text)| ((*name).to_owned(), value(name, text))).collect();
     serde_json::Value::Object(object).to_string()
-}
-
-/// Null, numbers and text as themselves; anything that JSON would blur as an object that names what it is.
-fn json_value(value: &Value) -> serde_json::Value {
-    match value {
-        Value::Null => serde_json::Value::Null,
-        Value::Integer(integer) => (*integer).into(),
-        Value::Real(real) if real.is_finite() => (*real).into(),
-        Value::Real(real) => serde_json::json!({ "real": format!("{real:?}") }),
-        Value::Text(bytes) => match std::str::from_utf8(bytes) {
-            Ok(text) => text.into(),
-            Err(_) => serde_json::json!({ "text_hex": hex::encode(bytes) }),
-        },
-        Value::Blob(bytes) => serde_json::json!({ "blob_hex": hex::encode(bytes) }),
-    }
 }

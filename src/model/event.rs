@@ -169,12 +169,14 @@ pub struct UnitControls {
     pub schema: Vec<SchemaObject>,
     /// Marks at which it compares itself, after the unit.
     pub marks: Vec<Mark>,
+    /// What became of units of its own, after the unit's operations: these hold the official values of what was merged.
+    pub confirms: Vec<crate::model::upload::Confirm>,
 }
 
 impl UnitControls {
     /// Returns whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
-        !self.reset && self.schema.is_empty() && self.marks.is_empty()
+        !self.reset && self.schema.is_empty() && self.marks.is_empty() && self.confirms.is_empty()
     }
 
     /// Adds what another source tells of the same unit.
@@ -182,6 +184,7 @@ impl UnitControls {
         self.reset |= other.reset;
         self.schema.extend(other.schema.iter().cloned());
         self.marks.extend(other.marks.iter().cloned());
+        self.confirms.extend(other.confirms.iter().cloned());
     }
 }
 

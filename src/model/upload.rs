@@ -95,7 +95,7 @@ pub struct FieldChange {
 }
 
 /// What became of a unit on the server: a record of the node's stream, committed with the merge (R30).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confirm {
     /// The unit.
     pub unit: UnitId,
@@ -104,7 +104,7 @@ pub struct Confirm {
 }
 
 /// What became of a unit.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// It is in the server database; the official values precede the confirm in the stream.
     Merged {
@@ -148,7 +148,7 @@ impl Outcome {
 }
 
 /// One conflict, as recorded on the server and told to the node.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conflict {
     /// Number on the server.
     pub id: i64,
@@ -197,7 +197,7 @@ impl fmt::Display for Winner {
 }
 
 /// A key that a node gave and the server replaced, since another row has it (R12).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyMapping {
     /// The table.
     pub table: String,

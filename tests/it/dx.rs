@@ -127,6 +127,7 @@ fn told() -> UnitControls {
             },
         ],
         marks: vec![Mark { id: 9, tables: vec![TableDigest { heading: heading("Orders"), bucket_count: 2, buckets: vec![bucket] }] }],
+        confirms: Vec::new(),
     }
 }
 
