@@ -187,9 +187,7 @@ pub fn trigger_texts(id: i64, table: &TableShape, columns: &[usize]) -> Vec<(Str
 
 fn hint_texts(id: i64, table: &TableShape, heading: &str, names: &[String]) -> Vec<(String, String)> {
     let on = quote_name(&table.name);
-    // In a table that is itself called `new` or `old` its own name would hide the trigger's row.
-    let hides = ["new", "old"].iter().any(|name| table.name.eq_ignore_ascii_case(name));
-    let (from, row) = if hides { (format!("{on} AS r"), "r.".to_owned()) } else { (on.clone(), format!("{on}.")) };
+    let (from, row) = other_rows(table);
     let image: Vec<String> = names.iter().map(|name| format!("{row}{name}")).collect();
     let itself = key_condition(table, &row, |_, name| format!("OLD.{name}"), "IS");
     let (mut on_insert, mut on_update, mut guards) = (Vec::new(), Vec::new(), Vec::new());
@@ -209,14 +207,23 @@ fn hint_texts(id: i64, table: &TableShape, heading: &str, names: &[String]) -> V
 }
 
 /// A way in which another row can stand in the way of the new one.
-struct Rival {
+pub(super) struct Rival {
     /// Condition on the other row.
-    equal: String,
+    pub(super) equal: String,
     /// Condition under which an update can bring it about; `None` = always.
-    guard: Option<String>,
+    pub(super) guard: Option<String>,
 }
 
-fn rivals(table: &TableShape, row: &str) -> Vec<Rival> {
+/// How a trigger on a table names the table's rows: what stands in FROM, and the prefix of the columns. In a table that is itself called
+/// `new` or `old` its own name would hide the trigger's row.
+pub(super) fn other_rows(table: &TableShape) -> (String, String) {
+    let on = quote_name(&table.name);
+    let hides = ["new", "old"].iter().any(|name| table.name.eq_ignore_ascii_case(name));
+    if hides { (format!("{on} AS r"), "r.".to_owned()) } else { (on.clone(), format!("{on}.")) }
+}
+
+/// Returns every way in which another row of a table, whose columns have the prefix `row`, can be equal to NEW on a unique key.
+pub(super) fn rivals(table: &TableShape, row: &str) -> Vec<Rival> {
     let mut rivals = Vec::new();
     let mut by_rowid = |name: &str| {
         rivals.push(Rival { equal: format!("{row}{name} = NEW.{name}"), guard: Some(format!("NEW.{name} IS NOT OLD.{name}")) });

@@ -8,6 +8,7 @@
 //! - `dock_state` has one row, and it is changed only in the transaction of the rows that it covers (I2).
 
 use super::local_apply::Catalogue;
+use super::local_capture::CaptureError;
 use crate::base::disk::DiskError;
 use crate::base::ids::{ContentHash, Epoch, FileNo, Incarnation, InstallId, NodeName, Revision, ServerId, TxnId};
 use crate::base::limits::APPLY_WAL_PAGES;
@@ -67,6 +68,15 @@ pub enum LocalError {
         path: PathBuf,
         /// What SQLite found.
         reason: String,
+    },
+    /// Local changes cannot be captured.
+    #[error("{}", path.display())]
+    Capture {
+        /// The database.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: CaptureError,
     },
     /// The stage of a large unit could not be written or removed.
     #[error(transparent)]
@@ -209,6 +219,14 @@ impl LocalDatabase {
 }
 
 impl LocalError {
+    /// Sorts an error of the capture into ours.
+    pub(super) fn of_capture(path: &Path, source: CaptureError) -> LocalError {
+        match source {
+            CaptureError::Sql(source) => LocalError::of_sql(path, "install the capture of local changes", source),
+            source => LocalError::Capture { path: path.to_owned(), source },
+        }
+    }
+
     /// Sorts an error of SQLite into ours.
     pub(super) fn of_sql(path: &Path, doing: &'static str, source: rusqlite::Error) -> LocalError {
         use rusqlite::ErrorCode::{DatabaseBusy, DatabaseCorrupt, DatabaseLocked, NotADatabase};

@@ -5,7 +5,9 @@
 //! The text of the statements comes from the server whose files are proved to be its own; names in them are those of replicated tables,
 //! never of anything of ours or of SQLite's (T12).
 
+use super::local::LocalError;
 use super::local_apply::{ApplyTransaction, UnitError};
+use super::local_capture::ensure_capture;
 use super::sqlite::quote_name;
 use crate::model::event::{SchemaKind, SchemaObject, UnitControls};
 use rusqlite::{Connection, OptionalExtension};
@@ -37,7 +39,7 @@ impl ApplyTransaction<'_> {
         Ok(())
     }
 
-    /// Does what comes after the unit's rows: indexes and views.
+    /// Does what comes after the unit's rows: indexes and views, and the capture of the tables in their new shape.
     ///
     /// # Errors
     /// As [`ApplyTransaction::begin_controls`].
@@ -47,6 +49,7 @@ impl ApplyTransaction<'_> {
             reshaper.make_last(object)?;
         }
         if !controls.schema.is_empty() {
+            ensure_capture(reshaper.connection).map_err(|source| LocalError::of_capture(self.path(), source))?;
             self.forget_tables();
         }
         Ok(())
@@ -175,9 +178,10 @@ impl Reshaper<'_, '_> {
         Ok(())
     }
 
-    /// Returns indexes and triggers on a table: a table that is made anew loses them.
+    /// Returns a program's indexes and triggers on a table: a table that is made anew loses them. Ours are made anew to the new shape.
     fn local_additions(&self, table: &str) -> Result<Vec<(String, String)>, UnitError> {
-        let sql = "SELECT name, sql FROM main.sqlite_master WHERE type IN ('index', 'trigger') AND sql IS NOT NULL AND tbl_name = ?1 COLLATE NOCASE";
+        let sql = "SELECT name, sql FROM main.sqlite_master WHERE type IN ('index', 'trigger') AND sql IS NOT NULL AND tbl_name = ?1 COLLATE NOCASE
+                   AND substr(name, 1, 5) <> 'dock_'";
         let mut statement = self.connection.prepare(sql).map_err(self.failed(table))?;
         statement.query_map([table], |row| Ok((row.get(0)?, row.get(1)?))).and_then(Iterator::collect).map_err(self.failed(table))
     }

@@ -3,6 +3,7 @@
 //! **Invariants**: a new database takes the place only if SQLite finds it sound and `dock_state` names the server, epoch, node and
 //! extract that were asked for; the old one has no WAL left when it is renamed over, because a stale WAL beside a new file is damage.
 
+use super::local_capture::{CaptureError, ensure_capture};
 use crate::base::ids::{Epoch, Incarnation, InstallId, NodeName, ServerId};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -42,6 +43,14 @@ pub enum InstallError {
         /// What it should hold.
         expected: String,
     },
+    /// Its changes cannot be captured.
+    #[error("{}: {source}", .path.display())]
+    Capture {
+        /// The database.
+        path: PathBuf,
+        /// Why.
+        source: CaptureError,
+    },
     /// Some program has the old database open.
     #[error("{} is open in another program", .path.display())]
     InUse {
@@ -63,7 +72,7 @@ pub struct Expected {
     pub incarnation: Incarnation,
 }
 
-/// Checks a new database and writes its identity into it. The file is closed, without a WAL, afterwards; flushing it is the caller's.
+/// Checks a new database, writes its identity into it and sets up the capture of local changes. The file is closed, without a WAL, afterwards; flushing it is the caller's.
 ///
 /// # Errors
 /// Damaged, foreign, or not to be written.
@@ -111,6 +120,7 @@ pub fn adopt(path: &Path, expected: &Expected, install_id: InstallId) -> Result<
         connection.execute("UPDATE dock_state SET install_id = ?", [install_id.to_string()])
     };
     written.map_err(at("write dock_state of"))?;
+    ensure_capture(&connection).map_err(|source| InstallError::Capture { path: path.to_owned(), source })?;
     rest(&connection, path)?;
     connection.close().map_err(|(_, source)| at("close")(source))
 }
