@@ -20,6 +20,13 @@ pub const VALUE_BYTES_MAX: usize = 32 << 20;
 /// Most bytes of the values of one row: with its key again and its scope keys it is one record.
 pub const ROW_BYTES_MAX: usize = 40 << 20;
 
+/// Upload: most bytes of one change: its key, and the row before, base, after and whole. It may take several records.
+pub const UPLOAD_CHANGE_BYTES_MAX: usize = 200 << 20;
+/// Upload: a change of more bytes is cut into records of so many.
+pub const UPLOAD_PIECE_BYTES: usize = 16 << 20;
+/// Upload: most bytes that the changes of one unit take in memory; the Merger holds a unit whole.
+pub const UPLOAD_UNIT_BYTES_MAX: u64 = 1 << 30;
+
 /// Comparisons with the server database that are remembered for people.
 pub const RECONCILED_KEPT_MAX: u32 = 1_000;
 

@@ -11,8 +11,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Little-endian, variable-length integers, and a limit on what a claimed length may allocate.
-fn configuration() -> Configuration<LittleEndian, Varint, Limit<DX_RECORD_BYTES_MAX>> {
-    bincode::config::standard().with_limit::<DX_RECORD_BYTES_MAX>()
+fn configuration<const MAX: usize>() -> Configuration<LittleEndian, Varint, Limit<MAX>> {
+    bincode::config::standard().with_limit::<MAX>()
 }
 
 /// Appends the encoding of `value` to `out`.
@@ -20,12 +20,17 @@ fn configuration() -> Configuration<LittleEndian, Varint, Limit<DX_RECORD_BYTES_
 /// # Errors
 /// If the encoding is longer than a record may be; `out` is then as before.
 pub fn encode_into<T: Serialize>(what: &'static str, value: &T, out: &mut Vec<u8>) -> Result<(), DxError> {
+    encode_up_to::<DX_RECORD_BYTES_MAX, T>(what, value, out)
+}
+
+/// As [`encode_into`], with a limit of its own: for what is cut into several records.
+pub(crate) fn encode_up_to<const MAX: usize, T: Serialize>(what: &'static str, value: &T, out: &mut Vec<u8>) -> Result<(), DxError> {
     let start = out.len();
-    let written = bincode::serde::encode_into_std_write(value, out, configuration());
+    let written = bincode::serde::encode_into_std_write(value, out, configuration::<MAX>());
     let length = out.len() - start;
     let result = match written {
         Err(error) => Err(DxError::Decode { what, reason: error.to_string() }),
-        Ok(_) if length > DX_RECORD_BYTES_MAX => Err(DxError::TooLarge { what, value: length as u64, limit: DX_RECORD_BYTES_MAX as u64 }),
+        Ok(_) if length > MAX => Err(DxError::TooLarge { what, value: length as u64, limit: MAX as u64 }),
         Ok(_) => Ok(()),
     };
     if result.is_err() {
@@ -49,11 +54,16 @@ pub fn encode<T: Serialize>(what: &'static str, value: &T) -> Result<Vec<u8>, Dx
 /// # Errors
 /// If they are no such value, are too many, or go on after it.
 pub fn decode<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, DxError> {
-    if bytes.len() > DX_RECORD_BYTES_MAX {
-        return Err(DxError::TooLarge { what, value: bytes.len() as u64, limit: DX_RECORD_BYTES_MAX as u64 });
+    decode_up_to::<DX_RECORD_BYTES_MAX, T>(what, bytes)
+}
+
+/// As [`decode`], with a limit of its own: for what was cut into several records.
+pub(crate) fn decode_up_to<const MAX: usize, T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, DxError> {
+    if bytes.len() > MAX {
+        return Err(DxError::TooLarge { what, value: bytes.len() as u64, limit: MAX as u64 });
     }
-    let (value, consumed) =
-        bincode::serde::decode_from_slice(bytes, configuration()).map_err(|error| DxError::Decode { what, reason: error.to_string() })?;
+    let (value, consumed) = bincode::serde::decode_from_slice(bytes, configuration::<MAX>())
+        .map_err(|error| DxError::Decode { what, reason: error.to_string() })?;
     if consumed != bytes.len() {
         return Err(DxError::Decode { what, reason: format!("{} bytes follow its end", bytes.len() - consumed) });
     }

@@ -1,7 +1,7 @@
 //! Every byte constant of the `.dx` format; `docs/dx-format.md` explains each. All numbers are little-endian.
 
 /// Version that is written, and the newest that is read.
-pub const FORMAT_VERSION: u16 = 2;
+pub const FORMAT_VERSION: u16 = 3;
 /// Oldest version that is read.
 pub const FORMAT_VERSION_OLDEST: u16 = 1;
 
@@ -128,3 +128,12 @@ pub const RECORD_SCHEMA: u8 = 19;
 pub const RECORD_MARK: u8 = 20;
 /// download, from version 2: the rows of this unit are all that the node sees. No payload.
 pub const RECORD_RESET: u8 = 21;
+/// upload, from version 3: a unit begins.
+pub const RECORD_UPLOAD_UNIT: u8 = 32;
+/// upload, from version 3: a change of a row, or the last piece of one.
+pub const RECORD_UPLOAD_CHANGE: u8 = 33;
+/// upload, from version 3: a piece of the change that ends with the next change record.
+pub const RECORD_UPLOAD_PIECE: u8 = 34;
+
+/// What the hash of a unit begins with, so that it can never equal another hash of ours.
+pub const UNIT_HASH_DOMAIN: &[u8] = b"dockmaster unit 1\0";

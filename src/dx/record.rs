@@ -304,14 +304,14 @@ fn row_problem(event: &RowEvent, heading: &TableHeading) -> Option<&'static str>
     }
 }
 
-fn check_values(values: &[Value]) -> Result<(), DxError> {
+pub(crate) fn check_values(values: &[Value]) -> Result<(), DxError> {
     if values.len() > COLUMNS_MAX {
         return Err(DxError::TooLarge { what: "number of columns", value: values.len() as u64, limit: COLUMNS_MAX as u64 });
     }
     values.iter().try_for_each(check_value)
 }
 
-fn check_value(value: &Value) -> Result<(), DxError> {
+pub(crate) fn check_value(value: &Value) -> Result<(), DxError> {
     match value {
         Value::Text(bytes) | Value::Blob(bytes) if bytes.len() > VALUE_BYTES_MAX => {
             Err(DxError::TooLarge { what: "value", value: bytes.len() as u64, limit: VALUE_BYTES_MAX as u64 })

@@ -3,15 +3,17 @@
 //! Everything in a file is foreign: text is escaped for where it goes (a terminal, JSON, XML), bytes that are no text
 //! are shown in hex, so two different files never look the same.
 
-use crate::base::ids::{NodeName, TxnId};
+use crate::base::ids::TxnId;
 use crate::dx::error::DxError;
 use crate::dx::format::HEADER_BYTES;
 use crate::dx::header::{DxDirection, Header};
 use crate::dx::reader::DownloadReader;
+use crate::dx::show_items::{Item, change_item, mark_item, node_item, operation_item, row_item, schema_item, unit_attributes};
 use crate::dx::txnproc_reader::{TxnprocReader, UnitPart};
+use crate::dx::upload;
+use crate::dx::upload_reader::UploadReader;
 use crate::dx::writer::FileSummary;
-use crate::model::event::{Mark, MarkEvent, NodeEvent, RowEvent, SchemaKind, SchemaObject, TableHeading, UnitControls, UnitEvents};
-use crate::model::operation::Operation;
+use crate::model::event::{MarkEvent, UnitControls};
 use crate::model::value::Value;
 use crate::model::value_json::to_json;
 use std::fmt::{self, Write};
@@ -131,96 +133,22 @@ fn show_into<R: Read + Seek>(mut source: R, sink: &mut Sink<'_>) -> Result<Verif
             }
             summary
         }
-        DxDirection::Upload => return Err(DxError::Content("upload files are not written by this version".to_owned()).into()),
+        DxDirection::Upload => {
+            let mut reader = UploadReader::open(source)?;
+            let summary = *reader.summary();
+            sink.begin(&header)?;
+            let mut units = reader.units();
+            while let Some(head) = units.next_head()? {
+                sink.unit(upload::position(head.number)?, &unit_attributes(&head))?;
+                while let Some((heading, change)) = units.next_change()? {
+                    sink.item(&change_item(&heading, &change))?;
+                }
+            }
+            summary
+        }
     };
     sink.end(&summary)?;
     Ok(Verified { header, summary })
-}
-
-/// A neutral line: what, attributes, and values in named groups.
-struct Item<'a> {
-    name: &'static str,
-    attributes: Vec<(&'static str, String)>,
-    groups: Vec<(&'static str, Vec<(&'a str, &'a Value)>)>,
-}
-
-fn key_group<'a>(heading: &'a TableHeading, key: &'a [Value]) -> (&'static str, Vec<(&'a str, &'a Value)>) {
-    let names = heading.key.iter().map(|index| heading.columns.get(usize::from(*index)).map_or("", String::as_str));
-    ("key", names.zip(key).collect())
-}
-
-fn row_group<'a>(heading: &'a TableHeading, row: &'a [Value]) -> (&'static str, Vec<(&'a str, &'a Value)>) {
-    ("row", heading.columns.iter().map(String::as_str).zip(row).collect())
-}
-
-fn operation_item<'a>(heading: &'a TableHeading, operation: &'a Operation) -> Item<'a> {
-    let (name, groups) = match operation {
-        Operation::Delete { key } => ("delete", vec![key_group(heading, key)]),
-        Operation::Put { row } => ("put", vec![row_group(heading, row)]),
-        Operation::Update { key, changes } => {
-            let column = |index: &u16| heading.columns.get(usize::from(*index)).map_or("", String::as_str);
-            let changes = changes.iter().map(|(index, value)| (column(index), value)).collect();
-            ("update", vec![key_group(heading, key), ("changes", changes)])
-        }
-    };
-    Item { name, attributes: vec![("table", heading.name.clone())], groups }
-}
-
-fn schema_item(object: &SchemaObject) -> Item<'_> {
-    let kind = match object.kind {
-        SchemaKind::Table => "table",
-        SchemaKind::KeptTable => "kept table",
-        SchemaKind::Index => "index",
-        SchemaKind::View => "view",
-    };
-    let sql = object.sql.clone().unwrap_or_else(|| "gone".to_owned());
-    let attributes =
-        vec![("kind", kind.to_owned()), ("name", object.name.clone()), ("keeps_rows", object.keeps_rows.to_string()), ("sql", sql)];
-    Item { name: "schema", attributes, groups: Vec::new() }
-}
-
-fn mark_item<'a>(mark: &Mark, node: Option<&NodeName>) -> Item<'a> {
-    let mut attributes: Vec<(&'static str, String)> = node.map(|node| ("node", node.to_string())).into_iter().collect();
-    attributes.extend([("id", mark.id.to_string()), ("tables", mark.tables.len().to_string())]);
-    Item { name: "mark", attributes, groups: Vec::new() }
-}
-
-fn keys_group<'a>(unit: &'a UnitEvents, name: &'static str, keys: &[u32]) -> (&'static str, Vec<(&'a str, &'a Value)>) {
-    let keys = keys.iter().filter_map(|key| unit.keys.get(*key as usize));
-    (name, keys.map(|key| (key.path.as_str(), &key.value)).collect())
-}
-
-fn node_item<'a>(unit: &'a UnitEvents, event: &'a NodeEvent) -> Item<'a> {
-    match event {
-        NodeEvent::Start { node, incarnation, keys } | NodeEvent::Restart { node, incarnation, keys } => Item {
-            name: if matches!(event, NodeEvent::Start { .. }) { "node_start" } else { "node_restart" },
-            attributes: vec![("node", node.to_string()), ("incarnation", incarnation.to_string())],
-            groups: vec![keys_group(unit, "keys", keys)],
-        },
-        NodeEvent::Stop { node } => Item { name: "node_stop", attributes: vec![("node", node.to_string())], groups: Vec::new() },
-        NodeEvent::Keys { node, gained, lost } => Item {
-            name: "node_keys",
-            attributes: vec![("node", node.to_string())],
-            groups: vec![keys_group(unit, "gained", gained), keys_group(unit, "lost", lost)],
-        },
-    }
-}
-
-fn row_item<'a>(unit: &'a UnitEvents, event: &'a RowEvent) -> Item<'a> {
-    let mut item = Item { name: if event.row.is_some() { "row" } else { "row_gone" }, attributes: Vec::new(), groups: Vec::new() };
-    if let Some(heading) = unit.tables.get(event.table as usize) {
-        item.attributes.push(("table", heading.name.clone()));
-        let changed: Vec<&str> =
-            event.changed.iter().filter_map(|index| heading.columns.get(usize::from(*index))).map(String::as_str).collect();
-        if !changed.is_empty() {
-            item.attributes.push(("changed", changed.join(" ")));
-        }
-        item.groups.push(key_group(heading, &event.key));
-        item.groups.extend(event.row.as_ref().map(|row| row_group(heading, row)));
-    }
-    item.groups.push(keys_group(unit, "keys_before", &event.keys_before));
-    item.groups.push(keys_group(unit, "keys_after", &event.keys_after));
-    item
 }
 
 fn header_attributes(header: &Header) -> Vec<(&'static str, String)> {
@@ -236,6 +164,9 @@ fn header_attributes(header: &Header) -> Vec<(&'static str, String)> {
         ("epoch", header.epoch.to_string()),
         ("previous", header.previous.to_string()),
     ]);
+    if header.direction == DxDirection::Upload {
+        attributes.extend([("install_id", header.install_id.to_string()), ("applied", header.applied_unit.to_string())]);
+    }
     attributes
 }
 
@@ -443,8 +374,21 @@ fn text_value(value: &Value) -> String {
 }
 
 fn json_object(attributes: &[(&'static str, String)]) -> String {
-    const NUMBERS: &[&str] =
-        &["incarnation", "first", "last", "revision", "epoch", "unit", "units", "operations", "frames", "bytes", "raw_bytes"];
+    const NUMBERS: &[&str] = &[
+        "incarnation",
+        "first",
+        "last",
+        "revision",
+        "epoch",
+        "unit",
+        "units",
+        "operations",
+        "frames",
+        "bytes",
+        "raw_bytes",
+        "applied",
+        "changes",
+    ];
     let value = |name: &str, text: &str| match text.parse::<i64>() {
         Ok(number) if NUMBERS.contains(&name) => serde_json::Value::from(number),
         _ => serde_json::Value::from(text),

@@ -416,6 +416,6 @@ fn number(count: &mut u64) -> Result<u32, DxError> {
     Ok(number)
 }
 
-fn expect_direction(header: &Header, wanted: DxDirection) -> Result<(), DxError> {
+pub(crate) fn expect_direction(header: &Header, wanted: DxDirection) -> Result<(), DxError> {
     if header.direction == wanted { Ok(()) } else { Err(DxError::Direction { found: header.direction, wanted }) }
 }

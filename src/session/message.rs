@@ -18,7 +18,7 @@ pub const PROTOCOL_MIN: u16 = 1;
 /// Newest protocol version that this program speaks.
 pub const PROTOCOL_MAX: u16 = 1;
 /// Version of the `.dx` format that this program reads and writes.
-pub const DX_FORMAT: u16 = 2;
+pub const DX_FORMAT: u16 = 3;
 
 /// Returns program and version, as they stand in `Hello` and `Welcome`.
 pub fn program() -> String {

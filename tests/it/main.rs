@@ -19,6 +19,7 @@ mod direct;
 mod django;
 mod docking;
 mod dx;
+mod dx_upload;
 mod end_to_end;
 mod examples;
 mod explain;
