@@ -204,7 +204,7 @@ fn d3_a_file_of_another_format_or_another_node_or_a_damaged_one_in_the_inbox_is_
     damaged[good.len() / 2] ^= 0x10;
     let foreign = std::fs::read(dx_files(&site, "bert.db.sync/inbox").pop().unwrap()).unwrap();
     for (bytes, reason) in [
-        (newer, "format version 9; this program reads up to version 2"),
+        (newer, "format version 9; this program reads up to version 3"),
         (damaged, "damaged at byte"),
         (foreign, "node is BERT, expected ANNA"),
     ] {

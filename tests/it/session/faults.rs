@@ -284,7 +284,7 @@ fn versions_without_a_common_one_are_named_on_both_sides() {
     let mut hello = dockmaster::session::client::init_hello("SHOP-01", InstallId([1; 16]), None);
     (hello.dx.min, hello.dx.max) = (4, 5);
     let body = encode(&Message::Hello(Box::new(hello))).unwrap();
-    assert_refused(&server, &body, RefusalCode::DxFormat, &["format 2", "4 to 5"]);
+    assert_refused(&server, &body, RefusalCode::DxFormat, &["format 3", "4 to 5"]);
 }
 
 fn assert_refused(server: &Server, body: &[u8], code: RefusalCode, named: &[&str]) {
