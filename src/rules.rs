@@ -9,6 +9,7 @@ pub mod frozen;
 pub mod graph;
 pub mod language;
 mod lexer;
+pub mod merge;
 mod nodes;
 mod objects;
 pub mod problem;

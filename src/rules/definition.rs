@@ -35,6 +35,8 @@ pub struct ServerSettings {
     pub sessions_max: usize,
     /// Most sessions at once from one address. Default 256.
     pub sessions_per_address: usize,
+    /// What a refused unit means to the node's later ones. Default `hold`.
+    pub merge_errors: MergeErrors,
 }
 
 impl Default for ServerSettings {
@@ -52,6 +54,31 @@ impl Default for ServerSettings {
             min_free_bytes: 256 << 20,
             sessions_max: SESSIONS_MAX,
             sessions_per_address: SESSIONS_PER_ADDRESS_MAX,
+            merge_errors: MergeErrors::default(),
+        }
+    }
+}
+
+/// What happens to the later units of a node when the server refuses one of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MergeErrors {
+    /// Those that depend on it wait with it, all others go on.
+    #[default]
+    Hold,
+    /// All of them wait until a person has decided.
+    Stop,
+    /// So they do, and the node is disabled.
+    DisableNode,
+}
+
+impl MergeErrors {
+    /// Returns the mode of that spelling.
+    pub fn from_name(name: &str) -> Option<MergeErrors> {
+        match name {
+            "hold" => Some(MergeErrors::Hold),
+            "stop" => Some(MergeErrors::Stop),
+            "disable-node" => Some(MergeErrors::DisableNode),
+            _ => None,
         }
     }
 }

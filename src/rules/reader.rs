@@ -2,7 +2,7 @@
 //!
 //! Unknown keys are problems, never ignored: a misspelt `direction` must not silently mean two-way.
 
-use crate::rules::definition::{Definition, RawAttribute, RawMember, RawModel, RawObject, RawRule, RawSource, RawTable};
+use crate::rules::definition::{Definition, MergeErrors, RawAttribute, RawMember, RawModel, RawObject, RawRule, RawSource, RawTable};
 use crate::rules::problem::{At, Problem, Report, SourceFile, Text, did_you_mean};
 use crate::rules::retention::DAY_SECONDS;
 use std::ops::RangeInclusive;
@@ -27,6 +27,7 @@ const SERVER_KEYS: &[&str] = &[
     "min_free_mb",
     "sessions_max",
     "sessions_per_address",
+    "merge_errors",
 ];
 /// Version of the definition language.
 const VERSION: i64 = 1;
@@ -185,6 +186,15 @@ impl Reader<'_, '_> {
                 None => {
                     let message = format!("compare_every: `{}` is no time from 1s to 24h", every.value);
                     self.report.problem(every.at, message, Some("\"10m\"".into()))
+                }
+            }
+        }
+        if let Some(mode) = self.optional_text(server, "merge_errors") {
+            match MergeErrors::from_name(&mode.value) {
+                Some(mode) => settings.merge_errors = mode,
+                None => {
+                    let message = format!("merge_errors: `{}` is none of hold, stop, disable-node", mode.value);
+                    self.report.problem(mode.at, message, Some("\"hold\"".into()))
                 }
             }
         }

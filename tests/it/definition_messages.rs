@@ -80,6 +80,11 @@ fn the_file_itself() {
         ("number", "version = 1\n[server]\nkeep_days = \"7\"\n", &["d:3:13 `keep_days` takes a whole number from 0 to 36500"]),
         ("time", "version = 1\n[server]\nday_starts = \"25:00\"\n", &["d:3:14 day_starts: `25:00` is not a time of day   \"03:00\""]),
         (
+            "merge errors",
+            "version = 1\n[server]\nmerge_errors = \"skip\"\n",
+            &["d:3:16 merge_errors: `skip` is none of hold, stop, disable-node   \"hold\""],
+        ),
+        (
             "flag",
             "version = 1\n[object.Shippers]\nvisible = 'everyone'\nwritable = \"yes\"\n",
             &["d:4:12 `writable` is a string, expected true or false"],
