@@ -21,3 +21,4 @@ mod sqltext;
 pub mod starter;
 pub mod tables;
 mod visibility;
+pub(crate) mod window;

@@ -123,3 +123,7 @@ CREATE TABLE IF NOT EXISTS dock_message_event (
 );
 
 CREATE TABLE IF NOT EXISTS dock_node_attribute (node TEXT, name TEXT, position INTEGER, value, PRIMARY KEY (node, name, position));
+
+-- Which node brought a row of an upload table that the definition shows to nobody: no rule says it, and only that node may change it.
+-- row_key as model::keycode.
+CREATE TABLE IF NOT EXISTS dock_owner (table_name TEXT, row_key BLOB, node TEXT, PRIMARY KEY (table_name, row_key)) WITHOUT ROWID;

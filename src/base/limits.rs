@@ -111,3 +111,8 @@ pub const VERIFY_KEPT_MAX: i64 = 1_000;
 
 /// Most hops of one rule path.
 pub const RULE_HOPS_MAX: usize = 8;
+
+/// Rights of an upload: most rows that may go or change along with one delete or changed key.
+pub const RIGHTS_CASCADE_ROWS_MAX: usize = 100_000;
+/// Rights of an upload: so far back, in rows of the log, it is looked whether the node once saw a row.
+pub const RIGHTS_LOG_ROWS_MAX: i64 = 200_000;

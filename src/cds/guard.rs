@@ -4,9 +4,10 @@
 //! the row or the day differs.
 
 use super::{Cds, CdsError, layout};
-use crate::model::dock::{Dock, TableIndex, Window};
+use crate::model::dock::{Dock, TableIndex};
 use crate::model::value::{Collation, Value};
 use crate::rules::graph::{Guard, Vertex};
+pub(crate) use crate::rules::window::{day_of, window_holds};
 use crate::store::predicate::Evaluator;
 use rusqlite::Connection;
 use std::collections::BTreeSet;
@@ -17,25 +18,6 @@ pub(crate) fn fits(cds: &Cds, vertex: &Vertex, row: &[Value]) -> bool {
         let collation = cds.dock.tables[vertex.table].columns.get(*column).map_or(Collation::Binary, |column| column.collation);
         row.get(*column).is_some_and(|value| !value.is_null() && value.fold(collation) == *wanted)
     })
-}
-
-/// Returns whether a row is inside a window on a day (days since 1970). NULL and unreadable dates stay inside.
-pub(crate) fn window_holds(window: &Window, row: &[Value], day: i64) -> bool {
-    row.get(window.column).and_then(day_of).is_none_or(|date| date >= day - i64::from(window.days))
-}
-
-/// Returns the day of a date value: text that begins `YYYY-MM-DD`, or whole seconds since 1970.
-pub(crate) fn day_of(value: &Value) -> Option<i64> {
-    match value {
-        Value::Text(bytes) => {
-            let text = std::str::from_utf8(bytes.get(..10)?).ok()?;
-            let date: jiff::civil::Date = text.parse().ok()?;
-            // The parser also takes other spellings of ten characters; only this one sorts as text.
-            (date.to_string() == text).then(|| (date - jiff::civil::date(1970, 1, 1)).get_days().into())
-        }
-        Value::Integer(seconds) => Some(seconds.div_euclid(86_400)),
-        _ => None,
-    }
 }
 
 /// Rows of a table whose window date cannot be read: they stay at every node that sees them.

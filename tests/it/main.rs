@@ -40,6 +40,7 @@ mod rebuild;
 mod reconcile;
 mod recover;
 mod redefine;
+mod rights;
 mod route;
 mod router;
 mod scenarios;
