@@ -210,11 +210,15 @@ impl<'a> Rights<'a> {
             return Err((format!("table {}: only rules use it, no node writes to it", declared.name), true));
         };
         if object.direction == Direction::Download {
-            return Err((format!("table {}: object {} has direction download, nodes do not write to it", declared.name, object.name), false));
+            return Err((
+                format!("table {}: object {} has direction download, nodes do not write to it", declared.name, object.name),
+                false,
+            ));
         }
         let mut columns = Vec::with_capacity(heading.columns.len());
         for name in &heading.columns {
-            let Some(column) = declared.column(name).filter(|column| declared.columns.get(*column).is_some_and(|column| column.sent)) else {
+            let Some(column) = declared.column(name).filter(|column| declared.columns.get(*column).is_some_and(|column| column.sent))
+            else {
                 return Err((format!("table {}: nodes have no column {}", declared.name, self::shown(name)), false));
             };
             if columns.contains(&column) {
@@ -225,7 +229,8 @@ impl<'a> Rights<'a> {
         let misshapen = |what: &str| (format!("table {}: {what}", declared.name), true);
         let named: Vec<Option<ColumnIndex>> = heading.key.iter().map(|place| columns.get(usize::from(*place)).copied()).collect();
         if named != declared.key.iter().copied().map(Some).collect::<Vec<_>>() {
-            let names: Vec<&str> = declared.key.iter().filter_map(|column| declared.columns.get(*column)).map(|column| column.name.as_str()).collect();
+            let names: Vec<&str> =
+                declared.key.iter().filter_map(|column| declared.columns.get(*column)).map(|column| column.name.as_str()).collect();
             return Err((format!("table {}: its key is ({}), not what the heading says", declared.name, names.join(", ")), false));
         }
         let key = change.key(&heading.key);

@@ -96,13 +96,7 @@ impl Rules<'_> {
     }
 
     /// Returns the rows of a table that refer to a row by a foreign key, each with what the node may let happen to it.
-    fn children(
-        &self,
-        parent: &TableShape,
-        child: &TableShape,
-        key: &ForeignKey,
-        of: &[Value],
-    ) -> Result<Vec<Child>, RightsError> {
+    fn children(&self, parent: &TableShape, child: &TableShape, key: &ForeignKey, of: &[Value]) -> Result<Vec<Child>, RightsError> {
         let name = |shape: &TableShape, column: usize| shape.columns.get(column).map(|column| quote_name(&column.name)).unwrap_or_default();
         let declared = self.dock.table(&child.name).map(|table| (table, &self.dock.tables[table]));
         // Of a table that no definition names, the key says which row it is; without a key the row is only counted.

@@ -83,7 +83,16 @@ pub(super) struct Rules<'a> {
 
 impl<'a> Rules<'a> {
     pub(super) fn new(database: &'a ServerDatabase, dock: &'a Dock, node: &'a Node, day: Option<i64>) -> Rules<'a> {
-        Rules { database, dock, node, day, past: None, values: RefCell::default(), evaluators: RefCell::default(), known: RefCell::default() }
+        Rules {
+            database,
+            dock,
+            node,
+            day,
+            past: None,
+            values: RefCell::default(),
+            evaluators: RefCell::default(),
+            known: RefCell::default(),
+        }
     }
 
     /// The same on rows of an earlier time.

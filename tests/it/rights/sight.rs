@@ -23,7 +23,8 @@ fn create(conn: &Connection, dock: &Dock, seed: u64) {
         let columns = table.columns.iter().enumerate().map(|(column, declared)| {
             let is_rowid = table.key_is_rowid && table.key == [column];
             let rest = if is_rowid { " INTEGER PRIMARY KEY" } else { "" };
-            let collation = if declared.collation == Collation::Binary { String::new() } else { format!(" COLLATE {}", declared.collation.name()) };
+            let collation =
+                if declared.collation == Collation::Binary { String::new() } else { format!(" COLLATE {}", declared.collation.name()) };
             format!("{}{rest}{collation}", quoted(&declared.name))
         });
         let key: Vec<String> = table.key.iter().map(|column| quoted(&table.columns[*column].name)).collect();
