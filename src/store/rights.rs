@@ -129,6 +129,11 @@ impl<'a> Rights<'a> {
                     return Ok(Err(Refusal { place, reason, alert }));
                 }
             };
+            if let Some(column) = self.downloaded_only(&resolved, change, unit) {
+                let table = &self.basis.dock.tables[resolved.table].name;
+                let reason = format!("table {table}: only the server changes column {column}");
+                return Ok(Err(Refusal { place, reason, alert: true }));
+            }
             let key = change.key(&heading.key);
             let is_insert = matches!(change, RowChange::Insert { .. });
             if !named.insert((resolved.table, key.clone(), is_insert)) {
@@ -168,8 +173,12 @@ impl<'a> Rights<'a> {
             // A trigger of the server may have taken the row away.
             let Some(row) = self.rules.row(resolved.table, key)? else { continue };
             if self.rules.is_private(resolved.table) {
-                let is_new = matches!(right, Right::Go { server: None }) || *key != change.key(&heading.key);
+                let old = change.key(&heading.key);
+                let is_new = matches!(right, Right::Go { server: None }) || *key != old;
                 self.rules.take_ownership(resolved.table, &row, is_new)?;
+                if *key != old {
+                    self.rules.end_ownership(resolved.table, &old)?;
+                }
                 continue;
             }
             let name = self.row_name(resolved.table, key);
@@ -249,14 +258,11 @@ impl<'a> Rights<'a> {
         if let RowChange::Update { fields, .. } = change {
             let mut seen = HashSet::new();
             for field in fields {
-                let Some(column) = columns.get(usize::from(field.column)).and_then(|column| declared.columns.get(*column)) else {
+                if usize::from(field.column) >= columns.len() {
                     return Err(misshapen("a field of a column that its heading does not have"));
-                };
+                }
                 if !seen.insert(field.column) {
                     return Err(misshapen("a field twice"));
-                }
-                if declared.merge.is_download_only(&column.name) {
-                    return Err((format!("table {}: only the server changes column {}", declared.name, column.name), false));
                 }
                 if field.after.is_null() && heading.key.contains(&field.column) {
                     return Err(misshapen("a key that becomes NULL"));
@@ -264,6 +270,15 @@ impl<'a> Rights<'a> {
             }
         }
         Ok(Resolved { table, columns, key: heading.key.iter().map(|place| usize::from(*place)).collect() })
+    }
+
+    /// Returns a changed column that nodes of the unit's definition do not send. A unit of an earlier one may have it: then it stays as
+    /// the server has it.
+    fn downloaded_only(&self, resolved: &Resolved, change: &RowChange, unit: &UploadUnit) -> Option<&'a str> {
+        let RowChange::Update { fields, .. } = change else { return None };
+        let declared = self.basis.dock.tables.get(resolved.table).filter(|_| unit.head.revision == self.basis.revision)?;
+        let columns = fields.iter().filter_map(|field| declared.columns.get(*resolved.columns.get(usize::from(field.column))?));
+        columns.map(|column| column.name.as_str()).find(|column| declared.merge.is_download_only(column))
     }
 
     fn judge(
