@@ -20,8 +20,21 @@ use std::collections::BTreeMap;
 /// Our tables.
 const SERVER_SQL: &str = include_str!("../../sql/sqlite/0001_server.sql");
 /// Names of our tables, in the order in which they are dropped.
-const OUR_TABLES: [&str; 13] =
-    ["dock_txn_log", "dock_tail", "dock_capture", "dock_definition", "dock_node_attribute", "dock_node", "dock_meta", "dock_unit", "dock_merge", "dock_conflict", "dock_key_map", "dock_message_event", "dock_owner"];
+const OUR_TABLES: [&str; 13] = [
+    "dock_txn_log",
+    "dock_tail",
+    "dock_capture",
+    "dock_definition",
+    "dock_node_attribute",
+    "dock_node",
+    "dock_meta",
+    "dock_unit",
+    "dock_merge",
+    "dock_conflict",
+    "dock_key_map",
+    "dock_message_event",
+    "dock_owner",
+];
 
 /// What is to be installed.
 #[derive(Debug, Clone, Copy)]

@@ -257,8 +257,11 @@ impl Place {
                     written.push(Some(key));
                 }
                 RowChange::Update { fields, .. } if server.is_some() => {
-                    let sets: Vec<String> =
-                        fields.iter().enumerate().map(|(at, field)| format!("{} = ?{}", columns[usize::from(field.column)], at + 1)).collect();
+                    let sets: Vec<String> = fields
+                        .iter()
+                        .enumerate()
+                        .map(|(at, field)| format!("{} = ?{}", columns[usize::from(field.column)], at + 1))
+                        .collect();
                     let sql = format!("UPDATE OR ABORT {table} SET {} WHERE {}", sets.join(", "), terms(fields.len() + 1));
                     let values = fields.iter().map(|field| &field.after).chain(&key).map(SqlValue);
                     self.app.execute(&sql, params_from_iter(values))?;

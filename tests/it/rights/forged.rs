@@ -7,12 +7,37 @@ const UNITS: usize = 10_000;
 
 /// Names of tables that no node may write to.
 const TABLE_NAMES: &[&str] = &[
-    "dock_node", "dock_meta", "DOCK_TXN_LOG", "dock_definition", "dock_unit", "dock_owner", "dock_node_attribute", "dock_nonsense", "sqlite_master",
-    "sqlite_schema", "SQLITE_SEQUENCE", "sqlite_stat1", "everything", "employee", "audit", "price", "nowhere", "", "orders; DROP TABLE orders",
-    "x\"; DROP TABLE orders; --", "main.orders", "\"orders\"", "orders\0", "'orders'", "[orders]", "temp.orders", "orders--",
+    "dock_node",
+    "dock_meta",
+    "DOCK_TXN_LOG",
+    "dock_definition",
+    "dock_unit",
+    "dock_owner",
+    "dock_node_attribute",
+    "dock_nonsense",
+    "sqlite_master",
+    "sqlite_schema",
+    "SQLITE_SEQUENCE",
+    "sqlite_stat1",
+    "everything",
+    "employee",
+    "audit",
+    "price",
+    "nowhere",
+    "",
+    "orders; DROP TABLE orders",
+    "x\"; DROP TABLE orders; --",
+    "main.orders",
+    "\"orders\"",
+    "orders\0",
+    "'orders'",
+    "[orders]",
+    "temp.orders",
+    "orders--",
 ];
 /// Names of columns that no node has.
-const COLUMN_NAMES: &[&str] = &["secret", "rowid", "_rowid_", "oid", "x\" = 1; DROP TABLE orders; --", "id\"", "*", "", "orders.note", "note\0", "nоte"];
+const COLUMN_NAMES: &[&str] =
+    &["secret", "rowid", "_rowid_", "oid", "x\" = 1; DROP TABLE orders; --", "id\"", "*", "", "orders.note", "note\0", "nоte"];
 
 struct Rogue<'a> {
     place: &'a Place,

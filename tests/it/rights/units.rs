@@ -36,7 +36,10 @@ fn r18_t2_what_is_seen_only_by_reference_is_read_only_and_never_deleted() {
     let place = Place::new();
     let unit = place.unit(vec![place.update("customer", &[int(1)], &[("credit", int(99))])]);
     let (said, alert) = reason(place.merge(&place.anna, &unit));
-    assert!(said.starts_with("customer 1: ANNA sees it only since something refers to it") && said.contains("writable") && !alert, "{said}");
+    assert!(
+        said.starts_with("customer 1: ANNA sees it only since something refers to it") && said.contains("writable") && !alert,
+        "{said}"
+    );
     let (said, alert) = reason(place.merge(&place.anna, &place.unit(vec![place.delete("customer", &[int(1)])])));
     assert!(said.contains("may not delete it") && !alert, "{said}");
     let changes = vec![
@@ -60,7 +63,10 @@ fn r18_a_delete_whose_cascade_reaches_rows_that_the_node_does_not_see_is_refused
     let place = Place::with(&seen);
     place.sql("INSERT INTO orders(id, customer_id, employee_id) VALUES (15, 1, 2); INSERT INTO line VALUES (15, 1, 'q'), (15, 2, 'r')");
     let (said, alert) = reason(place.merge(&place.anna, &place.unit(vec![place.delete("customer", &[int(1)])])));
-    assert!(said.contains("3 rows of line, the first with key (11, 1)") || said.contains("3 rows of line, the first with key (15, 1)"), "{said}");
+    assert!(
+        said.contains("3 rows of line, the first with key (11, 1)") || said.contains("3 rows of line, the first with key (15, 1)"),
+        "{said}"
+    );
     assert!(said.contains("2 rows of orders, the first with key 11") && !alert, "{said}");
     // Customer 2 has orders of Anna's alone, but something that no node gets hangs on one of them.
     let (said, _) = reason(place.merge(&place.anna, &place.unit(vec![place.delete("customer", &[int(2)])])));
@@ -76,7 +82,9 @@ fn r18_a_delete_whose_cascade_reaches_rows_that_the_node_does_not_see_is_refused
 fn r18_a_cascade_is_found_by_the_comparison_of_sqlites_foreign_keys() {
     let place = Place::new();
     // A child without affinity holds the text of the number: for SQLite it refers to the order, and goes with it.
-    place.sql("CREATE TABLE loose(id INTEGER PRIMARY KEY, order_id REFERENCES orders(id) ON DELETE CASCADE); INSERT INTO loose VALUES (1, '12')");
+    place.sql(
+        "CREATE TABLE loose(id INTEGER PRIMARY KEY, order_id REFERENCES orders(id) ON DELETE CASCADE); INSERT INTO loose VALUES (1, '12')",
+    );
     let schema = place.db.schema().unwrap();
     let basis = Basis { schema: &schema, ..place.basis() };
     let unit = place.unit(vec![place.delete("orders", &[int(12)])]);
@@ -140,7 +148,9 @@ fn r31_a_row_that_the_node_would_not_see_is_refused_unless_it_may_be_given_away(
     // A later unit that was cut before: the memo is Bert's now.
     let unit = unit_at(away, vec![place.update("memo", &[text("m3")], &[("body", text("more"))])]);
     assert!(matches!(place.before(&place.anna, &unit).unwrap()[..], [Right::OutOfView { .. }]));
-    assert!(place.before(&place.anna, &place.unit(vec![place.update("memo", &[text("m2")], &[("body", text("more"))])])).unwrap_err().alert);
+    assert!(
+        place.before(&place.anna, &place.unit(vec![place.update("memo", &[text("m2")], &[("body", text("more"))])])).unwrap_err().alert
+    );
 }
 
 #[test]
@@ -168,11 +178,9 @@ fn r31_mi35_private_rows_go_up_from_anybody_and_only_their_author_changes_them()
 #[test]
 fn mi40_nothing_goes_up_into_a_download_object() {
     let place = Place::new();
-    for change in [
-        place.insert("price", &[int(2), int(1)]),
-        place.update("price", &[int(1)], &[("value", int(1))]),
-        place.delete("price", &[int(1)]),
-    ] {
+    for change in
+        [place.insert("price", &[int(2), int(1)]), place.update("price", &[int(1)], &[("value", int(1))]), place.delete("price", &[int(1)])]
+    {
         let refusal = place.before(&place.anna, &place.unit(vec![change])).unwrap_err();
         assert!(refusal.reason.contains("object price has direction download"), "{}", refusal.reason);
     }
@@ -222,7 +230,8 @@ fn t2_columns_that_a_node_does_not_have_or_may_not_change_are_refused() {
     let delete = RowChange::Delete { key: vec![int(10)], before: vec![], base: None };
     assert!(refused(heading(&["id", "note"], &[0]), delete).contains("number of values"));
     // A row with the column that only the server changes is how every row is inserted.
-    let rights = place.before(&place.anna, &place.unit(vec![place.insert("orders", &[int(20), int(2), int(1), int(1), text("n"), int(1)])]));
+    let rights =
+        place.before(&place.anna, &place.unit(vec![place.insert("orders", &[int(20), int(2), int(1), int(1), text("n"), int(1)])]));
     assert_eq!(rights.unwrap(), [Right::Go { server: None }]);
     assert_ne!(place.dock.tables[place.dock.table("orders").unwrap()].merge, MergeRules::default());
 }
