@@ -17,6 +17,7 @@ mod local_base;
 pub mod local_build;
 pub mod local_capture;
 pub mod local_reshape;
+pub mod local_rules;
 pub mod local_schema;
 pub mod local_stage;
 pub mod local_table;

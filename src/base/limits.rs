@@ -27,6 +27,11 @@ pub const UPLOAD_PIECE_BYTES: usize = 16 << 20;
 /// Upload: most bytes that the changes of one unit take in memory; the Merger holds a unit whole.
 pub const UPLOAD_UNIT_BYTES_MAX: u64 = 1 << 30;
 
+/// Most bytes of a confirm: of conflicts beyond it the node is told where they are listed.
+pub const CONFIRM_BYTES_MAX: usize = 32 << 20;
+/// Finished units of a node that its extract or its reset tells of, newest first. Any other one is confirmed when it is sent again.
+pub const FINISHED_UNITS_TOLD_MAX: usize = 10_000;
+
 /// Comparisons with the server database that are remembered for people.
 pub const RECONCILED_KEPT_MAX: u32 = 1_000;
 

@@ -84,6 +84,7 @@ impl<'a> Emitter<'a> {
             read_at_micros: input.read_at_micros,
             revision: input.revision.unwrap_or(scope.cds.state.revision),
             day: scope.days.1,
+            confirms: input.confirms.clone(),
             ..UnitEvents::default()
         };
         Emitter {

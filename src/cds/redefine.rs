@@ -224,6 +224,7 @@ impl Cds {
         // From here on the unit's end is known: marks are answered as of it.
         self.pending = Some((state, changes));
         self.marks(questions)?.iter().try_for_each(|mark| writer.mark(mark))?;
+        input.confirms.iter().try_for_each(|confirm| writer.confirm(confirm))?;
         for table in 0..self.dock.tables.len() {
             redefined.rows += self.compare_definitions(former, table, &shape, &held, writer)?;
         }

@@ -11,7 +11,7 @@ use super::scope::{Touched, UnitScope};
 use super::{Cds, CdsError};
 use crate::base::ids::{Incarnation, NodeName, Nonce, Revision, TxnId};
 use crate::model::dock::TableIndex;
-use crate::model::event::UnitEvents;
+use crate::model::event::{ConfirmEvent, UnitEvents};
 use crate::model::node::{Node, NodeState};
 use crate::model::value::{Row, RowKey};
 use rusqlite::params;
@@ -34,6 +34,8 @@ pub struct UnitInput {
     pub stopped: Option<Vec<StoppedTable>>,
     /// What was compared with the server database as of this unit.
     pub reconciled: Vec<Reconciled>,
+    /// What became of units of nodes, in log order.
+    pub confirms: Vec<ConfirmEvent>,
     /// Definition announced in the log.
     pub revision: Option<Revision>,
 }

@@ -116,7 +116,9 @@ pub const RECORD_UNIT_MARK: u8 = 7;
 pub const RECORD_UNIT_WHOLE_SCHEMA: u8 = 9;
 /// txnproc, from version 2: a unit ends; what it was made of, counted.
 pub const RECORD_UNIT_END: u8 = 8;
-/// download: a table heading, numbered from 0 within its frame.
+/// txnproc, from version 3: what became of a unit of one node.
+pub const RECORD_UNIT_CONFIRM: u8 = 10;
+/// download, upload: a table heading, numbered from 0 within its frame.
 pub const RECORD_HEADING: u8 = 16;
 /// download: the operations that follow belong to this unit.
 pub const RECORD_UNIT: u8 = 17;
@@ -128,6 +130,8 @@ pub const RECORD_SCHEMA: u8 = 19;
 pub const RECORD_MARK: u8 = 20;
 /// download, from version 2: the rows of this unit are all that the node sees. No payload.
 pub const RECORD_RESET: u8 = 21;
+/// download, from version 3: what became of a unit of the node.
+pub const RECORD_CONFIRM: u8 = 22;
 /// upload, from version 3: a unit begins.
 pub const RECORD_UPLOAD_UNIT: u8 = 32;
 /// upload, from version 3: a change of a row, or the last piece of one.

@@ -226,18 +226,37 @@ impl FrameBuilder {
         if self.last_unit.is_some_and(|last| unit < last) {
             return Err(DxError::Content(format!("unit {unit} after a later one in a frame")));
         }
-        self.enter(unit)?;
         if controls.reset {
-            record::append(&mut self.current.bytes, RECORD_RESET, |_| Ok(()))?;
+            self.control(unit, RECORD_RESET, |_| Ok(()))?;
         }
         for object in &controls.schema {
-            record::append(&mut self.current.bytes, RECORD_SCHEMA, |out| codec::encode_into("schema object", object, out))?;
+            self.control(unit, RECORD_SCHEMA, |out| codec::encode_into("schema object", object, out))?;
         }
         for mark in &controls.marks {
-            record::append(&mut self.current.bytes, RECORD_MARK, |out| codec::encode_into("mark", mark, out))?;
+            self.control(unit, RECORD_MARK, |out| codec::encode_into("mark", mark, out))?;
         }
+        for confirm in &controls.confirms {
+            record::check_confirm(confirm)?;
+            self.control(unit, RECORD_CONFIRM, |out| codec::encode_into("confirm", confirm, out))?;
+        }
+        self.enter(unit)?;
         self.last_unit = Some(unit);
         Ok(())
+    }
+
+    /// Appends one record of a unit; what many of them fill goes into several frames.
+    fn control(&mut self, unit: TxnId, kind: u8, fill: impl FnOnce(&mut Vec<u8>) -> Result<(), DxError>) -> Result<(), DxError> {
+        self.enter(unit)?;
+        record::append(&mut self.current.bytes, kind, fill)?;
+        if self.current.bytes.len() > DX_FRAME_RAW_BYTES_GOAL {
+            self.end_frame();
+        }
+        Ok(())
+    }
+
+    fn end_frame(&mut self) {
+        self.done.push(std::mem::take(&mut self.current));
+        self.headings.clear();
     }
 
     /// Begins a unit in the open frame, if it has not begun there.
@@ -261,8 +280,7 @@ impl FrameBuilder {
             return Err(DxError::Content(format!("unit {unit} after a later one in a frame")));
         }
         if self.current.bytes.len() + operation.len() > DX_FRAME_RAW_BYTES_GOAL && self.current.operations > 0 {
-            self.done.push(std::mem::take(&mut self.current));
-            self.headings.clear();
+            self.end_frame();
         }
         let index = match self.headings.get(heading) {
             Some(index) => *index,

@@ -293,7 +293,7 @@ fn index_frame(
                 segment.operations += 1;
                 operations += 1;
             }
-            RECORD_SCHEMA | RECORD_MARK | RECORD_RESET => {
+            RECORD_SCHEMA | RECORD_MARK | RECORD_RESET | RECORD_CONFIRM => {
                 let Some(segment) = current.as_mut() else {
                     return Err(DxError::Content(format!("a control before its unit in frame {frame}")));
                 };
@@ -302,6 +302,11 @@ fn index_frame(
                 match kind {
                     RECORD_SCHEMA => told.schema.push(codec::decode("schema object", payload)?),
                     RECORD_MARK => told.marks.push(codec::decode("mark", payload)?),
+                    RECORD_CONFIRM => {
+                        let confirm = codec::decode("confirm", payload)?;
+                        record::check_confirm(&confirm)?;
+                        told.confirms.push(confirm);
+                    }
                     _ if payload.is_empty() => told.reset = true,
                     _ => return Err(DxError::Damaged { what: "a reset record has a payload", at: start as u64 }),
                 }

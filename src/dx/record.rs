@@ -8,6 +8,7 @@ use crate::dx::format::RECORD_HEADER_BYTES;
 use crate::dx::header::fixed;
 use crate::model::event::{NodeEvent, RowEvent, TableHeading, UnitEvents};
 use crate::model::operation::Operation;
+use crate::model::upload::{Confirm, Outcome};
 use crate::model::value::Value;
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +63,26 @@ pub(crate) struct UnitEnd {
     pub(crate) nodes: u64,
     pub(crate) marks: u64,
     pub(crate) rows: u64,
+    pub(crate) confirms: u64,
+}
+
+/// As [`UnitEnd`], in a file of version 2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub(crate) struct UnitEndV2 {
+    schema: u64,
+    whole_schema: u64,
+    tables: u64,
+    keys: u64,
+    nodes: u64,
+    marks: u64,
+    rows: u64,
+}
+
+impl From<UnitEndV2> for UnitEnd {
+    fn from(end: UnitEndV2) -> UnitEnd {
+        let UnitEndV2 { schema, whole_schema, tables, keys, nodes, marks, rows } = end;
+        UnitEnd { schema, whole_schema, tables, keys, nodes, marks, rows, confirms: 0 }
+    }
 }
 
 impl UnitEnd {
@@ -75,6 +96,7 @@ impl UnitEnd {
             nodes: events.nodes.len() as u64,
             marks: events.marks.len() as u64,
             rows: rows_before + events.rows.len() as u64,
+            confirms: events.confirms.len() as u64,
         }
     }
 }
@@ -275,6 +297,7 @@ pub(crate) fn check_unit(events: &UnitEvents) -> Result<(), DxError> {
             return refuse(format!("a key of node {name} is not listed"));
         }
     }
+    events.confirms.iter().try_for_each(|event| check_confirm(&event.confirm))?;
     for row in &events.rows {
         let Some(heading) = events.tables.get(row.table as usize) else {
             return refuse(format!("a row of table number {}, which has no heading", row.table));
@@ -302,6 +325,16 @@ fn row_problem(event: &RowEvent, heading: &TableHeading) -> Option<&'static str>
         None if !event.keys_after.is_empty() || !event.changed.is_empty() => Some("it is gone but has keys or changes"),
         _ => None,
     }
+}
+
+/// Checks the values in a confirm.
+pub(crate) fn check_confirm(confirm: &Confirm) -> Result<(), DxError> {
+    let Outcome::Merged { conflicts, keys } = &confirm.outcome else { return Ok(()) };
+    for conflict in conflicts {
+        check_values(&conflict.key)?;
+        [&conflict.base, &conflict.server, &conflict.client].into_iter().flatten().try_for_each(check_value)?;
+    }
+    keys.iter().try_for_each(|mapping| check_values(&mapping.old).and_then(|()| check_values(&mapping.new)))
 }
 
 pub(crate) fn check_values(values: &[Value]) -> Result<(), DxError> {

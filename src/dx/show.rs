@@ -3,17 +3,18 @@
 //! Everything in a file is foreign: text is escaped for where it goes (a terminal, JSON, XML), bytes that are no text
 //! are shown in hex, so two different files never look the same.
 
-use crate::base::ids::TxnId;
+use crate::base::ids::{NodeName, TxnId};
 use crate::dx::error::DxError;
 use crate::dx::format::HEADER_BYTES;
 use crate::dx::header::{DxDirection, Header};
 use crate::dx::reader::DownloadReader;
-use crate::dx::show_items::{Item, change_item, mark_item, node_item, operation_item, row_item, schema_item, unit_attributes};
+use crate::dx::show_items::{Item, change_item, confirm_items, mark_item, node_item, operation_item, row_item, schema_item, unit_attributes};
 use crate::dx::txnproc_reader::{TxnprocReader, UnitPart};
 use crate::dx::upload;
 use crate::dx::upload_reader::UploadReader;
 use crate::dx::writer::FileSummary;
-use crate::model::event::{MarkEvent, UnitControls};
+use crate::model::event::{ConfirmEvent, MarkEvent, UnitControls};
+use crate::model::upload::Confirm;
 use crate::model::value::Value;
 use crate::model::value_json::to_json;
 use std::fmt::{self, Write};
@@ -123,6 +124,9 @@ fn show_into<R: Read + Seek>(mut source: R, sink: &mut Sink<'_>) -> Result<Verif
                     for MarkEvent { node, mark } in &unit.marks {
                         sink.item(&mark_item(mark, Some(node)))?;
                     }
+                    for ConfirmEvent { node, confirm } in &unit.confirms {
+                        sink.confirm(confirm, Some(node))?;
+                    }
                     for event in &unit.nodes {
                         sink.item(&node_item(unit, event))?;
                     }
@@ -212,7 +216,13 @@ impl Sink<'_> {
         let reset = told.reset.then(|| ("reset", "true".to_owned()));
         self.unit(unit, reset.as_slice())?;
         told.schema.iter().try_for_each(|object| self.item(&schema_item(object)))?;
-        told.marks.iter().try_for_each(|mark| self.item(&mark_item(mark, None)))
+        told.marks.iter().try_for_each(|mark| self.item(&mark_item(mark, None)))?;
+        told.confirms.iter().try_for_each(|confirm| self.confirm(confirm, None))
+    }
+
+    /// Writes a confirm, and a line for each conflict and key in it.
+    fn confirm(&mut self, confirm: &Confirm, node: Option<&NodeName>) -> fmt::Result {
+        confirm_items(confirm, node).iter().try_for_each(|item| self.item(item))
     }
 
     fn unit(&mut self, unit: TxnId, more: &[(&'static str, String)]) -> fmt::Result {

@@ -3,7 +3,7 @@
 use crate::base::ids::NodeName;
 use crate::model::event::{Mark, NodeEvent, RowEvent, SchemaKind, SchemaObject, TableHeading, UnitEvents};
 use crate::model::operation::Operation;
-use crate::model::upload::{FieldChange, RowChange, UploadHead};
+use crate::model::upload::{Confirm, Conflict, FieldChange, KeyMapping, Outcome, RowChange, UploadHead};
 use crate::model::value::Value;
 
 /// A neutral line: what, attributes, and values in named groups.
@@ -41,6 +41,7 @@ pub(super) fn schema_item(object: &SchemaObject) -> Item<'_> {
         SchemaKind::KeptTable => "kept table",
         SchemaKind::Index => "index",
         SchemaKind::View => "view",
+        SchemaKind::MergeRules => "merge rules",
     };
     let sql = object.sql.clone().unwrap_or_else(|| "gone".to_owned());
     let attributes =
@@ -90,6 +91,56 @@ pub(super) fn row_item<'a>(unit: &'a UnitEvents, event: &'a RowEvent) -> Item<'a
     item.groups.push(keys_group(unit, "keys_before", &event.keys_before));
     item.groups.push(keys_group(unit, "keys_after", &event.keys_after));
     item
+}
+
+/// A confirm, and what it brought in lines of their own.
+pub(super) fn confirm_items<'a>(confirm: &'a Confirm, node: Option<&NodeName>) -> Vec<Item<'a>> {
+    let mut attributes: Vec<(&'static str, String)> = node.map(|node| ("node", node.to_string())).into_iter().collect();
+    attributes.extend([
+        ("install_id", confirm.unit.install.to_string()),
+        ("number", confirm.unit.number.to_string()),
+        ("outcome", confirm.outcome.name().to_owned()),
+    ]);
+    let mut items = Vec::new();
+    match &confirm.outcome {
+        Outcome::Merged { conflicts, keys } => {
+            items.extend(conflicts.iter().map(conflict_item));
+            items.extend(keys.iter().map(mapping_item));
+        }
+        Outcome::Held { reason } | Outcome::Ignored { reason } | Outcome::Returned { reason } => {
+            attributes.push(("reason", reason.clone()));
+        }
+    }
+    items.insert(0, Item { name: "confirm", attributes, groups: Vec::new() });
+    items
+}
+
+/// Values without names: a key of a table whose heading does not stand here.
+fn unnamed<'a>(name: &'static str, values: &'a [Value]) -> (&'static str, Vec<(&'a str, &'a Value)>) {
+    (name, values.iter().map(|value| ("", value)).collect())
+}
+
+fn conflict_item(conflict: &Conflict) -> Item<'_> {
+    let at = jiff::Timestamp::from_microsecond(conflict.at_micros).map(|time| time.to_string()).unwrap_or_default();
+    let mut attributes = vec![
+        ("table", conflict.table.clone()),
+        ("id", conflict.id.to_string()),
+        ("rule", conflict.rule.clone()),
+        ("winner", conflict.winner.to_string()),
+        ("at", at),
+    ];
+    let column = conflict.column.as_deref().unwrap_or_default();
+    attributes.extend(conflict.column.clone().map(|column| ("column", column)));
+    let mut groups = vec![unnamed("key", &conflict.key)];
+    for (name, value) in [("base", &conflict.base), ("server", &conflict.server), ("client", &conflict.client)] {
+        groups.extend(value.as_ref().map(|value| (name, vec![(column, value)])));
+    }
+    Item { name: "conflict", attributes, groups }
+}
+
+fn mapping_item(mapping: &KeyMapping) -> Item<'_> {
+    let groups = vec![unnamed("old", &mapping.old), unnamed("new", &mapping.new)];
+    Item { name: "key_map", attributes: vec![("table", mapping.table.clone())], groups }
 }
 
 /// What is said of a unit of an upload beside its changes.

@@ -7,7 +7,7 @@ use crate::dx::error::DxError;
 use crate::dx::format::*;
 use crate::dx::header::{DxDirection, Header};
 use crate::dx::reader::DxFile;
-use crate::dx::record::{self, Record, Records, UnitBegin, UnitBeginV1, UnitEnd};
+use crate::dx::record::{self, Record, Records, UnitBegin, UnitBeginV1, UnitEnd, UnitEndV2};
 use crate::dx::writer::FileSummary;
 use crate::model::event::UnitEvents;
 use std::io::{Read, Seek};
@@ -32,7 +32,7 @@ impl<R: Read + Seek> TxnprocReader<R> {
                     RECORD_UNIT_BEGIN => units += 1,
                     RECORD_UNIT_ROW => rows += 1,
                     RECORD_UNIT_TABLE | RECORD_UNIT_KEY | RECORD_UNIT_NODE => {}
-                    RECORD_UNIT_SCHEMA | RECORD_UNIT_WHOLE_SCHEMA | RECORD_UNIT_MARK | RECORD_UNIT_END => {}
+                    RECORD_UNIT_SCHEMA | RECORD_UNIT_WHOLE_SCHEMA | RECORD_UNIT_MARK | RECORD_UNIT_CONFIRM | RECORD_UNIT_END => {}
                     kind => return Err(DxError::UnknownRecord { kind, frame }),
                 }
             }
@@ -73,7 +73,7 @@ impl<R: Read + Seek> TxnprocReader<R> {
 /// A part of a unit.
 #[derive(Debug, Clone, Copy)]
 pub struct UnitPart<'u> {
-    /// The unit with the rows of this part. Schema, node events and marks are the same in every part and all there in the first;
+    /// The unit with the rows of this part. Schema, node events, marks and confirms are the same in every part and all there in the first;
     /// headings and keys grow from part to part, and their numbers stay.
     pub unit: &'u UnitEvents,
     /// Whether this is its first part.
@@ -163,7 +163,8 @@ impl<R: Read + Seek> UnitParts<'_, R> {
 
     /// Adds a record to the open unit.
     fn take(&mut self, found: Record<'_>) -> Result<(), DxError> {
-        let is_v1 = self.reader.file.version == 1;
+        let version = self.reader.file.version;
+        let is_v1 = version == 1;
         let Some(open) = &mut self.open else {
             if found.kind != RECORD_UNIT_BEGIN {
                 return Err(DxError::Content(format!("a record outside of its unit in frame {}", self.frame)));
@@ -192,11 +193,17 @@ impl<R: Read + Seek> UnitParts<'_, R> {
             RECORD_UNIT_SCHEMA if !is_v1 && !late => events.schema.push(codec::decode("schema object", found.payload)?),
             RECORD_UNIT_WHOLE_SCHEMA if !is_v1 && !late => events.whole_schema.push(codec::decode("schema object", found.payload)?),
             RECORD_UNIT_MARK if !is_v1 && !late => events.marks.push(codec::decode("mark", found.payload)?),
-            RECORD_UNIT_NODE | RECORD_UNIT_SCHEMA | RECORD_UNIT_WHOLE_SCHEMA | RECORD_UNIT_MARK if !is_v1 || late => {
+            RECORD_UNIT_CONFIRM if version >= 3 && !late => events.confirms.push(codec::decode("confirm", found.payload)?),
+            RECORD_UNIT_NODE | RECORD_UNIT_SCHEMA | RECORD_UNIT_WHOLE_SCHEMA | RECORD_UNIT_MARK | RECORD_UNIT_CONFIRM
+                if !is_v1 || late =>
+            {
                 return Err(DxError::Content(format!("unit {}: a record that belongs before its rows", events.unit)));
             }
             RECORD_UNIT_END if !is_v1 => {
-                let counted: UnitEnd = codec::decode("end of a unit", found.payload)?;
+                let counted: UnitEnd = match version {
+                    2 => codec::decode::<UnitEndV2>("end of a unit", found.payload)?.into(),
+                    _ => codec::decode("end of a unit", found.payload)?,
+                };
                 if counted != UnitEnd::of(events, open.rows_before) {
                     return Err(DxError::Content(format!("unit {} is not complete", events.unit)));
                 }

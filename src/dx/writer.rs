@@ -8,7 +8,7 @@ use crate::dx::format::*;
 use crate::dx::frame::{RawFrame, SealedFrame, Sealer};
 use crate::dx::header::{DxDirection, Header};
 use crate::dx::record::{self, UnitBegin, UnitEnd};
-use crate::model::event::{MarkEvent, NodeEvent, RowEvent, SchemaObject, ScopeKey, TableHeading, UnitEvents};
+use crate::model::event::{ConfirmEvent, MarkEvent, NodeEvent, RowEvent, SchemaObject, ScopeKey, TableHeading, UnitEvents};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::fmt;
@@ -265,10 +265,11 @@ impl<'o> TxnprocWriter<'o> {
         events.tables.iter().try_for_each(|table| self.heading(table).map(drop))?;
         events.keys.iter().try_for_each(|key| self.key(key).map(drop))?;
         events.nodes.iter().try_for_each(|node| self.node(node))?;
-        events.marks.iter().try_for_each(|mark| self.mark(mark))
+        events.marks.iter().try_for_each(|mark| self.mark(mark))?;
+        events.confirms.iter().try_for_each(|confirm| self.confirm(confirm))
     }
 
-    /// Begins a unit that is written piece by piece: schema objects, node events and marks before the first row; headings and keys
+    /// Begins a unit that is written piece by piece: schema objects, node events, marks and confirms before the first row; headings and keys
     /// before what names them.
     ///
     /// # Errors
@@ -336,6 +337,16 @@ impl<'o> TxnprocWriter<'o> {
     pub fn mark(&mut self, mark: &MarkEvent) -> Result<(), DxError> {
         self.counts.marks += 1;
         self.record(RECORD_UNIT_MARK, "mark", mark, 0)
+    }
+
+    /// Appends a confirm to the open unit.
+    ///
+    /// # Errors
+    /// If it is over a limit.
+    pub fn confirm(&mut self, event: &ConfirmEvent) -> Result<(), DxError> {
+        record::check_confirm(&event.confirm)?;
+        self.counts.confirms += 1;
+        self.record(RECORD_UNIT_CONFIRM, "confirm", event, 0)
     }
 
     /// Appends a row event to the open unit. Its heading and keys must have been appended before.

@@ -152,6 +152,22 @@ pub enum Direction {
     Upload,
 }
 
+impl Direction {
+    /// Returns the word for it in definitions and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Direction::TwoWay => "two-way",
+            Direction::Download => "download",
+            Direction::Upload => "upload",
+        }
+    }
+
+    /// Returns the direction of that word.
+    pub fn from_name(name: &str) -> Option<Direction> {
+        [Direction::TwoWay, Direction::Download, Direction::Upload].into_iter().find(|direction| direction.name() == name)
+    }
+}
+
 /// A visibility rule of an object, on its primary table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VisibilityRule {

@@ -1,6 +1,7 @@
 //! What the Transaction Processor tells the Transaction Router: net events of one unit, with keys (architecture 3.2).
 
 use crate::base::ids::{Incarnation, NodeName, Revision, TxnId};
+use crate::model::upload::Confirm;
 use crate::model::value::{Row, RowKey, Value};
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +51,8 @@ pub struct UnitEvents {
     pub nodes: Vec<NodeEvent>,
     /// Marks at which one node compares itself with the server (R42).
     pub marks: Vec<MarkEvent>,
+    /// What became of units that nodes sent (R30).
+    pub confirms: Vec<ConfirmEvent>,
     /// One event per row at most (R7).
     pub rows: Vec<RowEvent>,
 }
@@ -78,6 +81,8 @@ pub enum SchemaKind {
     Index,
     /// A view.
     View,
+    /// How changes are brought together, of every table: no name, and JSON in place of a statement.
+    MergeRules,
 }
 
 /// A mark in the stream of one node.
@@ -87,6 +92,15 @@ pub struct MarkEvent {
     pub node: NodeName,
     /// What it compares.
     pub mark: Mark,
+}
+
+/// What became of a unit that a node sent, in the stream of that node alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfirmEvent {
+    /// The node that sent it.
+    pub node: NodeName,
+    /// What became of it.
+    pub confirm: Confirm,
 }
 
 /// What a node's tables are at the end of the unit, as digests: the node computes the same over its own rows (R42).
@@ -170,7 +184,7 @@ pub struct UnitControls {
     /// Marks at which it compares itself, after the unit.
     pub marks: Vec<Mark>,
     /// What became of units of its own, after the unit's operations: these hold the official values of what was merged.
-    pub confirms: Vec<crate::model::upload::Confirm>,
+    pub confirms: Vec<Confirm>,
 }
 
 impl UnitControls {

@@ -103,6 +103,65 @@ pub struct Confirm {
     pub outcome: Outcome,
 }
 
+impl Confirm {
+    /// Returns about how many bytes it takes in memory and in a file.
+    pub fn size(&self) -> usize {
+        let of = |values: &[Value]| values.iter().map(Value::size).sum::<usize>();
+        let value = |value: &Option<Value>| value.as_ref().map_or(1, Value::size);
+        64 + match &self.outcome {
+            Outcome::Merged { conflicts, keys } => {
+                let conflicts = conflicts.iter().map(|conflict| {
+                    let texts = conflict.table.len() + conflict.rule.len() + conflict.column.as_ref().map_or(0, String::len);
+                    32 + texts + of(&conflict.key) + value(&conflict.base) + value(&conflict.server) + value(&conflict.client)
+                });
+                let keys = keys.iter().map(|mapping| 8 + mapping.table.len() + of(&mapping.old) + of(&mapping.new));
+                conflicts.sum::<usize>() + keys.sum::<usize>()
+            }
+            Outcome::Held { reason } | Outcome::Ignored { reason } | Outcome::Returned { reason } => reason.len(),
+        }
+    }
+
+    /// Takes out what makes it larger than `limit`: the largest values first, for which a text says where they are, then whole conflicts,
+    /// which one says are on the server. Keys and reason stay.
+    pub fn fit(&mut self, limit: usize) {
+        let mut size = self.size();
+        let Outcome::Merged { conflicts, .. } = &mut self.outcome else { return };
+        if size <= limit {
+            return;
+        }
+        for floor in [1 << 20, 64 << 10, 4 << 10, 256] {
+            for conflict in conflicts.iter_mut() {
+                let id = conflict.id;
+                for value in [&mut conflict.base, &mut conflict.server, &mut conflict.client].into_iter().flatten() {
+                    let bytes = value.size();
+                    if size > limit && bytes > floor {
+                        *value = Value::text(&format!("({bytes} bytes: see conflict {id} on the server)"));
+                        size = size - bytes + value.size();
+                    }
+                }
+            }
+        }
+        if size > limit {
+            let each = size.div_ceil(conflicts.len().max(1));
+            let out = (size - limit).div_ceil(each.max(1)).saturating_add(2).min(conflicts.len());
+            conflicts.truncate(conflicts.len() - out);
+            let rule = format!("{out} more conflicts are listed on the server");
+            conflicts.push(Conflict {
+                id: 0,
+                table: String::new(),
+                key: Vec::new(),
+                column: None,
+                base: None,
+                server: None,
+                client: None,
+                winner: Winner::Server,
+                rule,
+                at_micros: 0,
+            });
+        }
+    }
+}
+
 /// What became of a unit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {

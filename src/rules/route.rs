@@ -55,6 +55,8 @@ pub struct Routed {
     pub restarted: Vec<NodeIndex>,
     /// For each mark of the unit the node, if it runs.
     pub marked: Vec<Option<NodeIndex>>,
+    /// For each confirm of the unit the node, if it runs: one whose stream begins after the unit has it in its extract.
+    pub confirmed: Vec<Option<NodeIndex>>,
 }
 
 /// A unit that contradicts itself.
@@ -369,8 +371,10 @@ impl UnitRoute {
         let Applied { silent, ended, restarted } = nodes.apply(unit)?;
         let begun: Vec<NodeIndex> = silent.iter().chain(&restarted).copied().collect();
         let running = (!unit.schema.is_empty()).then(|| nodes.all_but(&begun).into());
-        let marked = unit.marks.iter().map(|mark| nodes.index_of(&mark.node).filter(|node| silent.binary_search(node).is_err())).collect();
-        Ok(UnitRoute { before, silent, head: Routed { ended, running, restarted, marked, ..Routed::default() } })
+        let hears = |node| nodes.index_of(node).filter(|node| silent.binary_search(node).is_err());
+        let marked = unit.marks.iter().map(|mark| hears(&mark.node)).collect();
+        let confirmed = unit.confirms.iter().map(|event| hears(&event.node)).collect();
+        Ok(UnitRoute { before, silent, head: Routed { ended, running, restarted, marked, confirmed, ..Routed::default() } })
     }
 
     /// Decides who gets what of the rows in `unit`, a part of the unit that was begun.

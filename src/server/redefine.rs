@@ -11,6 +11,7 @@ use crate::cds::unit::{NodeChange, UnitInput};
 use crate::cds::{Cds, CdsError};
 use crate::dx::writer::TxnprocWriter;
 use crate::model::dock::TableIndex;
+use crate::model::event::ConfirmEvent;
 use crate::model::value::Row;
 use crate::store::control::Control;
 use crate::store::log::UnitReading;
@@ -25,6 +26,7 @@ pub(super) fn controls(unit: &UnitReading) -> UnitInput {
             Control::Node { node, .. } => input.nodes.push(NodeChange::Set(node.clone())),
             Control::NodeDeleted { name, .. } => input.nodes.push(NodeChange::Deleted(name.clone())),
             Control::Definition { revision } => input.revision = Some(*revision),
+            Control::Confirm { node, confirm } => input.confirms.push(ConfirmEvent { node: node.clone(), confirm: confirm.clone() }),
             Control::Tick { day } => input.day = Some(*day),
             // Told by what the comparison brings, and by marks.
             Control::Reconcile { .. } | Control::Verify { .. } => {}

@@ -24,6 +24,7 @@ use crate::dx::header::{DxDirection, Header};
 use crate::dx::record::OperationView;
 use crate::dx::writer::FileSummary;
 use crate::model::event::{NodeEvent, RowEvent, ScopeKey, TableHeading, UnitControls, UnitEvents};
+use crate::model::upload::Confirm;
 use crate::model::value::display_key;
 use crate::rules::route::{Action, Audience, NodeIndex, NodeKeys, Routed};
 use crate::server::spool::{FrameSpool, SpooledFrame};
@@ -248,6 +249,22 @@ impl RoundContent {
                 self.tell(&Audience::from([*node]), unit.unit, |told| told.marks.push(mark.mark.clone()));
             }
         }
+        for (event, node) in unit.confirms.iter().zip(&routed.confirmed) {
+            if let Some(node) = node {
+                self.confirm(*node, unit.unit, &event.confirm);
+            }
+        }
+    }
+
+    /// Adds what became of a unit of a node. There may be as many confirms as operations, so they count as such.
+    fn confirm(&mut self, node: NodeIndex, unit: TxnId, confirm: &Confirm) {
+        let audience = Audience::from([node]);
+        self.tell(&audience, unit, |told| told.confirms.push(confirm.clone()));
+        if let Some(bucket) = self.bucket_ids.get(&audience).and_then(|bucket| self.buckets.get_mut(*bucket)) {
+            bucket.operations += 1;
+        }
+        let bytes = confirm.size();
+        (self.bytes, self.held, self.operations) = (self.bytes + bytes, self.held + bytes, self.operations + 1);
     }
 
     fn tell(&mut self, audience: &Audience, unit: TxnId, tell: impl FnOnce(&mut UnitControls)) {

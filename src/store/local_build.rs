@@ -5,6 +5,7 @@
 
 use super::ddl::{self, DdlError, ExtractShape};
 use super::local::{self, LocalState};
+use super::local_rules::{RulesError, rules_of, write_rules};
 use super::sqlite::quote_name;
 use crate::model::dock::{Dock, DockTable};
 use crate::model::schema::{Schema, TableShape};
@@ -42,6 +43,9 @@ pub enum BuildError {
         #[source]
         source: rusqlite::Error,
     },
+    /// The rules of the merge.
+    #[error(transparent)]
+    Rules(#[from] RulesError),
     /// Anything else that SQLite refused.
     #[error("{doing}")]
     Sql {
@@ -137,6 +141,7 @@ fn fill(path: &Path, cds: &Connection, dock: &Dock, schema: &Schema, state: &Loc
     target.execute_batch("BEGIN").map_err(sql("begin to fill the local database"))?;
     let names: Vec<&str> = sources.iter().map(|source| source.shape.name.as_str()).collect();
     local::create(&target, state, &names).map_err(sql("create the dock tables"))?;
+    write_rules(&target, &rules_of(dock))?;
     let mut tables = Vec::new();
     for source in &sources {
         left_out.extend(create_table(&target, source, &shape)?);

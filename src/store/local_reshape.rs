@@ -8,6 +8,7 @@
 use super::local::LocalError;
 use super::local_apply::{ApplyTransaction, UnitError};
 use super::local_capture::ensure_capture;
+use super::local_rules::{RulesError, rules_from_text, write_rules};
 use super::sqlite::quote_name;
 use crate::model::event::{SchemaKind, SchemaObject, UnitControls};
 use rusqlite::{Connection, OptionalExtension};
@@ -28,12 +29,17 @@ impl ApplyTransaction<'_> {
         if controls.reset {
             reshaper.reset(&controls.schema)?;
         } else {
-            for object in controls.schema.iter().filter(|object| object.sql.is_none()) {
+            let gone = |object: &&SchemaObject| object.sql.is_none() && object.kind != SchemaKind::MergeRules;
+            for object in controls.schema.iter().filter(gone) {
                 reshaper.drop(object)?;
             }
             for object in controls.schema.iter().filter(|object| is_table(object) && object.sql.is_some()) {
                 reshaper.table(object)?;
             }
+        }
+        // Before the rows: they are brought together with local changes by what is in force from here on.
+        if let Some(object) = controls.schema.iter().find(|object| object.kind == SchemaKind::MergeRules) {
+            reshaper.rules(object)?;
         }
         self.forget_tables();
         Ok(())
@@ -45,10 +51,11 @@ impl ApplyTransaction<'_> {
     /// As [`ApplyTransaction::begin_controls`].
     pub fn end_controls(&self, controls: &UnitControls) -> Result<(), UnitError> {
         let reshaper = Reshaper { connection: self.connection(), transaction: self };
-        for object in controls.schema.iter().filter(|object| !is_table(object)) {
+        let is_rules = |object: &&SchemaObject| object.kind == SchemaKind::MergeRules;
+        for object in controls.schema.iter().filter(|object| !is_table(object) && !is_rules(object)) {
             reshaper.make_last(object)?;
         }
-        if !controls.schema.is_empty() {
+        if !controls.schema.iter().all(|object| is_rules(&object)) {
             ensure_capture(reshaper.connection).map_err(|source| LocalError::of_capture(self.path(), source))?;
             self.forget_tables();
         }
@@ -123,6 +130,17 @@ impl Reshaper<'_, '_> {
             self.table(&SchemaObject { keeps_rows: object.kind == SchemaKind::KeptTable, ..object.clone() })?;
         }
         Ok(())
+    }
+
+    /// Puts the rules of the merge in place of the former ones.
+    fn rules(&self, object: &SchemaObject) -> Result<(), UnitError> {
+        const NAME: &str = "dock_merge_rules";
+        let unreadable = |error: RulesError| UnitError::Shape { object: NAME.to_owned(), reason: with_source(&error) };
+        let rules = rules_from_text(object.sql.as_deref().unwrap_or("[]")).map_err(unreadable)?;
+        write_rules(self.connection, &rules).map_err(|error| match error {
+            RulesError::Sql(source) => self.failed(NAME)(source),
+            error => unreadable(error),
+        })
     }
 
     fn drop(&self, object: &SchemaObject) -> Result<(), UnitError> {
@@ -208,10 +226,15 @@ impl Reshaper<'_, '_> {
     }
 }
 
+fn with_source(error: &RulesError) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
+}
+
 fn kind_word(object: &SchemaObject) -> &'static str {
     match object.kind {
         SchemaKind::Table | SchemaKind::KeptTable => "TABLE",
         SchemaKind::Index => "INDEX",
-        SchemaKind::View => "VIEW",
+        // Rules are no object of the schema and never get here.
+        SchemaKind::View | SchemaKind::MergeRules => "VIEW",
     }
 }

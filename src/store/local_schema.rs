@@ -3,6 +3,7 @@
 //! It is found out by making them in an empty database in memory, as an extract makes them, so the two cannot differ.
 
 use super::local_build::{BuildError, check_into};
+use super::local_rules::{rules_of, rules_text};
 use super::sqlite::quote_name;
 use crate::model::dock::{Direction, Dock};
 use crate::model::event::{SchemaKind, SchemaObject};
@@ -12,7 +13,7 @@ use crate::store::sqlite::value_of;
 use rusqlite::Connection;
 use std::collections::BTreeMap;
 
-/// Returns the tables, indexes and views of a node, tables first, each kind by name.
+/// Returns the tables, indexes and views of a node, tables first, each kind by name, and how it brings changes together.
 ///
 /// # Errors
 /// A table cannot be made on a node.
@@ -40,6 +41,8 @@ pub fn node_schema(dock: &Dock, schema: &Schema) -> Result<Vec<SchemaObject>, Bu
         };
         objects.push(SchemaObject { kind, name, sql: Some(sql), keeps_rows: true });
     }
+    let rules = rules_text(&rules_of(dock))?;
+    objects.push(SchemaObject { kind: SchemaKind::MergeRules, name: String::new(), sql: Some(rules), keeps_rows: true });
     objects.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
     Ok(objects)
 }

@@ -237,7 +237,7 @@ fn note_control(control: Control, rollback: &mut Rollback) {
                 named => rollback.doubts.extend(named.iter().cloned().map(|table| doubt(Some(table)))),
             }
         }
-        Control::Definition { .. } | Control::Tick { .. } | Control::Verify { .. } => {}
+        Control::Definition { .. } | Control::Tick { .. } | Control::Verify { .. } | Control::Confirm { .. } => {}
     }
 }
 
