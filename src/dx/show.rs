@@ -8,7 +8,9 @@ use crate::dx::error::DxError;
 use crate::dx::format::HEADER_BYTES;
 use crate::dx::header::{DxDirection, Header};
 use crate::dx::reader::DownloadReader;
-use crate::dx::show_items::{Item, change_item, confirm_items, mark_item, node_item, operation_item, row_item, schema_item, unit_attributes};
+use crate::dx::show_items::{
+    Item, change_item, confirm_items, mark_item, node_item, operation_item, row_item, schema_item, unit_attributes,
+};
 use crate::dx::txnproc_reader::{TxnprocReader, UnitPart};
 use crate::dx::upload;
 use crate::dx::upload_reader::UploadReader;

@@ -194,9 +194,7 @@ impl<R: Read + Seek> UnitParts<'_, R> {
             RECORD_UNIT_WHOLE_SCHEMA if !is_v1 && !late => events.whole_schema.push(codec::decode("schema object", found.payload)?),
             RECORD_UNIT_MARK if !is_v1 && !late => events.marks.push(codec::decode("mark", found.payload)?),
             RECORD_UNIT_CONFIRM if version >= 3 && !late => events.confirms.push(codec::decode("confirm", found.payload)?),
-            RECORD_UNIT_NODE | RECORD_UNIT_SCHEMA | RECORD_UNIT_WHOLE_SCHEMA | RECORD_UNIT_MARK | RECORD_UNIT_CONFIRM
-                if !is_v1 || late =>
-            {
+            RECORD_UNIT_NODE | RECORD_UNIT_SCHEMA | RECORD_UNIT_WHOLE_SCHEMA | RECORD_UNIT_MARK | RECORD_UNIT_CONFIRM if !is_v1 || late => {
                 return Err(DxError::Content(format!("unit {}: a record that belongs before its rows", events.unit)));
             }
             RECORD_UNIT_END if !is_v1 => {

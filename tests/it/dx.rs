@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use dockmaster::base::ids::{ContentHash, Epoch, FileNo, Incarnation, InstallId, Revision, ServerId, TxnId};
+use dockmaster::base::ids::{ContentHash, Epoch, FileNo, Incarnation, InstallId, Revision, ServerId, TxnId, UnitNo};
 use dockmaster::base::limits::{DX_FRAME_RAW_BYTES_MAX, DX_RECORD_BYTES_MAX};
 use dockmaster::dx::error::DxError;
 use dockmaster::dx::format::*;
@@ -14,10 +14,11 @@ use dockmaster::dx::show::{ShowFormat, show, verify};
 use dockmaster::dx::txnproc_reader::TxnprocReader;
 use dockmaster::dx::writer::{NodeFile, TxnprocFile, TxnprocWriter, write_file};
 use dockmaster::model::event::{
-    BucketDigest, Mark, MarkEvent, NodeEvent, RowEvent, SchemaKind, SchemaObject, ScopeKey, TableDigest, TableHeading, UnitControls,
-    UnitEvents,
+    BucketDigest, ConfirmEvent, Mark, MarkEvent, NodeEvent, RowEvent, SchemaKind, SchemaObject, ScopeKey, TableDigest, TableHeading,
+    UnitControls, UnitEvents,
 };
 use dockmaster::model::operation::Operation;
+use dockmaster::model::upload::{Confirm, Conflict, KeyMapping, Outcome, UnitId, Winner};
 use dockmaster::model::value::Value;
 use std::io::Cursor;
 use std::sync::Arc;
@@ -75,6 +76,7 @@ fn unit(txn: i64) -> UnitEvents {
         schema: Vec::new(),
         whole_schema: Vec::new(),
         marks: Vec::new(),
+        confirms: Vec::new(),
         tables: vec![heading("Orders"), heading("Odd \"name\"")],
         keys: vec![
             ScopeKey { path: "Orders.own".to_owned(), value: Value::Integer(5) },
@@ -101,19 +103,59 @@ fn operations() -> Vec<(TxnId, TableHeading, Operation)> {
     operations
 }
 
-/// A unit of everything that came with version 2.
-fn telling_unit() -> UnitEvents {
+/// A unit of everything that came with version 2 and, in `told`, with later ones.
+fn telling_unit(told: &UnitControls) -> UnitEvents {
     let mut unit = unit(120);
     unit.day = 20_000;
-    unit.schema = told().schema;
+    unit.schema = told.schema.clone();
+    let event = |confirm: &Confirm| ConfirmEvent { node: "SHOP-03".parse().unwrap(), confirm: confirm.clone() };
+    unit.confirms = told.confirms.iter().map(event).collect();
     unit.whole_schema =
         vec![SchemaObject { kind: SchemaKind::Table, name: "b".to_owned(), sql: Some("CREATE TABLE b(id)".to_owned()), keeps_rows: false }];
-    unit.marks = vec![MarkEvent { node: "SHOP-03".parse().unwrap(), mark: told().marks.remove(0) }];
+    unit.marks = vec![MarkEvent { node: "SHOP-03".parse().unwrap(), mark: told.marks[0].clone() }];
     unit.nodes.push(NodeEvent::Restart { node: "SHOP-04".parse().unwrap(), incarnation: Incarnation(2), keys: vec![1] });
     unit
 }
 
 fn told() -> UnitControls {
+    let mut told = told_v2();
+    let rules = r#"[{"table":"a"}]"#.to_owned();
+    told.schema.push(SchemaObject { kind: SchemaKind::MergeRules, name: String::new(), sql: Some(rules), keeps_rows: true });
+    let conflict = |column: Option<&str>, winner, values: [Option<Value>; 3]| {
+        let [base, server, client] = values;
+        let (table, rule, column) = ("Orders".to_owned(), "server-wins".to_owned(), column.map(str::to_owned));
+        Conflict {
+            id: 17,
+            table,
+            key: vec![Value::Integer(7)],
+            column,
+            base,
+            server,
+            client,
+            winner,
+            rule,
+            at_micros: 1_700_000_000_000_000,
+        }
+    };
+    let conflicts = vec![
+        conflict(Some("name"), Winner::Server, [Some(Value::Real(-0.0)), Some(Value::Text(b"\xff\x00".to_vec())), Some(Value::Null)]),
+        conflict(None, Winner::Open, [None, None, Some(Value::Blob(vec![0]))]),
+    ];
+    let keys = vec![KeyMapping { table: "Orders".to_owned(), old: vec![Value::Integer(1)], new: vec![Value::Integer(1_000)] }];
+    let reason = || "a \"reason\"".to_owned();
+    let outcomes = [
+        Outcome::Merged { conflicts, keys },
+        Outcome::Held { reason: reason() },
+        Outcome::Ignored { reason: reason() },
+        Outcome::Returned { reason: reason() },
+    ];
+    let confirm = |(place, outcome)| Confirm { unit: UnitId { install: InstallId([9; 16]), number: UnitNo(place as u64 + 1) }, outcome };
+    told.confirms = outcomes.into_iter().enumerate().map(confirm).collect();
+    told
+}
+
+/// What version 2 knew.
+fn told_v2() -> UnitControls {
     let bucket = BucketDigest { bucket: 1, rows: 1, sum: [7; 16], each: vec![(1, 2)] };
     UnitControls {
         reset: true,
@@ -140,10 +182,14 @@ fn frames(operations: &[(TxnId, TableHeading, Operation)]) -> Vec<Arc<SealedFram
 }
 
 fn download() -> Vec<u8> {
+    download_of(&told())
+}
+
+fn download_of(told: &UnitControls) -> Vec<u8> {
     // Units that tell something: one that has operations too, one between others, one behind them.
     let mut builder = FrameBuilder::new();
     for unit in [TxnId(105), TxnId(109), TxnId(115)] {
-        builder.controls(unit, &told()).unwrap();
+        builder.controls(unit, told).unwrap();
     }
     let mut frames = frames(&operations());
     frames.extend(builder.finish(&mut Sealer::new(3).unwrap()).unwrap());
@@ -151,7 +197,7 @@ fn download() -> Vec<u8> {
 }
 
 fn txnproc() -> Vec<u8> {
-    TxnprocFile::assemble(&txnproc_header(), &[unit(105), telling_unit()], 3).unwrap().0
+    TxnprocFile::assemble(&txnproc_header(), &[unit(105), telling_unit(&told())], 3).unwrap().0
 }
 
 fn read_units(bytes: &[u8]) -> Result<Vec<Unit>, DxError> {
@@ -183,7 +229,7 @@ fn what_is_written_is_read_byte_for_byte() {
     assert!(units.is_sorted_by_key(|unit| unit.txn) && units.iter().filter(|unit| unit.controls.is_empty()).count() == 8);
 
     let mut reader = TxnprocReader::open(Cursor::new(txnproc())).unwrap();
-    assert_eq!(reader.units().map(Result::unwrap).collect::<Vec<_>>(), [unit(105), telling_unit()]);
+    assert_eq!(reader.units().map(Result::unwrap).collect::<Vec<_>>(), [unit(105), telling_unit(&told())]);
 }
 
 /// The golden files were written once by each format version and are never written again.
@@ -195,16 +241,21 @@ fn fault51_golden_files_of_every_version_are_read() {
     assert_eq!(reader.units().map(Result::unwrap).collect::<Vec<_>>(), [unit(105), unit(120)]);
 
     let (v2_download, v2_txnproc) = (include_bytes!("golden/v2-download.dx"), include_bytes!("golden/v2-txnproc.dx"));
-    assert_eq!(read_units(v2_download).unwrap(), read_units(&download()).unwrap());
+    assert_eq!(read_units(v2_download).unwrap(), read_units(&download_of(&told_v2())).unwrap());
     let mut reader = TxnprocReader::open(Cursor::new(v2_txnproc)).unwrap();
-    assert_eq!(reader.units().map(Result::unwrap).collect::<Vec<_>>(), [unit(105), telling_unit()]);
+    assert_eq!(reader.units().map(Result::unwrap).collect::<Vec<_>>(), [unit(105), telling_unit(&told_v2())]);
+
+    let (v3_download, v3_txnproc) = (include_bytes!("golden/v3-download.dx"), include_bytes!("golden/v3-txnproc.dx"));
+    assert_eq!(read_units(v3_download).unwrap(), read_units(&download()).unwrap());
+    let mut reader = TxnprocReader::open(Cursor::new(v3_txnproc)).unwrap();
+    assert_eq!(reader.units().map(Result::unwrap).collect::<Vec<_>>(), [unit(105), telling_unit(&told())]);
 
     // The document's vectors: content hashes do not depend on zstd, so today's writer must give the same.
-    for (golden, today) in [(v2_download.as_slice(), download()), (v2_txnproc, txnproc())] {
+    for (golden, today) in [(v3_download.as_slice(), download()), (v3_txnproc, txnproc())] {
         let (golden, today) = (verify(Cursor::new(golden)).unwrap(), verify(Cursor::new(today)).unwrap());
         assert_eq!(golden.summary.content_hash, today.summary.content_hash);
     }
-    for golden in [v1_download.as_slice(), v1_txnproc, v2_download, v2_txnproc] {
+    for golden in [v1_download.as_slice(), v1_txnproc, v2_download, v2_txnproc, v3_download, v3_txnproc] {
         let hash = verify(Cursor::new(golden)).unwrap().summary.content_hash;
         assert!(include_str!("../../docs/dx-format.md").contains(&hash.to_string()), "{hash}");
     }
@@ -216,7 +267,7 @@ fn fault51_golden_files_of_every_version_are_read() {
 #[test]
 fn the_golden_files_of_this_version_stand() {
     for (name, bytes) in [("download", download()), ("txnproc", txnproc())] {
-        let path = format!("{}/tests/it/golden/v2-{name}.dx", env!("CARGO_MANIFEST_DIR"));
+        let path = format!("{}/tests/it/golden/v{FORMAT_VERSION}-{name}.dx", env!("CARGO_MANIFEST_DIR"));
         let is_empty = std::fs::read(&path).unwrap().is_empty();
         if is_empty && std::env::var_os("DOCK_WRITE_GOLDEN").is_some() {
             std::fs::write(&path, &bytes).unwrap();
@@ -287,7 +338,7 @@ fn fault51_a_newer_version_is_refused_by_name() {
     let mut bytes = download();
     bytes[AT_VERSION..AT_VERSION + 2].copy_from_slice(&7u16.to_le_bytes());
     let message = verify(Cursor::new(&bytes)).unwrap_err().to_string();
-    assert_eq!(message, "format version 7; this program reads up to version 2");
+    assert_eq!(message, "format version 7; this program reads up to version 3");
     // Even if the newer header is so short that this one would not fit.
     assert!(matches!(Header::from_prefix(&bytes[..12]), Err(DxError::Version { found: 7, known: 2 })));
     assert!(matches!(verify(Cursor::new(b"SQLite format 3\0")), Err(DxError::NotDx { .. })));

@@ -9,6 +9,7 @@ mod bounds;
 mod capture;
 mod cli;
 mod compare;
+mod confirms;
 mod crash_points;
 mod crm;
 mod definition;
