@@ -53,7 +53,7 @@ pub struct LocalCapture {
     pub id: i64,
     /// The table.
     pub table: String,
-    /// Its stored columns, in the order of `c1`, `c2`, .. in the log and in the base table.
+    /// Those of its stored columns that are the server's, in the order of `c1`, `c2`, .. in the log and in the base table.
     pub columns: Vec<String>,
     /// Primary key, indices into `columns`.
     pub key: Vec<usize>,
@@ -73,11 +73,14 @@ impl LocalCapture {
 /// Makes what is missing of the capture of every replicated table, and again what does not fit any more. Within the caller's transaction,
 /// or in one of its own. Returns whether anything was made.
 ///
+/// `from_server`: tables whose shape the server has just given, so that all their columns are the server's. In another table whose shape
+/// changed, columns that are new are a local program's own and are not captured.
+///
 /// # Errors
 /// A table cannot be captured, or a statement failed: then nothing was changed.
-pub fn ensure_capture(connection: &Connection) -> Result<bool, CaptureError> {
+pub fn ensure_capture(connection: &Connection, from_server: &[&str]) -> Result<bool, CaptureError> {
     connection.execute_batch("SAVEPOINT dock_capture")?;
-    let made = ensure(connection);
+    let made = ensure(connection, from_server);
     match &made {
         Ok(_) => connection.execute_batch("RELEASE dock_capture")?,
         Err(_) => connection.execute_batch("ROLLBACK TO dock_capture; RELEASE dock_capture")?,
@@ -85,7 +88,7 @@ pub fn ensure_capture(connection: &Connection) -> Result<bool, CaptureError> {
     made
 }
 
-fn ensure(connection: &Connection) -> Result<bool, CaptureError> {
+fn ensure(connection: &Connection, from_server: &[&str]) -> Result<bool, CaptureError> {
     let mut made = ensure_marks(connection)?;
     let known = read_local_captures(connection)?;
     let mut statement = connection.prepare_cached("SELECT name FROM main.dock_table ORDER BY name")?;
@@ -93,7 +96,8 @@ fn ensure(connection: &Connection) -> Result<bool, CaptureError> {
     for name in &names {
         // A table that is gone has no changes; that it is gone stops the apply that names it.
         if let Some(table) = read_shape(connection, name)? {
-            made |= ensure_table(connection, &table, active(&known, name))?;
+            let from_server = from_server.iter().any(|given| given.eq_ignore_ascii_case(name));
+            made |= ensure_table(connection, &table, active(&known, name), from_server)?;
         }
     }
     for capture in &known {
@@ -122,7 +126,12 @@ pub(super) fn active<'c>(captures: &'c [LocalCapture], table: &str) -> Option<&'
     captures.iter().rev().find(|capture| capture.table.eq_ignore_ascii_case(table))
 }
 
-fn ensure_table(connection: &Connection, table: &TableShape, known: Option<&LocalCapture>) -> Result<bool, CaptureError> {
+fn ensure_table(
+    connection: &Connection,
+    table: &TableShape,
+    known: Option<&LocalCapture>,
+    from_server: bool,
+) -> Result<bool, CaptureError> {
     let shape = capture_shape(table);
     let stored = stored_triggers(connection, table)?;
     let mut id = None;
@@ -132,8 +141,10 @@ fn ensure_table(connection: &Connection, table: &TableShape, known: Option<&Loca
         }
         id = Some(capture.id);
     }
-    let columns: Vec<usize> =
-        table.columns.iter().enumerate().filter(|(_, column)| !column.generated).map(|(position, _)| position).collect();
+    let is_servers =
+        |name: &str| from_server || known.is_none_or(|known| known.columns.iter().any(|column| column.eq_ignore_ascii_case(name)));
+    let stored_columns = table.columns.iter().enumerate().filter(|(_, column)| !column.generated && is_servers(&column.name));
+    let columns: Vec<usize> = stored_columns.map(|(position, _)| position).collect();
     refuse(table, &columns)?;
     for name in stored.keys() {
         connection.execute_batch(&format!("DROP TRIGGER main.{}", quote_name(name)))?;
@@ -160,6 +171,9 @@ fn refuse(table: &TableShape, columns: &[usize]) -> Result<(), CaptureError> {
     let refused = |reason: String| Err(CaptureError::Table { table: table.name.clone(), reason });
     if table.key.is_empty() {
         return refused("it has no primary key, so its rows cannot be told apart; only the server changes its shape".to_owned());
+    }
+    if let Some(column) = table.key.iter().filter(|key| !columns.contains(key)).find_map(|key| table.columns.get(*key)) {
+        return refused(format!("a local program made its column `{}` part of the primary key", column.name));
     }
     if columns.len() > COLUMNS_MAX {
         return refused(format!("it has {} columns, the most is {COLUMNS_MAX}", columns.len()));

@@ -56,7 +56,8 @@ impl ApplyTransaction<'_> {
             reshaper.make_last(object)?;
         }
         if !controls.schema.iter().all(|object| is_rules(&object)) {
-            ensure_capture(reshaper.connection).map_err(|source| LocalError::of_capture(self.path(), source))?;
+            let given: Vec<&str> = controls.schema.iter().filter(|object| is_table(object)).map(|object| object.name.as_str()).collect();
+            ensure_capture(reshaper.connection, &given).map_err(|source| LocalError::of_capture(self.path(), source))?;
             self.forget_tables();
         }
         Ok(())

@@ -120,7 +120,7 @@ pub fn adopt(path: &Path, expected: &Expected, install_id: InstallId) -> Result<
         connection.execute("UPDATE dock_state SET install_id = ?", [install_id.to_string()])
     };
     written.map_err(at("write dock_state of"))?;
-    ensure_capture(&connection).map_err(|source| InstallError::Capture { path: path.to_owned(), source })?;
+    ensure_capture(&connection, &[]).map_err(|source| InstallError::Capture { path: path.to_owned(), source })?;
     rest(&connection, path)?;
     connection.close().map_err(|(_, source)| at("close")(source))
 }
