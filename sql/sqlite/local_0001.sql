@@ -78,19 +78,23 @@ CREATE TABLE dock_unit (
     changes   INTEGER NOT NULL
 ) STRICT;
 
--- Their changes. `row_key` as model::keycode, `body` as in the upload file.
+-- Their changes. Keys as model::keycode: `row_key` before the unit (of an inserted row its own), `new_key` after it if the unit changes
+-- the key. `body` as in the upload file.
 CREATE TABLE dock_change (
     unit       INTEGER NOT NULL,
     place      INTEGER NOT NULL,
     table_name TEXT    NOT NULL,
     row_key    BLOB    NOT NULL,
+    new_key    BLOB,
     key_text   TEXT    NOT NULL,
     op         TEXT    NOT NULL,               -- insert | update | delete
-    columns    TEXT    NOT NULL,               -- JSON list: the heading that `body` refers to
+    columns    TEXT    NOT NULL,               -- JSON list: the columns that `body` refers to
+    key_columns TEXT   NOT NULL,               -- JSON list: places of the key in `columns`, in key order
     body       BLOB    NOT NULL,
     PRIMARY KEY (unit, place)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX dock_change_row ON dock_change (table_name, row_key);
+CREATE INDEX dock_change_new ON dock_change (table_name, new_key) WHERE new_key IS NOT NULL;
 
 -- Upload files that were made for this incarnation.
 CREATE TABLE dock_upload (

@@ -1,5 +1,6 @@
 //! How changes of nodes are brought together with the server's, per table: from the definition, the same on server and node.
 
+use crate::model::value::Value;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -76,5 +77,44 @@ impl MergeRules {
     /// Returns whether only the server changes a column.
     pub fn is_download_only(&self, column: &str) -> bool {
         self.download_only.iter().any(|name| name.eq_ignore_ascii_case(column))
+    }
+}
+
+/// Returns a value with the difference of two others added (`sum`): what stands there, plus what somebody added to what he saw (R32).
+/// Where there is no difference (NULL, text, bytes, a sum beyond 64 bits), what he wrote.
+pub fn add_difference(standing: &Value, before: &Value, after: &Value) -> Value {
+    let sum = match (standing, before, after) {
+        (Value::Integer(standing), Value::Integer(before), Value::Integer(after)) => {
+            after.checked_sub(*before).and_then(|difference| standing.checked_add(difference)).map(Value::Integer)
+        }
+        _ => match (number(standing), number(before), number(after)) {
+            (Some(standing), Some(before), Some(after)) => Some(standing + (after - before)).filter(|sum| sum.is_finite()).map(Value::Real),
+            _ => None,
+        },
+    };
+    sum.unwrap_or_else(|| after.clone())
+}
+
+fn number(value: &Value) -> Option<f64> {
+    match value {
+        Value::Integer(integer) => Some(*integer as f64),
+        Value::Real(real) => Some(*real),
+        Value::Null | Value::Text(_) | Value::Blob(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn r32_differences_are_added_where_there_are_any() {
+        let integers = |standing: i64, before: i64, after: i64| add_difference(&standing.into(), &before.into(), &after.into());
+        assert_eq!(integers(7, 10, 8), Value::Integer(5));
+        assert_eq!(integers(i64::MAX, 0, 1), Value::Integer(1), "beyond 64 bits: what was written");
+        assert_eq!(add_difference(&Value::Real(1.5), &1.into(), &2.into()), Value::Real(2.5));
+        assert_eq!(add_difference(&Value::Null, &1.into(), &2.into()), Value::Integer(2));
+        assert_eq!(add_difference(&7.into(), &Value::Null, &2.into()), Value::Integer(2));
+        assert_eq!(add_difference(&7.into(), &1.into(), &"x".into()), Value::text("x"));
     }
 }

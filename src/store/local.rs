@@ -10,8 +10,9 @@
 use super::local_apply::Catalogue;
 use super::local_capture::CaptureError;
 use crate::base::disk::DiskError;
-use crate::base::ids::{ContentHash, Epoch, FileNo, Incarnation, InstallId, NodeName, Revision, ServerId, TxnId};
+use crate::base::ids::{ContentHash, Epoch, FileNo, Incarnation, InstallId, NodeName, Revision, ServerId, TxnId, UnitNo};
 use crate::base::limits::APPLY_WAL_PAGES;
+use crate::dx::error::DxError;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use std::cell::RefCell;
@@ -77,6 +78,17 @@ pub enum LocalError {
         /// Why.
         #[source]
         source: CaptureError,
+    },
+    /// A unit of local changes cannot be read as it was kept.
+    #[error("{}: unit {unit} of local changes", path.display())]
+    Unit {
+        /// The database.
+        path: PathBuf,
+        /// The unit.
+        unit: UnitNo,
+        /// What is wrong with it.
+        #[source]
+        source: DxError,
     },
     /// The stage of a large unit could not be written or removed.
     #[error(transparent)]

@@ -70,6 +70,8 @@ pub type TableOperation<'a> = (&'a TableHeading, &'a Operation);
 #[derive(Debug, Default)]
 pub(super) struct Catalogue {
     schema_version: Option<i64>,
+    /// Whether the capture of local changes is known to be whole at this version.
+    pub(super) captured: bool,
     tables: HashMap<TableHeading, LocalTable>,
 }
 
@@ -103,11 +105,31 @@ impl LocalDatabase {
         let version = transaction.schema_version()?;
         let mut catalogue = transaction.catalogue.borrow_mut();
         if catalogue.schema_version != Some(version) {
-            *catalogue = Catalogue { schema_version: Some(version), tables: HashMap::new() };
+            *catalogue = Catalogue { schema_version: Some(version), ..Catalogue::default() };
         }
         drop(catalogue);
         Ok(transaction)
     }
+}
+
+impl LocalDatabase {
+    /// Returns whether there is nothing to cut.
+    pub(super) fn is_cut(&self) -> Result<bool, LocalError> {
+        is_cut(self.connection(), self.path(), &self.catalogue().borrow())
+    }
+}
+
+fn is_cut(connection: &Connection, path: &Path, catalogue: &Catalogue) -> Result<bool, LocalError> {
+    let sql = |source| LocalError::of_sql(path, "look for local changes", source);
+    let version: i64 = connection.query_row("PRAGMA schema_version", [], |row| row.get(0)).map_err(sql)?;
+    if !catalogue.captured || catalogue.schema_version != Some(version) {
+        return Ok(false);
+    }
+    let changed: bool = connection
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM main.dock_txn_log)")
+        .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
+        .map_err(sql)?;
+    Ok(!changed)
 }
 
 fn roll_back(connection: &Connection) {
@@ -153,6 +175,29 @@ impl<'d> ApplyTransaction<'d> {
         local::store_watermark(self.connection, watermark).map_err(|source| self.sql("store the watermark", source))?;
         self.connection.execute_batch("COMMIT").map_err(|source| self.sql("commit", source))?;
         self.finished = true;
+        Ok(())
+    }
+
+    /// Commits what a cut has written, and nothing else.
+    pub(super) fn commit_cut(mut self) -> Result<(), LocalError> {
+        self.connection.execute_batch("COMMIT").map_err(|source| self.sql("commit local changes as units", source))?;
+        self.finished = true;
+        Ok(())
+    }
+
+    /// Returns whether there is nothing to cut.
+    pub(super) fn is_cut(&self) -> Result<bool, LocalError> {
+        is_cut(self.connection, self.path, &self.catalogue.borrow())
+    }
+
+    /// Remembers that the capture is whole.
+    pub(super) fn note_captured(&self) -> Result<(), LocalError> {
+        let version = self.schema_version()?;
+        let mut catalogue = self.catalogue.borrow_mut();
+        if catalogue.schema_version != Some(version) {
+            *catalogue = Catalogue { schema_version: Some(version), ..Catalogue::default() };
+        }
+        catalogue.captured = true;
         Ok(())
     }
 

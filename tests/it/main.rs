@@ -12,6 +12,7 @@ mod compare;
 mod confirms;
 mod crash_points;
 mod crm;
+mod cut;
 mod definition;
 mod definition_messages;
 mod definition_resolved;
