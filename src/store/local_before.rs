@@ -7,6 +7,7 @@ use super::capture::key_condition;
 use super::local::LocalError;
 use super::local_base::key_terms;
 use super::local_capture::LocalCapture;
+use super::local_rules::TableRules;
 use super::local_units::{key_after, parse_heading};
 use super::sqlite::{SqlValue, quote_name, value_of};
 use crate::base::ids::UnitNo;
@@ -58,24 +59,9 @@ pub(super) struct BaseEntry {
 
 impl CutTable {
     /// Looks at how a table is captured and what the definition says of it.
-    pub(super) fn of(connection: &Connection, path: &Path, capture: &LocalCapture) -> Result<CutTable, LocalError> {
-        let found: Option<(String, String)> = connection
-            .prepare_cached("SELECT direction, rules FROM main.dock_merge_rules WHERE table_name = ?1")
-            .and_then(|mut statement| statement.query_row([&capture.table], |row| Ok((row.get(0)?, row.get(1)?))).optional())
-            .map_err(|source| LocalError::of_sql(path, "read dock_merge_rules", source))?;
-        let (direction, rules) = match &found {
-            None => (Direction::TwoWay, MergeRules::default()),
-            Some((direction, rules)) => {
-                let damaged = |column, value: &str| LocalError::State { path: path.to_owned(), column, value: value.to_owned() };
-                let direction = match direction.as_str() {
-                    "two-way" => Direction::TwoWay,
-                    "download" => Direction::Download,
-                    "upload" => Direction::Upload,
-                    other => return Err(damaged("direction", other)),
-                };
-                (direction, serde_json::from_str(rules).map_err(|_| damaged("rules", rules))?)
-            }
-        };
+    pub(super) fn of(capture: &LocalCapture, rules: &[TableRules]) -> CutTable {
+        let found = rules.iter().find(|rules| rules.table.eq_ignore_ascii_case(&capture.table));
+        let (direction, rules) = found.map(|found| (found.direction, found.rules.clone())).unwrap_or_default();
         let shape = &capture.shape;
         let positions: Vec<usize> = capture.columns.iter().filter_map(|name| shape.column(name)).collect();
         let terms = key_terms(shape, &positions);
@@ -84,7 +70,7 @@ impl CutTable {
         let places: Vec<String> = (1..=names.len()).map(|place| format!("c{place}")).collect();
         let base_key: Vec<String> =
             terms.iter().enumerate().map(|(at, (place, _, collation))| format!("{place} COLLATE {collation} = ?{}", at + 1)).collect();
-        Ok(CutTable {
+        CutTable {
             heading: Arc::new(TableHeading {
                 name: capture.table.clone(),
                 columns: capture.columns.clone(),
@@ -106,7 +92,7 @@ impl CutTable {
                 base_key.join(" AND ")
             ),
             capture: capture.clone(),
-        })
+        }
     }
 
     /// Returns a key in the form that is the same for all that are equal to the table.

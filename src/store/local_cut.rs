@@ -13,6 +13,7 @@ use super::local_before::{CutTable, Held, Pending};
 use super::local_capture::{active, ensure_capture, read_local_captures};
 use super::local_log::{Last, LogReader, Segment, Touched};
 use super::local_put_back::{Listed, PutBack, list};
+use super::local_rules::{RulesError, read_rules};
 use super::local_units::{next_unit, store_change, store_head, suspended};
 use super::sqlite::value_of;
 use crate::base::clock;
@@ -82,7 +83,11 @@ fn cut(connection: &Connection, path: &Path, (applied, revision): (TxnId, Revisi
     };
     let captures = read_local_captures(connection).map_err(|source| LocalError::of_capture(path, source))?;
     let newest = captures.iter().filter(|capture| active(&captures, &capture.table).is_some_and(|newest| newest.id == capture.id));
-    let tables: Vec<CutTable> = newest.map(|capture| CutTable::of(connection, path, capture)).collect::<Result<_, _>>()?;
+    let rules = read_rules(connection).map_err(|error| match error {
+        RulesError::Sql(source) => LocalError::of_sql(path, "read the merge rules", source),
+        error => LocalError::State { path: path.to_owned(), column: "dock_merge_rules", value: error.to_string() },
+    })?;
+    let tables: Vec<CutTable> = newest.map(|capture| CutTable::of(capture, &rules)).collect();
     let reader = LogReader { connection, path, captures: &captures, tables: &tables };
     let touched = reader.read(upto)?;
     let mut cutter = Cutter {
