@@ -5,6 +5,7 @@ pub mod deploy;
 pub mod directory;
 pub mod explain;
 pub mod extract;
+pub mod messages;
 pub mod metrics;
 pub mod nodes;
 pub mod outbox;

@@ -29,6 +29,7 @@ pub mod local_units;
 pub mod local_verify;
 pub mod log;
 pub mod logged;
+pub mod messages;
 pub mod nodes;
 pub mod passing;
 pub mod predicate;

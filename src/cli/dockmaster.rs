@@ -3,7 +3,7 @@
 use crate::cli::exit::{self, Outcome};
 use crate::cli::output::Output;
 use crate::cli::{
-    bench_commands, definition_commands, dx_commands, explain_command, logging, node_commands, reconcile_command, recover_command,
+    bench_commands, conflict_commands, definition_commands, dx_commands, explain_command, logging, message_commands, node_commands, reconcile_command, recover_command,
     serve_command, server_commands, tick_command, verify_command,
 };
 use clap::{Parser, Subcommand};
@@ -83,6 +83,12 @@ enum Command {
     Metrics,
     /// Say why a node has a row or has not: rule by rule, then stage by stage
     Explain(explain_command::ExplainArgs),
+    /// Look at what nodes sent up, and decide on what the server refused
+    #[command(subcommand)]
+    Messages(message_commands::MessageCommand),
+    /// Look at changes of nodes that met others, and settle those that wait for a person
+    #[command(subcommand)]
+    Conflicts(conflict_commands::ConflictCommand),
     /// Compare nodes with what they should see, row by row, at one place of the stream
     Verify(verify_command::VerifyArgs),
     /// Measure, each figure beside a baseline in the same run
@@ -124,6 +130,8 @@ fn run(arguments: &Arguments) -> Outcome {
         Command::Status => server_commands::status(named, output),
         Command::Metrics => server_commands::metrics(named, output),
         Command::Explain(args) => explain_command::explain(named, args, output),
+        Command::Messages(command) => message_commands::messages(named, command, output),
+        Command::Conflicts(command) => conflict_commands::conflicts(named, command, output),
         Command::Verify(args) => verify_command::verify(named, args, output),
         Command::Bench(command) => bench_commands::bench(command, output),
         Command::Dx(command) => dx_commands::dx(command, output),

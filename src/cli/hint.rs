@@ -18,6 +18,7 @@ use crate::docking::error::DockingError;
 use crate::docking::room::NoRoom;
 use crate::server::deploy::DeployError;
 use crate::server::explain::ExplainError;
+use crate::server::messages::MessageError;
 use crate::server::nodes::NodeError;
 use crate::server::pass::ServeError;
 use crate::server::router::RouterError;
@@ -28,6 +29,7 @@ use crate::server::txnproc::TxnProcError;
 use crate::server::verify::VerifyError;
 use crate::session::message::RefusalCode;
 use crate::store::local::LocalError;
+use crate::store::messages::ResolveRefused;
 use crate::store::passing::is_out_of_room;
 use crate::store::sqlite::StoreError;
 use crate::transport::tcp::TcpError;
@@ -74,6 +76,7 @@ fn spoken_for(cause: Cause<'_>) -> Option<Cause<'_>> {
         TrailError: Docking, Cds, Sessions;
         VerifyError: Store, Node, Docking, Sessions, Trail;
         NodeError: Store, Name;
+        MessageError: Store;
         DeployError: Store, Cds, TxnProc;
         ServeError: TxnProc, Router, Extract, Sync, Node, Store;
         SyncError: Tcp, Sessions;
@@ -111,6 +114,7 @@ fn hint(cause: Cause<'_>) -> Option<String> {
     first! {
         ConfigError: config; StoreError: store; NodeError: node; DeployError: deploy; CdsError: data_store; LocalError: local; DockingError: docking;
         ExplainError: explain; DiskError: disk; FolderError: folder; ExchangeError: exchange; InitError: init; TcpError: tcp; IdError: id;
+        MessageError: message; ResolveRefused: conflict;
     }
     if is_out_of_room(cause) {
         return some(MAKE_ROOM);
@@ -188,6 +192,23 @@ fn data_store(error: &CdsError) -> Option<String> {
 fn explain(error: &ExplainError) -> Option<String> {
     match error {
         ExplainError::NoDataStore { .. } => some("dockmaster deploy fills one"),
+        _ => None,
+    }
+}
+
+fn message(error: &MessageError) -> Option<String> {
+    match error {
+        MessageError::Unknown { name } => Some(format!("dockmaster messages list --node {} shows those that there are", name.node)),
+        MessageError::Several { .. } => some("name it whole: NODE:UNIT:INSTALL"),
+        MessageError::File { .. } => some("look at the disk; dockmaster dx verify FILE tells more"),
+        MessageError::Store(_) => None,
+    }
+}
+
+fn conflict(error: &ResolveRefused) -> Option<String> {
+    match error {
+        ResolveRefused::Unknown(_) | ResolveRefused::NotOpen { .. } => some("dockmaster conflicts list --open shows those that wait for a person"),
+        ResolveRefused::Changed { .. } => some("--take server keeps it as it is; --even-if-changed writes over it"),
         _ => None,
     }
 }
