@@ -31,6 +31,7 @@ mod harness;
 mod kills;
 mod large;
 mod memory;
+mod messages;
 mod node_kit;
 mod northwind;
 mod oracle;
