@@ -3,8 +3,8 @@
 use crate::cli::exit::{self, Outcome};
 use crate::cli::output::Output;
 use crate::cli::{
-    bench_commands, conflict_commands, definition_commands, dx_commands, explain_command, logging, message_commands, node_commands, reconcile_command, recover_command,
-    serve_command, server_commands, tick_command, verify_command,
+    bench_commands, conflict_commands, definition_commands, dx_commands, explain_command, logging, message_commands, node_commands,
+    reconcile_command, recover_command, serve_command, server_commands, tick_command, verify_command,
 };
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;

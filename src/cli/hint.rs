@@ -207,7 +207,9 @@ fn message(error: &MessageError) -> Option<String> {
 
 fn conflict(error: &ResolveRefused) -> Option<String> {
     match error {
-        ResolveRefused::Unknown(_) | ResolveRefused::NotOpen { .. } => some("dockmaster conflicts list --open shows those that wait for a person"),
+        ResolveRefused::Unknown(_) | ResolveRefused::NotOpen { .. } => {
+            some("dockmaster conflicts list --open shows those that wait for a person")
+        }
         ResolveRefused::Changed { .. } => some("--take server keeps it as it is; --even-if-changed writes over it"),
         _ => None,
     }

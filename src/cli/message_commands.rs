@@ -121,9 +121,17 @@ fn show(named: Option<&Path>, args: &ShowArgs, output: Output) -> Outcome {
         return Ok(exit);
     }
     let name = MessageName::of(&head);
-    output.line(format!("{name}  {}  {}  {}", head.status, some(head.changes, "change", "changes"), head.label.as_deref().unwrap_or_default()).trim_end())?;
+    output.line(
+        format!("{name}  {}  {}  {}", head.status, some(head.changes, "change", "changes"), head.label.as_deref().unwrap_or_default())
+            .trim_end(),
+    )?;
     output.line(format!("cut      {}, by the clock of {}", time(head.cut_at.div_euclid(1_000_000)), head.node))?;
-    output.line(format!("stored   {}, in file {} of extract {}", time(head.stored_at.div_euclid(1_000_000)), head.file, head.incarnation))?;
+    output.line(format!(
+        "stored   {}, in file {} of extract {}",
+        time(head.stored_at.div_euclid(1_000_000)),
+        head.file,
+        head.incarnation
+    ))?;
     if let Some(done) = head.done_at {
         let tried = some(head.attempts, "try", "tries");
         output.line(format!("{:<8} {} after {tried}", head.outcome.as_deref().unwrap_or("done"), time(done.div_euclid(1_000_000))))?;
@@ -135,12 +143,20 @@ fn show(named: Option<&Path>, args: &ShowArgs, output: Output) -> Outcome {
         output.line(format!("! it waits for {}:{unit}", head.node))?;
     }
     for event in &events {
-        output.line(format!("{}  {} -> {} by {}: {}", time(event.at.div_euclid(1_000_000)), event.from, event.to, event.who, event.reason))?;
+        output.line(format!(
+            "{}  {} -> {} by {}: {}",
+            time(event.at.div_euclid(1_000_000)),
+            event.from,
+            event.to,
+            event.who,
+            event.reason
+        ))?;
     }
     for conflict in &conflicts {
         let column = conflict.column.as_deref().unwrap_or("the row");
         let key = display_key(&conflict.key);
-        output.line(format!("conflict {}  {} {key}, {column}: {} won by {}", conflict.id, conflict.table, conflict.winner, conflict.rule))?;
+        output
+            .line(format!("conflict {}  {} {key}, {column}: {} won by {}", conflict.id, conflict.table, conflict.winner, conflict.rule))?;
     }
     if !is_there {
         output.say(format!("Its content is no longer kept: file {} is gone from the inbox.", head.file))?;

@@ -19,7 +19,8 @@ pub(crate) struct PersonArgs {
 impl PersonArgs {
     /// Returns who decides.
     pub(crate) fn who(&self) -> anyhow::Result<String> {
-        let named = self.by.clone().or_else(|| NAMES.iter().filter_map(|name| std::env::var(name).ok()).find(|name| !name.trim().is_empty()));
+        let named =
+            self.by.clone().or_else(|| NAMES.iter().filter_map(|name| std::env::var(name).ok()).find(|name| !name.trim().is_empty()));
         match named {
             Some(name) => Ok(name),
             None => bail!("it is not known who calls: name yourself with --by NAME"),

@@ -67,7 +67,9 @@ impl FromStr for MessageName {
         let unit = parts.next().and_then(|unit| unit.parse::<u64>().ok()).filter(|unit| *unit > 0 && i64::try_from(*unit).is_ok());
         let install = parts.next().map(str::to_ascii_lowercase);
         match unit {
-            Some(unit) if install.as_ref().is_none_or(|install| !install.is_empty()) => Ok(MessageName { node, unit: UnitNo(unit), install }),
+            Some(unit) if install.as_ref().is_none_or(|install| !install.is_empty()) => {
+                Ok(MessageName { node, unit: UnitNo(unit), install })
+            }
             _ => Err("write NODE:UNIT, as `dockmaster messages list` shows it".to_owned()),
         }
     }
@@ -160,7 +162,8 @@ mod tests {
         for text in ["ANNA:7", "SHOP-03:118:ab12"] {
             assert_eq!(text.parse::<MessageName>().unwrap().to_string(), text);
         }
-        for wrong in ["", "ANNA", "ANNA:", "ANNA:0", "ANNA:x", "ANNA:7:", "a b:1", "ANNA:99999999999999999999", "ANNA:9223372036854775808"] {
+        for wrong in ["", "ANNA", "ANNA:", "ANNA:0", "ANNA:x", "ANNA:7:", "a b:1", "ANNA:99999999999999999999", "ANNA:9223372036854775808"]
+        {
             assert!(wrong.parse::<MessageName>().is_err(), "{wrong}");
         }
     }

@@ -315,7 +315,13 @@ impl ServerDatabase {
     ///
     /// # Errors
     /// A row is damaged, or a statement failed.
-    pub fn resolve_conflict(&self, dock: &Dock, id: i64, take: &Take, by: &Decision<'_>) -> Result<Result<ConflictRow, ResolveRefused>, StoreError> {
+    pub fn resolve_conflict(
+        &self,
+        dock: &Dock,
+        id: i64,
+        take: &Take,
+        by: &Decision<'_>,
+    ) -> Result<Result<ConflictRow, ResolveRefused>, StoreError> {
         let action = format!("resolving conflict {id}");
         let fault = || self.fault(&action);
         self.connection.pragma_update(None, "foreign_keys", true).map_err(fault())?;
@@ -368,22 +374,31 @@ impl ServerDatabase {
     }
 
     /// Writes a value into the row of a conflict. Names are the definition's own.
-    fn write_resolved(&self, dock: &Dock, conflict: &ConflictRow, value: &Value, even_if_changed: bool) -> Result<Result<(), ResolveRefused>, StoreError> {
+    fn write_resolved(
+        &self,
+        dock: &Dock,
+        conflict: &ConflictRow,
+        value: &Value,
+        even_if_changed: bool,
+    ) -> Result<Result<(), ResolveRefused>, StoreError> {
         let id = conflict.id;
         let Some(column) = &conflict.column else { return Ok(Err(ResolveRefused::WholeRow(id))) };
         let no_column = || ResolveRefused::NoColumn { id, what: format!("{}.{column}", conflict.table) };
         let Some(declared) = dock.table(&conflict.table).and_then(|table| dock.tables.get(table)) else { return Ok(Err(no_column())) };
-        let Some(name) = declared.column(column).and_then(|column| declared.columns.get(column)).map(|column| quote_name(&column.name)) else {
+        let Some(name) = declared.column(column).and_then(|column| declared.columns.get(column)).map(|column| quote_name(&column.name))
+        else {
             return Ok(Err(no_column()));
         };
-        let keys: Vec<String> = declared.key.iter().filter_map(|column| declared.columns.get(*column)).map(|column| quote_name(&column.name)).collect();
+        let keys: Vec<String> =
+            declared.key.iter().filter_map(|column| declared.columns.get(*column)).map(|column| quote_name(&column.name)).collect();
         let gone = || ResolveRefused::Gone { id, table: declared.name.clone(), key: display_key(&conflict.key) };
         if keys.len() != conflict.key.len() {
             return Ok(Err(gone()));
         }
         let action = format!("writing the value of conflict {id}");
         let fault = || self.fault(&action);
-        let terms = |from: usize| keys.iter().enumerate().map(|(at, name)| format!("{name} = ?{}", at + from)).collect::<Vec<_>>().join(" AND ");
+        let terms =
+            |from: usize| keys.iter().enumerate().map(|(at, name)| format!("{name} = ?{}", at + from)).collect::<Vec<_>>().join(" AND ");
         let table = quote_name(&declared.name);
         let select = format!("SELECT {name}, {} FROM main.{table} WHERE {}", keys.join(", "), terms(1));
         let found = self
@@ -473,11 +488,10 @@ fn conflict_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<Result<ConflictRow, 
         Ok(key) => key,
         Err(reason) => return Ok(Err(reason)),
     };
-    let (unit, key, base, server, client) =
-        match read(unit_id(&row.get::<_, String>(1)?, row.get(2)?), key, json(7)?, json(8)?, json(9)?) {
-            Ok(parts) => parts,
-            Err(reason) => return Ok(Err(reason)),
-        };
+    let (unit, key, base, server, client) = match read(unit_id(&row.get::<_, String>(1)?, row.get(2)?), key, json(7)?, json(8)?, json(9)?) {
+        Ok(parts) => parts,
+        Err(reason) => return Ok(Err(reason)),
+    };
     let node = match row.get::<_, String>(3)?.parse() {
         Ok(node) => node,
         Err(error) => return Ok(Err(IdError::to_string(&error))),
@@ -503,4 +517,3 @@ fn conflict_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<Result<ConflictRow, 
         resolved,
     }))
 }
-

@@ -129,7 +129,13 @@ fn mi4_mi57_mi69_messages_are_listed_by_status_without_their_content_and_shown_w
     let (site, app) = site();
     assert_eq!(said(&site, &["messages", "list"]), (0, "no messages\n".into()));
     store(&site, &app, INSTALL, 1, &[unit(1, vec![update(12)]), unit(2, vec![insert(8), update(-5)])]);
-    store(&site, &app, INSTALL, 2, &[unit(3, vec![RowChange::Delete { key: vec![Value::Integer(7)], before: vec![Value::Null; 4], base: None }])]);
+    store(
+        &site,
+        &app,
+        INSTALL,
+        2,
+        &[unit(3, vec![RowChange::Delete { key: vec![Value::Integer(7)], before: vec![Value::Null; 4], base: None }])],
+    );
     hold(&app, 2, "stock 7: CHECK constraint failed: amount >= 0");
     app.execute_batch("UPDATE dock_unit SET status = 'finished', outcome = 'merged', conflicts = 1, done_at = 1 WHERE unit = 1").unwrap();
 
@@ -150,10 +156,16 @@ fn mi4_mi57_mi69_messages_are_listed_by_status_without_their_content_and_shown_w
 
     let (code, shown) = said(&site, &["messages", "show", "SHOP-1:2"]);
     assert_eq!(code, 1);
-    for part in ["SHOP-1:2  error  2 changes  inventory", "2023-11-14 22:13:20Z, by the clock of SHOP-1", "in file 00000001 of extract 1", "held     "] {
+    for part in [
+        "SHOP-1:2  error  2 changes  inventory",
+        "2023-11-14 22:13:20Z, by the clock of SHOP-1",
+        "in file 00000001 of extract 1",
+        "held     ",
+    ] {
         assert!(shown.contains(part), "{part}: {shown}");
     }
-    let rows: Vec<Vec<&str>> = shown.lines().filter(|line| line.starts_with("stock")).map(|line| line.split_whitespace().collect()).collect();
+    let rows: Vec<Vec<&str>> =
+        shown.lines().filter(|line| line.starts_with("stock")).map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(rows[0], ["stock", "8", "insert", "id", "-", "-", "8"]);
     assert_eq!(rows[3], ["stock", "8", "insert", "note", "-", "-", "'new", "line'"], "one line");
     assert_eq!(rows[4], ["stock", "7", "update", "amount", "10", "9", "-5"]);
@@ -173,7 +185,10 @@ fn mi4_mi57_mi69_messages_are_listed_by_status_without_their_content_and_shown_w
     assert!(shown.contains("Its content is no longer kept: file 00000001 is gone from the inbox."), "{shown}");
     assert_eq!(json(&site, &["messages", "show", "SHOP-1:2"])["content"], "gone");
     let (code, error) = said(&site, &["messages", "show", "SHOP-1:99"]);
-    assert!(code == 2 && error.contains("there is no message SHOP-1:99") && error.contains("hint: dockmaster messages list --node SHOP-1"), "{error}");
+    assert!(
+        code == 2 && error.contains("there is no message SHOP-1:99") && error.contains("hint: dockmaster messages list --node SHOP-1"),
+        "{error}"
+    );
     assert!(said(&site, &["messages", "show", "SHOP-1"]).1.contains("write NODE:UNIT"));
 }
 
@@ -190,7 +205,10 @@ fn mi3_a_number_that_two_local_databases_of_a_node_used_is_told_apart() {
     assert_eq!((&first["status"], &first["content"]), (&"finished".into(), &"gone".into()), "its file number was given again");
     app.execute_batch("UPDATE dock_unit SET status = 'error'").unwrap();
     let (code, error) = said(&site, &["messages", "show", "SHOP-1:1"]);
-    assert!(code == 2 && error.contains("SHOP-1:1:cdcd") && error.contains("SHOP-1:1:abab") && error.contains("NODE:UNIT:INSTALL"), "{error}");
+    assert!(
+        code == 2 && error.contains("SHOP-1:1:cdcd") && error.contains("SHOP-1:1:abab") && error.contains("NODE:UNIT:INSTALL"),
+        "{error}"
+    );
 }
 
 fn conflict(app: &Connection, column: Option<&str>, server: &str, client: &str, winner: &str, state: &str) -> i64 {
