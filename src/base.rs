@@ -9,6 +9,7 @@ pub mod handles;
 pub mod ids;
 pub mod limits;
 pub mod lock;
+pub mod part;
 pub mod quarantine;
 pub mod space;
 pub mod step;

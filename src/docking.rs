@@ -12,3 +12,4 @@ pub mod room;
 pub mod root;
 pub mod sessions;
 pub mod txnproc;
+pub mod uploads;

@@ -48,3 +48,4 @@ pub mod swap;
 pub mod tail;
 pub mod txnproc;
 pub mod unit_rows;
+pub mod upload_position;

@@ -67,6 +67,12 @@ pub const PURGE_FILES_PER_STEP: usize = 256;
 pub const SESSION_MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Bytes of file content in one session message.
 pub const SESSION_CHUNK_BYTES: usize = 256 << 10;
+/// Bytes of file content in one message of an upload. Small: any node that was let in may claim a frame of it.
+pub const UPLOAD_CHUNK_BYTES: usize = 64 << 10;
+/// Longest time that a node may ask the server to wait until its units are merged, in seconds.
+pub const AWAIT_SECONDS_MAX: u32 = 3_600;
+/// Uploaded files of one node that `sessions.db` remembers beyond the last one that is merged.
+pub const UPLOADS_REMEMBERED_MAX: u64 = 1_000;
 /// Most files named in one offer.
 pub const SESSION_OFFER_FILES_MAX: usize = 1_000;
 /// Below so many files that can still be made, routing pauses.

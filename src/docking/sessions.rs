@@ -7,7 +7,7 @@
 //! **Invariants**: for one incarnation `applied_file <= received_file`; the local database that used an extract first keeps it.
 
 use crate::base::ids::{ContentHash, FileNo, Incarnation, InstallId, NodeName, TxnId};
-use crate::docking::reports;
+use crate::docking::{reports, uploads};
 use crate::session::message::AppliedTo;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use std::time::Duration;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Layout that this program writes.
-pub const SESSIONS_VERSION: i64 = 2;
+pub const SESSIONS_VERSION: i64 = 3;
 /// Most session rows that are kept; the oldest go first.
 pub const SESSIONS_KEPT_MAX: i64 = 100_000;
 /// Most alert rows that are kept; the oldest go first.
@@ -200,8 +200,9 @@ impl SessionsDb {
         let failed = |source| self.error("create", source);
         self.connection.execute_batch("BEGIN IMMEDIATE").map_err(failed)?;
         let missing = match self.version()? {
-            0 => format!("{LAYOUT} {}", reports::LAYOUT),
-            1 => reports::LAYOUT.to_owned(),
+            0 => format!("{LAYOUT} {} {}", reports::LAYOUT, uploads::LAYOUT),
+            1 => format!("{} {}", reports::LAYOUT, uploads::LAYOUT),
+            2 => uploads::LAYOUT.to_owned(),
             _ => String::new(),
         };
         let sql = format!("{missing} PRAGMA user_version = {SESSIONS_VERSION}; COMMIT");
@@ -224,13 +225,13 @@ impl SessionsDb {
         let database = SessionsDb { connection, path: path.to_owned() };
         match database.version()? {
             // Of a former version: its writer brings it up to date.
-            0 | 1 => Ok(None),
+            0..=2 => Ok(None),
             SESSIONS_VERSION => Ok(Some(database)),
             found => Err(SessionsError::Newer { path: path.to_owned(), found }),
         }
     }
 
-    /// Returns the connection, for `docking::reports`.
+    /// Returns the connection, for `docking::reports` and `docking::uploads`.
     pub(super) fn connection(&self) -> &Connection {
         &self.connection
     }

@@ -3,7 +3,7 @@
 
 use super::nodes;
 use super::syncmgr::{BoxError, NodeDirectory, OutboxFile, OutboxIndex};
-use crate::base::ids::{FileNo, Incarnation, NodeName, TxnId};
+use crate::base::ids::{FileNo, Incarnation, InstallId, NodeName, TxnId, UnitNo};
 use crate::cds::layout::{connect_read_only, last_routable, read_state};
 use crate::docking::error::DockingError;
 use crate::docking::ledger::Ledger;
@@ -11,6 +11,7 @@ use crate::docking::root::DockingRoot;
 use crate::model::node::Node;
 use crate::session::admission::ServerIdentity;
 use crate::store::sqlite::{ServerDatabase, StoreError};
+use crate::store::upload_position::MergedTo;
 use rusqlite::Connection;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -38,6 +39,14 @@ impl NodeDirectory for Directory {
 
     fn node(&self, name: &NodeName) -> Result<Option<Node>, BoxError> {
         Ok(self.database().node(name)?)
+    }
+
+    fn merged(&self, name: &NodeName) -> Result<Option<MergedTo>, BoxError> {
+        Ok(self.database().merged_to(name)?)
+    }
+
+    fn last_unit(&self, install: InstallId) -> Result<UnitNo, BoxError> {
+        Ok(self.database().last_unit_of(install)?)
     }
 
     fn log_end(&self) -> Result<TxnId, BoxError> {

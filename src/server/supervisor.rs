@@ -81,6 +81,7 @@ pub fn serve(
                 sessions_max: options.sessions_max,
                 sessions_per_address: options.sessions_per_address,
                 send_bytes_per_second: options.send_bytes_per_second,
+                min_free_bytes: options.min_free_bytes,
                 ..SyncOptions::new(&options.listen, root.path())
             };
             if let Err(error) = syncmgr::serve(sync_options, directory, index, routed, sessions, ready) {

@@ -3,7 +3,7 @@
 //! One task per session (`server::syncsession`); everything that blocks (server database, ledger, `sessions.db`, files) runs on
 //! threads for that. It deletes nothing: what a node has acknowledged is written to `sessions.db`, and the purge reads it there.
 
-use crate::base::ids::{ByteHash, ContentHash, FileNo, Incarnation, NodeName, TxnId};
+use crate::base::ids::{ByteHash, ContentHash, FileNo, Incarnation, InstallId, NodeName, TxnId, UnitNo};
 use crate::base::limits::{SESSIONS_MAX, SESSIONS_PER_ADDRESS_MAX};
 use crate::docking::root::DockingRoot;
 use crate::docking::sessions::{SessionsDb, SessionsError};
@@ -11,6 +11,7 @@ use crate::model::node::Node;
 use crate::server::syncsession;
 use crate::session::admission::{ServerIdentity, Turned};
 use crate::session::message::{Message, Refusal, RefusalCode};
+use crate::store::upload_position::MergedTo;
 use crate::transport::link::{Pulse, Timing};
 use crate::transport::tcp::{self, TcpError};
 use crate::transport::throttle::Throttle;
@@ -43,6 +44,18 @@ pub trait NodeDirectory: Send + Sync + 'static {
     /// # Errors
     /// The server database cannot be read.
     fn node(&self, name: &NodeName) -> Result<Option<Node>, BoxError>;
+
+    /// Returns how far a node's uploads are merged; `None` if nothing of it ever was.
+    ///
+    /// # Errors
+    /// The server database cannot be read.
+    fn merged(&self, name: &NodeName) -> Result<Option<MergedTo>, BoxError>;
+
+    /// Returns the highest unit of a local database that was ever begun; 0 = none.
+    ///
+    /// # Errors
+    /// The server database cannot be read.
+    fn last_unit(&self, install: InstallId) -> Result<UnitNo, BoxError>;
 
     /// Returns the end of the server's log.
     ///
@@ -101,8 +114,11 @@ pub trait OutboxIndex: Send + Sync + 'static {
     fn position(&self) -> Result<TxnId, BoxError>;
 }
 
+/// Called when a file of a node is durable in its inbox.
+pub type StoredHook = Arc<dyn Fn() + Send + Sync>;
+
 /// What the manager needs to know.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct SyncOptions {
     /// Address to listen on; loopback only until TLS is built.
     pub listen: String,
@@ -116,6 +132,16 @@ pub struct SyncOptions {
     pub send_bytes_per_second: Option<u64>,
     /// Most sessions at once from one address.
     pub sessions_per_address: usize,
+    /// Uploads pause while the disk of the docking root has less room, in bytes.
+    pub min_free_bytes: u64,
+    /// Wakes whoever merges what nodes send.
+    pub stored: Option<StoredHook>,
+}
+
+impl fmt::Debug for SyncOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SyncOptions").field("listen", &self.listen).field("root", &self.root).finish_non_exhaustive()
+    }
 }
 
 impl SyncOptions {
@@ -128,6 +154,8 @@ impl SyncOptions {
             sessions_max: SESSIONS_MAX,
             send_bytes_per_second: None,
             sessions_per_address: SESSIONS_PER_ADDRESS_MAX,
+            min_free_bytes: 0,
+            stored: None,
         }
     }
 }
@@ -161,6 +189,8 @@ pub(super) struct Shared {
     pub(super) timing: Timing,
     pub(super) throttle: Throttle,
     pub(super) routed: watch::Receiver<u64>,
+    pub(super) min_free_bytes: u64,
+    pub(super) stored: Option<StoredHook>,
     sessions: Mutex<SessionsDb>,
     slots: Mutex<HashMap<NodeName, Slot>>,
     next_session: AtomicU64,
@@ -243,6 +273,8 @@ impl SyncManager {
             timing: options.timing,
             throttle: Throttle::new(options.send_bytes_per_second),
             routed,
+            min_free_bytes: options.min_free_bytes,
+            stored: options.stored,
             sessions: Mutex::new(sessions),
             slots: Mutex::new(HashMap::new()),
             next_session: AtomicU64::new(1),

@@ -10,9 +10,11 @@ use crate::model::node::Node;
 use crate::server::outbox::{self, OutboxError, Reading};
 use crate::server::syncdoor::{Door, Seat, write_mark};
 use crate::server::syncmgr::{BoxError, Shared};
+use crate::server::syncupload::Uploads;
 use crate::session::admission::{self, Admitted, NodeFacts, ServerIdentity, Turned};
 use crate::session::message::{Message, OfferedFile, Refusal, RefusalCode, Unavailable};
 use crate::session::server::{Action, Closed, Event, ServerSession};
+use crate::session::upload_server::{UploadAction, UploadEvent};
 use crate::transport::link::{Link, LinkError, Pulse};
 use crate::transport::tcp;
 use bytes::Bytes;
@@ -56,6 +58,7 @@ enum Woken {
     Room(Result<(), LinkError>),
     Looked(Result<Option<Node>, BoxError>),
     Noted(Result<Option<Turned>, BoxError>),
+    Uploaded(Result<UploadEvent, BoxError>),
     RouterGone,
 }
 
@@ -95,6 +98,7 @@ pub(super) async fn serve_link(shared: Arc<Shared>, link: Link, peer: String, sh
         seat: None,
         note: None,
         noting: None,
+        uploads: Uploads::default(),
         looking: None,
         files_sent: 0,
         began: now,
@@ -127,6 +131,8 @@ struct Task {
     note: Option<Mark>,
     /// The mark that is being written.
     noting: Option<JoinHandle<Result<Option<Turned>, BoxError>>>,
+    /// What the node sends.
+    uploads: Uploads,
     /// The look-up whether the node is still valid.
     looking: Option<JoinHandle<Result<Option<Node>, BoxError>>>,
     files_sent: u64,
@@ -163,6 +169,7 @@ impl Task {
                 _ = tick.tick() => Woken::Tick,
                 looked = finished(&mut self.looking) => Woken::Looked(looked),
                 noted = finished(&mut self.noting) => Woken::Noted(noted),
+                event = self.uploads.next() => Woken::Uploaded(event),
                 received = self.link.incoming.receive() => Woken::Event(match received {
                     Ok(message) => Event::Message(message),
                     Err(error) => Event::Gone(error.to_string()),
@@ -209,6 +216,8 @@ impl Task {
                         Err(error) => self.handle(Event::Failed(format!("write sessions.db: {error}"))).await,
                     }
                 }
+                Woken::Uploaded(Ok(event)) => self.handle(Event::Upload(event)).await,
+                Woken::Uploaded(Err(error)) => self.handle_failure(format!("take an upload: {error}")).await,
                 // Only the tick tells of new files from now on.
                 Woken::RouterGone => router_gone = true,
             }
@@ -286,6 +295,7 @@ impl Task {
             Action::NoteCompared(outcome) => {
                 self.keep(move |sessions, mark| sessions.keep_outcome(&mark.node, &outcome, now_seconds())).await;
             }
+            Action::Upload(action) => self.upload(action).await,
             Action::Alert(text) => self.alert(text).await,
             Action::Close { reason } => {
                 self.ended.get_or_insert(reason);
@@ -304,6 +314,9 @@ impl Task {
             }
             Answer::Judged(verdict, seat) => {
                 self.seat = seat;
+                if let (Ok(admitted), Some(Seat { mark: Some(mark), .. })) = (verdict.as_ref(), &self.seat) {
+                    self.uploads.admit(&self.shared, &self.identity, &admitted.node, mark.install_id);
+                }
                 self.handle(Event::Judged(verdict)).await;
             }
             Answer::Opened(reading) => {
@@ -387,6 +400,17 @@ impl Task {
                 Err(error) => Event::Failed(format!("look the extract up: {error}")),
             })
         }))
+    }
+
+    async fn upload(&mut self, action: UploadAction) {
+        if action == UploadAction::Look {
+            self.link.incoming.allow(tcp::UPLOAD_FRAME_BYTES_MAX);
+        }
+        match self.uploads.act(action).await {
+            Ok(None) => {}
+            Ok(Some(event)) => Box::pin(self.handle(Event::Upload(event))).await,
+            Err(error) => self.handle_failure(format!("take an upload: {error}")).await,
+        }
     }
 
     fn note(&mut self, change: impl FnOnce(&mut Mark)) {
@@ -521,7 +545,7 @@ pub(super) fn flatten<T>(joined: Result<Result<T, BoxError>, tokio::task::JoinEr
     joined.map_err(BoxError::from)?
 }
 
-async fn finished<T>(slot: &mut Option<JoinHandle<Result<T, BoxError>>>) -> Result<T, BoxError> {
+pub(super) async fn finished<T>(slot: &mut Option<JoinHandle<Result<T, BoxError>>>) -> Result<T, BoxError> {
     match slot {
         Some(handle) => flatten(handle.await),
         None => std::future::pending().await,

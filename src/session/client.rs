@@ -10,43 +10,11 @@ use crate::session::codec::TEXT_BYTES_MAX;
 use crate::session::message::{
     AppliedTo, ExtractOffer, Hello, Message, Mode, OfferedFile, Refusal, Unavailable, Versions, Welcome, feature,
 };
+use crate::session::upload_client::{self, UploadClient};
 use bytes::Bytes;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
-/// Files to ask for in one request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Range {
-    /// First file.
-    pub first: FileNo,
-    /// Last file; `None` = all, and those to come.
-    pub last: Option<FileNo>,
-    /// Bytes of the first file that are here already.
-    pub offset: u64,
-}
-
-/// Returns what is missing: the gaps between the files that the inbox has, then the rest up to `last`, in watch mode without end.
-/// `part` is a file of which some bytes are here.
-pub fn plan(applied: FileNo, inbox: &BTreeSet<FileNo>, last: FileNo, mode: Mode, part: Option<(FileNo, u64)>) -> Vec<Range> {
-    let mut ranges = Vec::new();
-    let mut next = applied.next();
-    for have in inbox.iter().copied().filter(|have| *have > applied) {
-        if have > next {
-            ranges.push(Range { first: next, last: Some(FileNo(have.0 - 1)), offset: 0 });
-        }
-        next = have.next();
-    }
-    if mode == Mode::Watch {
-        ranges.push(Range { first: next, last: None, offset: 0 });
-    } else if next <= last {
-        ranges.push(Range { first: next, last: Some(last), offset: 0 });
-    }
-    if let (Some(first), Some((file, bytes))) = (ranges.first_mut(), part)
-        && first.first == file
-    {
-        first.offset = bytes;
-    }
-    ranges
-}
+pub use crate::session::plan::{Range, plan};
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq)]
@@ -77,6 +45,8 @@ pub enum Event {
         /// Bytes that are here already.
         offset: u64,
     },
+    /// Of the way up.
+    Upload(upload_client::UploadEvent),
     /// The server has been silent for one heartbeat.
     Quiet,
     /// Everything wanted is done, or the user wants to stop.
@@ -130,6 +100,8 @@ pub enum Action {
     },
     /// The extract is whole.
     FinishExtract(ExtractOffer),
+    /// Of the way up.
+    Upload(upload_client::UploadAction),
     /// The session is over.
     Close(Closed),
 }
@@ -256,13 +228,14 @@ pub struct ClientSession {
     applied: AppliedTo,
     /// Whether the server takes reports.
     reports: bool,
+    uploads: UploadClient,
 }
 
 impl ClientSession {
     /// Returns a session that will introduce itself with `hello`.
     pub fn new(hello: Hello) -> ClientSession {
         let (durable, applied) = (hello.received, hello.applied);
-        ClientSession { hello, state: State::Start, request: 0, pings: 0, durable, applied, reports: false }
+        ClientSession { hello, state: State::Start, request: 0, pings: 0, durable, applied, reports: false, uploads: UploadClient::default() }
     }
 
     /// Returns the name of the state, for logs.
@@ -278,6 +251,11 @@ impl ClientSession {
     /// Whether the server takes reports.
     pub fn takes_reports(&self) -> bool {
         self.reports
+    }
+
+    /// Returns the way up.
+    pub fn uploads(&self) -> &UploadClient {
+        &self.uploads
     }
 
     /// Returns the extract that was offered.
@@ -347,6 +325,7 @@ impl ClientSession {
                 }
                 _ => self.illegal("FetchExtract", "no extract was offered"),
             },
+            Event::Upload(event) => self.on_upload("Upload", event),
             Event::Quiet => {
                 self.pings = self.pings.wrapping_add(1);
                 let speaks = !matches!(self.state, State::Start | State::Greeting);
@@ -357,6 +336,22 @@ impl ClientSession {
                 Ok(vec![Action::Send(Message::Bye(String::new())), Action::Close(Closed::Done)])
             }
             Event::Gone(text) => Ok(self.close(Closed::Lost(text))),
+        }
+    }
+
+    fn on_upload(&mut self, name: &'static str, event: upload_client::UploadEvent) -> Outcome {
+        if !self.is_welcome() {
+            return self.illegal(name, "not welcome yet");
+        }
+        match self.uploads.on(event) {
+            Ok(actions) => Ok(actions
+                .into_iter()
+                .map(|action| match action {
+                    upload_client::UploadAction::Send(message) => Action::Send(Message::Upload(message)),
+                    other => Action::Upload(other),
+                })
+                .collect()),
+            Err(why) => self.illegal(name, &why),
         }
     }
 
@@ -382,6 +377,7 @@ impl ClientSession {
             Message::Bye(text) => Ok(self.close(Closed::Stopped(text))),
             Message::Ping(number) => Ok(vec![Action::Send(Message::Pong(number))]),
             Message::Pong(_) | Message::Ignored(_) => Ok(Vec::new()),
+            Message::Upload(message) => self.on_upload(name, upload_client::UploadEvent::Message(message)),
             Message::Welcome(welcome) => match self.state {
                 State::Greeting => self.on_welcome(welcome),
                 _ => self.illegal(name, "welcome twice"),
@@ -458,6 +454,9 @@ impl ClientSession {
         }
         if self.hello.mode != Mode::Init && welcome.incarnation != self.hello.incarnation {
             return self.illegal("Welcome", &format!("extract {} is not ours", welcome.incarnation));
+        }
+        if self.hello.mode != Mode::Init && [&self.hello.features, &welcome.features].iter().all(|list| list.contains(&feature::UPLOAD)) {
+            self.uploads.start();
         }
         self.state = if self.hello.mode == Mode::Init { State::InitIdle } else { State::Idle };
         Ok(vec![Action::Welcomed(welcome)])

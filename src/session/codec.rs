@@ -1,8 +1,8 @@
 //! One message to bytes and back.
 //!
 //! Layout: kind (u16, little-endian), then the body. Most bodies are bincode (standard configuration: little-endian, variable-length
-//! integers); the three that must outlive a protocol version or be cheap are written by hand: the prefix of `Hello`, `Refused`, and
-//! `Chunk`. A reader takes a message only if every byte of it is used and writing it again gives the same bytes, so there is one
+//! integers); those that must outlive a protocol version or be cheap are written by hand: the prefix of `Hello`, `Refused`, `Chunk`
+//! and `UploadChunk`. A reader takes a message only if every byte of it is used and writing it again gives the same bytes, so there is one
 //! spelling for each message (T21). Lengths are checked before anything is allocated (T8).
 
 use crate::base::ids::{FileNo, Incarnation};
@@ -11,6 +11,7 @@ use crate::model::digest::TableOutcome;
 use crate::session::message::{
     AppliedTo, ExtractOffer, Hello, Message, OfferedFile, Refusal, RefusalCode, Unavailable, Versions, Welcome, kind,
 };
+use crate::session::upload::{self, UploadMessage};
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -122,6 +123,7 @@ pub fn encode(message: &Message) -> Result<Bytes, CodecError> {
         Message::ExtractOffer(offer) => put(&mut out, "ExtractOffer", offer)?,
         Message::ExtractBegin { request, offset } => put(&mut out, "ExtractBegin", &(request, offset))?,
         Message::ExtractEnd { request } => put(&mut out, "ExtractEnd", request)?,
+        Message::Upload(message) => message.write(&mut out)?,
         Message::Foreign(_) | Message::Ignored(_) => {
             return Err(CodecError::Body { kind: message.name(), why: "is never sent".into() });
         }
@@ -206,6 +208,7 @@ pub fn decode(bytes: &Bytes) -> Result<Message, CodecError> {
             Message::ExtractBegin { request, offset }
         }
         kind::EXTRACT_END => Message::ExtractEnd { request: get("ExtractEnd", &body)? },
+        number if upload::kind::ALL.contains(&number) => Message::Upload(UploadMessage::read(number, &body)?),
         unknown if unknown >= kind::OPTIONAL_FROM => return Ok(Message::Ignored(unknown)),
         unknown => return Err(CodecError::Kind(unknown)),
     };
@@ -224,13 +227,13 @@ fn fixed<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..at + N)?.try_into().ok()
 }
 
-fn put<T: Serialize>(out: &mut BytesMut, kind: &'static str, body: &T) -> Result<(), CodecError> {
+pub(super) fn put<T: Serialize>(out: &mut BytesMut, kind: &'static str, body: &T) -> Result<(), CodecError> {
     let bytes = bincode::serde::encode_to_vec(body, config()).map_err(|error| bad(kind, error.to_string()))?;
     out.put_slice(&bytes);
     Ok(())
 }
 
-fn get<T: DeserializeOwned>(kind: &'static str, body: &[u8]) -> Result<T, CodecError> {
+pub(super) fn get<T: DeserializeOwned>(kind: &'static str, body: &[u8]) -> Result<T, CodecError> {
     let (value, used) = bincode::serde::decode_from_slice::<T, _>(body, config()).map_err(|error| bad(kind, error.to_string()))?;
     if used != body.len() {
         return Err(bad(kind, format!("{} bytes left over", body.len() - used)));

@@ -6,6 +6,7 @@
 
 use crate::base::ids::{ByteHash, ContentHash, Epoch, FileNo, Incarnation, InstallId, Revision, ServerId, TxnId};
 use crate::model::digest::TableOutcome;
+use crate::session::upload::{self, UploadMessage};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -27,14 +28,14 @@ pub fn program() -> String {
 
 /// An optional ability that a peer lists; unknown numbers are ignored.
 pub mod feature {
-    /// The node sends files (kinds 0x0040..=0x004F). Reserved, not built.
+    /// The node sends files (kinds 0x0040..=0x004F, `session::upload`).
     pub const UPLOAD: u16 = 1;
     /// Attachments travel in the session (kinds 0x0050..=0x005F). Reserved, not built.
     pub const ATTACHMENT: u16 = 2;
     /// The node says why it stopped and what it found at marks (kinds 0x0013 and 0x0014).
     pub const REPORT: u16 = 3;
     /// What this program can.
-    pub const OURS: &[u16] = &[REPORT];
+    pub const OURS: &[u16] = &[UPLOAD, REPORT];
 }
 
 /// A closed range of version numbers.
@@ -407,6 +408,8 @@ pub enum Message {
         /// Request that this answers.
         request: u32,
     },
+    /// Either: what belongs to the way up. Feature `UPLOAD`.
+    Upload(UploadMessage),
     /// A kind from 0x8000 on that this program does not know: may be ignored. Never sent.
     Ignored(u16),
 }
@@ -437,12 +440,16 @@ impl Message {
             Message::ExtractOffer(_) => kind::EXTRACT_OFFER,
             Message::ExtractBegin { .. } => kind::EXTRACT_BEGIN,
             Message::ExtractEnd { .. } => kind::EXTRACT_END,
+            Message::Upload(message) => message.kind(),
             Message::Ignored(kind) => *kind,
         }
     }
 
     /// Returns the name of this kind, as logs and errors write it.
     pub fn name(&self) -> &'static str {
+        if let Message::Upload(message) = self {
+            return upload::kind::name(message.kind());
+        }
         kind::name(self.kind())
     }
 

@@ -5,137 +5,13 @@
 
 use crate::base::ids::{FileNo, Incarnation, NodeName};
 use crate::base::limits::SESSION_OFFER_FILES_MAX;
-use crate::model::digest::TableOutcome;
 use crate::model::node::{Node, NodeState};
 use crate::session::admission::{self, Admitted, ServerIdentity, Turned};
-use crate::session::message::{AppliedTo, ExtractOffer, Hello, Message, Mode, OfferedFile, Refusal, RefusalCode, Unavailable, Versions};
+use crate::session::message::{AppliedTo, ExtractOffer, Message, Mode, OfferedFile, Refusal, RefusalCode, Unavailable, Versions, feature};
+use crate::session::upload_server::{self, UploadServer};
 use std::collections::VecDeque;
 
-/// Something that happened.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    /// The peer sent a message.
-    Message(Message),
-    /// Answer to `Action::Admit`: decided by `admission::admit` with the driver's facts.
-    Judged(Box<Result<Admitted, Turned>>),
-    /// Answer to `Action::ListFiles`: files after the one asked for, in order, without a gap; empty = none yet.
-    Files(Vec<OfferedFile>),
-    /// Answer to `Action::ReadFile` or `ReadExtract`: where the first chunk will begin.
-    Opened {
-        /// The offset asked for, or 0 if the file is shorter than that.
-        offset: u64,
-    },
-    /// All bytes of the file or extract are on their way, and they are the right ones.
-    Sent,
-    /// The file or extract cannot be read.
-    Unreadable(Unavailable),
-    /// Files may have been routed to this node.
-    Routed,
-    /// What the server database knows of the node now (asked every few seconds while connected).
-    NodeNow(Option<Box<Node>>),
-    /// Answer to `Action::DecideExtract`.
-    ExtractDecided(Box<Result<bool, Turned>>),
-    /// Answer to `Action::StartNode`.
-    Started(Incarnation),
-    /// Answer to `Action::AwaitExtract`.
-    ExtractReady(ExtractOffer),
-    /// The peer has been silent for one heartbeat.
-    Quiet,
-    /// Something failed on this side; the text is for the log.
-    Failed(String),
-    /// The session must end with this refusal (shutdown, replaced by a newer session).
-    End(Refusal),
-    /// The peer is gone.
-    Gone(String),
-}
-
-/// Something to do.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Action {
-    /// Send a message.
-    Send(Message),
-    /// Look the node up and judge the hello. `node` is `None` if the name is not a name: answer all the same, after the same time.
-    Admit {
-        /// What the node said.
-        hello: Box<Hello>,
-        /// The name, if it is one.
-        node: Option<NodeName>,
-    },
-    /// List files of the node's outbox.
-    ListFiles {
-        /// Those after this one.
-        after: FileNo,
-        /// At most so many.
-        limit: usize,
-    },
-    /// Open a file, answer `Opened`, then send its chunks, then answer `Sent`.
-    ReadFile {
-        /// The file.
-        file: OfferedFile,
-        /// First byte wanted.
-        offset: u64,
-    },
-    /// Open the extract, answer `Opened`, then send its chunks, then answer `Sent`.
-    ReadExtract {
-        /// Which one.
-        offer: ExtractOffer,
-        /// First byte wanted.
-        offset: u64,
-    },
-    /// Forget the list or file that was asked for or is being sent: the request was replaced. No answer, and none to the former.
-    Forget,
-    /// Ask whether a new extract is needed.
-    DecideExtract {
-        /// The node asked for a new one.
-        renew: bool,
-    },
-    /// Start the node anew: next incarnation.
-    StartNode,
-    /// Wait until the extract of that incarnation is there.
-    AwaitExtract(Incarnation),
-    /// Keep what the node says it has received.
-    NoteReceived(FileNo),
-    /// Keep what the node says it has applied. The driver compares the hash with the ledger and answers `End` on a fork.
-    NoteApplied(AppliedTo),
-    /// Keep why the node applies nothing any more; `None` = all is well.
-    NoteStopped(Option<String>),
-    /// Keep what the node found in one table at a mark.
-    NoteCompared(Box<TableOutcome>),
-    /// Tell a person.
-    Alert(String),
-    /// The session is over.
-    Close {
-        /// Why, for log and history.
-        reason: Closed,
-    },
-}
-
-/// How a session ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Closed {
-    /// The node said good-bye.
-    Done,
-    /// The server refused or ended it. The second text is for the log only.
-    Refused(Refusal, String),
-    /// The line broke, or the peer fell silent.
-    Lost(String),
-    /// The peer broke the protocol.
-    Violation(String),
-    /// A fault on this side.
-    Failed(String),
-}
-
-/// An event that does not fit the state. The session has ended with it; the actions to take are in it.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("{event} does not fit the state {state}")]
-pub struct Illegal {
-    /// State at that time.
-    pub state: &'static str,
-    /// Name of the event or message.
-    pub event: &'static str,
-    /// What is left to do: tell the peer and close.
-    pub actions: Vec<Action>,
-}
+pub use crate::session::server_event::{Action, Closed, Event, Illegal};
 
 /// A request for files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -218,6 +94,7 @@ pub struct ServerSession {
     /// Last request seen; numbers only grow.
     request: u32,
     pings: u32,
+    uploads: UploadServer,
 }
 
 impl ServerSession {
@@ -233,6 +110,7 @@ impl ServerSession {
             applied: AppliedTo::default(),
             request: 0,
             pings: 0,
+            uploads: UploadServer::default(),
         }
     }
 
@@ -307,6 +185,7 @@ impl ServerSession {
                 }
                 _ => self.illegal("ExtractReady"),
             },
+            Event::Upload(event) => self.on_upload("Upload", event),
             Event::Quiet => {
                 self.pings = self.pings.wrapping_add(1);
                 Ok(if self.is_open() { vec![Action::Send(Message::Ping(self.pings))] } else { Vec::new() })
@@ -388,6 +267,10 @@ impl ServerSession {
                 Message::Compared(outcome),
                 State::Idle | State::Listing(_) | State::Begun { .. } | State::Sending { .. } | State::Waiting(_),
             ) => Ok(vec![Action::NoteCompared(outcome)]),
+            (Message::Upload(message), State::Idle | State::Listing(_) | State::Begun { .. } | State::Sending { .. } | State::Waiting(_)) => {
+                let name = crate::session::upload::kind::name(message.kind());
+                self.on_upload(name, upload_server::UploadEvent::Message(message))
+            }
             (Message::RequestExtract { renew }, State::InitIdle) => {
                 self.state = State::InitDeciding;
                 Ok(vec![Action::DecideExtract { renew }])
@@ -401,6 +284,13 @@ impl ServerSession {
                 Ok(vec![Action::ReadExtract { offer, offset }])
             }
             (message, _) => self.illegal(message.name()),
+        }
+    }
+
+    fn on_upload(&mut self, name: &'static str, event: upload_server::UploadEvent) -> Result<Vec<Action>, Illegal> {
+        match self.uploads.on(event) {
+            Ok(actions) => Ok(actions.into_iter().map(of_upload).collect()),
+            Err(why) => self.violation(name, why),
         }
     }
 
@@ -418,7 +308,11 @@ impl ServerSession {
                 self.state = if mode == Mode::Init { State::InitIdle } else { State::Idle };
                 let mut actions = Vec::new();
                 actions.extend(admitted.remark.map(Action::Alert));
+                let takes_uploads = mode != Mode::Init && admitted.welcome.features.contains(&feature::UPLOAD);
                 actions.push(Action::Send(Message::Welcome(Box::new(admitted.welcome))));
+                if takes_uploads {
+                    actions.extend(self.uploads.start().into_iter().map(of_upload));
+                }
                 actions
             }
         }
@@ -596,5 +490,13 @@ impl ServerSession {
 
     fn illegal(&mut self, event: &'static str) -> Result<Vec<Action>, Illegal> {
         self.violation(event, "does not fit here".to_owned())
+    }
+}
+
+fn of_upload(action: upload_server::UploadAction) -> Action {
+    match action {
+        upload_server::UploadAction::Send(message) => Action::Send(Message::Upload(message)),
+        upload_server::UploadAction::Alert(text) => Action::Alert(text),
+        other => Action::Upload(other),
     }
 }

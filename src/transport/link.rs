@@ -185,6 +185,11 @@ pub struct Incoming {
 }
 
 impl Incoming {
+    /// Takes frames up to this length from now on.
+    pub fn allow(&mut self, frame_max: usize) {
+        self.frames.decoder_mut().set_max_frame_length(frame_max);
+    }
+
     /// Waits for the next message. May be dropped and called again without loss.
     ///
     /// # Errors

@@ -3,14 +3,16 @@
 //! Until TLS is built a plain socket must not leave the machine: names and rows would travel readable, and nobody would be
 //! authenticated. So the listener and the client take loopback addresses only; a tunnel (ssh -L) ends at one.
 
-use crate::base::limits::SESSION_MESSAGE_BYTES_MAX;
+use crate::base::limits::{SESSION_MESSAGE_BYTES_MAX, UPLOAD_CHUNK_BYTES};
 use crate::transport::link::{Link, Timing};
 use std::io;
 use std::net::SocketAddr;
 use tokio::net::{TcpListener, TcpStream};
 
-/// Longest frame that a server takes from a node. A node sends requests only; uploads will raise this by their feature.
+/// Longest frame that a server takes from a node that sends requests only.
 pub const REQUEST_BYTES_MAX: usize = 16 << 10;
+/// Longest frame that a server takes from a node that was let in to send files: a chunk with its kind and offset.
+pub const UPLOAD_FRAME_BYTES_MAX: usize = UPLOAD_CHUNK_BYTES + 10;
 
 /// What can go wrong before there is a line.
 #[derive(Debug, thiserror::Error)]
