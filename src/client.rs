@@ -1,5 +1,6 @@
 //! Layer 4: the client side, one file per step.
 
+pub mod applier;
 pub mod apply;
 mod apply_inbox;
 pub mod daemon;
@@ -9,4 +10,5 @@ pub mod inbox;
 pub mod init;
 pub mod local_applier;
 pub mod report;
+pub mod send;
 pub mod status;

@@ -49,3 +49,4 @@ pub mod tail;
 pub mod txnproc;
 pub mod unit_rows;
 pub mod upload_position;
+pub mod wal;

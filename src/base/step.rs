@@ -45,6 +45,29 @@ impl Wake {
     }
 }
 
+/// First pause before a log is looked at again after an event that brought nothing, and the last one.
+const LOOK_AGAIN_FIRST: Duration = Duration::from_micros(100);
+const LOOK_AGAIN_LAST: Duration = Duration::from_millis(500);
+
+/// How long to wait for the next look at the log of a database.
+///
+/// The event of a commit comes when its frames are written, before they are flushed and can be seen. So after an event
+/// that brought nothing the log is looked at again, soon at first, for about a second; then the next event is awaited.
+#[derive(Debug, Default)]
+pub struct Patience(Option<Duration>);
+
+impl Patience {
+    /// Waits after a look that brought nothing, at most for `poll`.
+    pub fn wait(&mut self, event: &Wake, poll: Duration) {
+        let pause = self.0.take();
+        if event.wait(pause.unwrap_or(poll)) {
+            self.0 = Some(LOOK_AGAIN_FIRST);
+        } else {
+            self.0 = pause.map(|pause| pause * 2).filter(|pause| *pause <= LOOK_AGAIN_LAST);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,94 +5,21 @@
 //! only after what it says is durable: `Received` after the inbox folder was flushed, `Applied` after the local database committed.
 
 use crate::base::crash::{self, CrashPoint};
-use crate::base::ids::{Epoch, FileNo, Incarnation, InstallId, NodeName, Revision, ServerId};
+use crate::base::ids::FileNo;
+pub use crate::client::applier::{Applier, BoxError, LocalPosition, Reports, SharedApplier};
 use crate::client::folder::{FolderError, LockedFolder, RemoteConfig};
 use crate::client::inbox::Inbox;
 use crate::client::report::{ExchangeError, Progress, ProgressEvent, SyncReport};
-use crate::model::digest::TableOutcome;
+use crate::client::send::Up;
 use crate::session::client::{Action, ClientSession, Closed, Event, Report, plan};
 use crate::session::message::{AppliedTo, Hello, Mode, Versions, Welcome, feature, program};
 use crate::transport::link::{Link, LinkError, Timing};
 use crate::transport::tcp;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-
-/// An error of the part that applies.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// What the local database says of itself (`dock_state`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LocalPosition {
-    /// Server that it belongs to.
-    pub server_id: ServerId,
-    /// Name of that server, for people.
-    pub server_name: String,
-    /// Epoch of that server.
-    pub epoch: Epoch,
-    /// Node that it is.
-    pub node: NodeName,
-    /// Extract that it was made from.
-    pub incarnation: Incarnation,
-    /// Its own identity.
-    pub install_id: InstallId,
-    /// How far it has applied.
-    pub applied: AppliedTo,
-    /// Definition in force.
-    pub revision: Revision,
-}
-
-/// The part that applies the inbox to the local database. Calls block; they are made on threads for that.
-pub trait Applier: Send + 'static {
-    /// Returns what the local database says of itself.
-    ///
-    /// # Errors
-    /// It cannot be read.
-    fn state(&mut self) -> Result<LocalPosition, BoxError>;
-
-    /// Takes note of the server's epoch: from here on files of it are accepted. It never goes back.
-    ///
-    /// # Errors
-    /// It cannot be stored.
-    fn enter_epoch(&mut self, epoch: Epoch) -> Result<(), BoxError>;
-
-    /// Applies everything in the inbox that can be applied and returns how far the database is now, committed.
-    ///
-    /// # Errors
-    /// Something failed that a later call may not meet again, or a file that only a person can judge.
-    fn apply(&mut self) -> Result<AppliedTo, BoxError>;
-
-    /// Returns what the server is to be told beside: why nothing is applied, and what was found at marks.
-    ///
-    /// # Errors
-    /// It cannot be read.
-    fn reports(&mut self) -> Result<Reports, BoxError>;
-
-    /// Notes that the server knows these outcomes, by question and place.
-    ///
-    /// # Errors
-    /// It cannot be written; they are told again.
-    fn told(&mut self, outcomes: &[(u64, u32)]) -> Result<(), BoxError>;
-
-    /// Takes over that the node's stream begins anew under that incarnation; what waits of the former one goes.
-    ///
-    /// # Errors
-    /// The database or the inbox cannot be written.
-    fn begin_anew(&mut self, incarnation: Incarnation) -> Result<(), BoxError>;
-}
-
-/// See [`Applier::reports`].
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Reports {
-    /// Why nothing more is applied; `None` = all is well.
-    pub stopped: Option<String>,
-    /// What was found at marks and not told yet.
-    pub outcomes: Vec<TableOutcome>,
-}
-
-/// An applier that threads may share.
-pub type SharedApplier = Arc<Mutex<dyn Applier>>;
 
 /// How an exchange is done.
 #[derive(Debug, Clone)]
@@ -107,6 +34,12 @@ pub struct ExchangeOptions {
     pub pause_max: Duration,
     /// Apply in the same session; else files are fetched only.
     pub apply: bool,
+    /// Send what was changed here, first.
+    pub send: bool,
+    /// Fetch files.
+    pub receive: bool,
+    /// Mode sync: wait until what was sent is merged and has come back, at most so many seconds (MI-6).
+    pub wait: Option<u32>,
 }
 
 impl Default for ExchangeOptions {
@@ -117,6 +50,9 @@ impl Default for ExchangeOptions {
             pause: Duration::from_millis(500),
             pause_max: Duration::from_secs(60),
             apply: true,
+            send: true,
+            receive: true,
+            wait: None,
         }
     }
 }
@@ -136,14 +72,16 @@ pub fn sync_once(
         let mut report = SyncReport::default();
         let stop = CancellationToken::new();
         let (mut failures, mut pause) = (0, options.pause);
+        let cuts = Arc::default();
         loop {
-            let before = (report.files, report.bytes);
-            let exchange = Exchange { folder, config, applier, options, mode: Mode::Sync, report: &mut report, progress: &mut *progress };
+            let before = (report.files, report.bytes, report.sent.files, report.sent.bytes);
+            let exchange =
+                Exchange { folder, config, applier, options, mode: Mode::Sync, cuts: &cuts, report: &mut report, progress: &mut *progress };
             let Err(error) = Box::pin(exchange.run(&stop)).await else { return Ok(report) };
             if matches!(error, ExchangeError::BegunAnew(_)) {
                 continue;
             }
-            if (report.files, report.bytes) != before {
+            if (report.files, report.bytes, report.sent.files, report.sent.bytes) != before {
                 (failures, pause) = (0, options.pause);
             }
             failures += 1;
@@ -195,24 +133,27 @@ pub(super) struct Exchange<'a> {
     pub(super) applier: &'a SharedApplier,
     pub(super) options: &'a ExchangeOptions,
     pub(super) mode: Mode,
+    /// Told when something was cut meanwhile.
+    pub(super) cuts: &'a Arc<Notify>,
     pub(super) report: &'a mut SyncReport,
     pub(super) progress: &'a mut dyn Progress,
 }
 
 /// What changes while a session runs.
-struct Running {
-    link: Link,
-    machine: ClientSession,
+pub(super) struct Running {
+    pub(super) link: Link,
+    pub(super) machine: ClientSession,
     inbox: Inbox,
+    pub(super) up: Up,
     applying: Option<JoinHandle<Result<AppliedTo, BoxError>>>,
     /// Files came since the last apply began.
     apply_due: bool,
     apply_failed: Option<BoxError>,
-    complete: bool,
+    pub(super) complete: bool,
     /// Last file that the server has told of, and last one that came whole.
     announced: FileNo,
     whole: FileNo,
-    ended: Option<Closed>,
+    pub(super) ended: Option<Closed>,
     pinged: Instant,
     apply_began: Instant,
     /// What was told in this session.
@@ -222,6 +163,10 @@ struct Running {
 
 enum Woken {
     Event(Event),
+    /// The line takes more of the file that is being sent.
+    Room(Result<(), LinkError>),
+    /// Something was cut.
+    Cut,
     Tick,
     Pause,
     Applied(Result<AppliedTo, BoxError>),
@@ -231,19 +176,26 @@ impl Exchange<'_> {
     /// Runs one session to its end.
     pub(super) async fn run(mut self, stop: &CancellationToken) -> Result<(), ExchangeError> {
         let applier = self.applier.clone();
-        let position = on_thread(move || lock(&applier).state()).await.map_err(ExchangeError::Local)?;
+        let (position, uploads) = on_thread(move || {
+            let mut applier = lock(&applier);
+            Ok((applier.state()?, applier.uploads()))
+        })
+        .await
+        .map_err(ExchangeError::Local)?;
         self.check(&position)?;
+        let up = Up::new(uploads.filter(|_| self.options.send));
         let inbox = Inbox::open(self.folder, position.applied.file)?;
         self.report.applied = position.applied;
         self.report.received = inbox.received();
         let link = tcp::connect(&self.config.server, self.options.timing).await?;
-        let machine = ClientSession::new(self.hello(&position, inbox.received()));
+        let machine = ClientSession::new(self.hello(&position, inbox.received(), up.is_wanted()));
         // What lies in the inbox from before is applied too.
         let apply_due = self.options.apply && inbox.received() > position.applied.file;
         let mut running = Running {
             link,
             machine,
             inbox,
+            up,
             applying: None,
             apply_due,
             apply_failed: None,
@@ -300,7 +252,7 @@ impl Exchange<'_> {
         }
     }
 
-    fn hello(&self, position: &LocalPosition, received: FileNo) -> Hello {
+    fn hello(&self, position: &LocalPosition, received: FileNo, sends: bool) -> Hello {
         Hello {
             protocol: Some(Versions::PROTOCOL),
             dx: Versions::DX,
@@ -313,7 +265,7 @@ impl Exchange<'_> {
             applied: position.applied,
             received,
             mode: self.mode,
-            features: feature::OURS.to_vec(),
+            features: feature::OURS.iter().copied().filter(|ours| sends || *ours != feature::UPLOAD).collect(),
         }
     }
 
@@ -326,8 +278,14 @@ impl Exchange<'_> {
         self.handle(running, Event::Connected).await?;
         while running.ended.is_none() {
             self.start_apply(running);
+            if running.complete
+                && let Some(last) = running.up.take_more()
+            {
+                self.fetch(running, last).await?;
+                continue;
+            }
             let idle = running.applying.is_none() && !running.apply_due;
-            if running.complete && idle && self.mode == Mode::Sync {
+            if running.complete && idle && running.up.is_settled() && self.mode == Mode::Sync {
                 self.handle(running, Event::Leave).await?;
                 continue;
             }
@@ -341,6 +299,8 @@ impl Exchange<'_> {
                     Err(LinkError::Codec(error)) => Event::Gone(format!("bad message: {error}")),
                     Err(error) => Event::Gone(error.to_string()),
                 }),
+                room = running.link.outgoing.ready(), if running.up.is_sending() => Woken::Room(room),
+                () = self.cuts.notified(), if running.up.is_idle() && running.machine.uploads().is_ready() => Woken::Cut,
                 () = lull(running.whole >= running.announced), if running.inbox.has_unflushed() => Woken::Pause,
             };
             match woken {
@@ -351,6 +311,9 @@ impl Exchange<'_> {
                     self.tell(running).await?;
                 }
                 Woken::Pause => self.flush(running).await?,
+                Woken::Room(Ok(())) => self.send_piece(running).await?,
+                Woken::Room(Err(error)) => self.handle(running, Event::Gone(error.to_string())).await?,
+                Woken::Cut => self.send_next(running).await?,
                 Woken::Tick => {
                     if let Err(error) = running.link.check() {
                         self.handle(running, Event::Gone(error.to_string())).await?;
@@ -360,6 +323,9 @@ impl Exchange<'_> {
                     } else if pulse.silence() > timing.heartbeat && running.pinged.elapsed() > timing.heartbeat {
                         running.pinged = Instant::now();
                         self.handle(running, Event::Quiet).await?;
+                    }
+                    if self.mode == Mode::Watch {
+                        self.retry_upload(running).await?;
                     }
                     let retry = running.apply_failed.is_some() && running.apply_began.elapsed() > APPLY_RETRY;
                     running.apply_due |= retry && self.mode == Mode::Watch;
@@ -383,6 +349,7 @@ impl Exchange<'_> {
             Ok(applied) => {
                 running.apply_failed = None;
                 running.inbox.set_applied(applied.file);
+                self.purge_uploads(running).await?;
                 self.report.applied = applied;
                 self.progress.on(&ProgressEvent::Applied(applied));
                 self.handle(running, Event::Applied(applied)).await
@@ -406,7 +373,7 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    async fn handle(&mut self, running: &mut Running, event: Event) -> Result<(), ExchangeError> {
+    pub(super) async fn handle(&mut self, running: &mut Running, event: Event) -> Result<(), ExchangeError> {
         let actions = running.machine.on(event).unwrap_or_else(|illegal| illegal.actions);
         for action in actions {
             self.act(running, action).await?;
@@ -457,6 +424,7 @@ impl Exchange<'_> {
             Action::Close(closed) => {
                 running.ended.get_or_insert(closed);
             }
+            Action::Upload(action) => return Box::pin(self.upload(running, action)).await,
             Action::ExtractOffered(_) | Action::BeginExtract { .. } | Action::FinishExtract(_) => {
                 running.ended.get_or_insert(Closed::Violation("an extract in a session that is not for one".into()));
             }
@@ -471,12 +439,23 @@ impl Exchange<'_> {
         self.report.server_name.clone_from(&welcome.server_name);
         self.report.last_file = welcome.last_file;
         running.announced = welcome.last_file;
-        let applied = self.report.applied.file;
-        let ranges = plan(applied, running.inbox.files(), welcome.last_file, self.mode, running.inbox.part());
         let files = welcome.last_file.0.saturating_sub(running.inbox.received().0);
         self.progress.on(&ProgressEvent::Connected { server: welcome.server_name.clone(), files });
-        Box::pin(self.handle(running, Event::Plan(ranges))).await?;
-        self.tell(running).await
+        self.tell(running).await?;
+        // Uploads first; the server is about to say what it has.
+        if running.machine.uploads().is_on() { Ok(()) } else { self.uploads_done(running).await }
+    }
+
+    /// Asks for the files that are missing here, up to one of them; in watch mode for those to come too.
+    pub(super) async fn fetch(&mut self, running: &mut Running, last: FileNo) -> Result<(), ExchangeError> {
+        if !self.options.receive {
+            running.complete = true;
+            return Ok(());
+        }
+        running.complete = false;
+        running.announced = running.announced.max(last);
+        let ranges = plan(self.report.applied.file, running.inbox.files(), last, self.mode, running.inbox.part());
+        Box::pin(self.handle(running, Event::Plan(ranges))).await
     }
 
     /// Tells the server what it does not know yet: why nothing is applied here, and what was found at marks.
@@ -518,15 +497,15 @@ impl Exchange<'_> {
     }
 }
 
-fn lock(applier: &SharedApplier) -> std::sync::MutexGuard<'_, dyn Applier + 'static> {
-    applier.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+pub(super) fn lock<T: ?Sized>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 fn joined<T>(done: Result<Result<T, BoxError>, tokio::task::JoinError>) -> Result<T, BoxError> {
     done.map_err(BoxError::from)?
 }
 
-async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T, BoxError> + Send + 'static) -> Result<T, BoxError> {
+pub(super) async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T, BoxError> + Send + 'static) -> Result<T, BoxError> {
     joined(tokio::task::spawn_blocking(work).await)
 }
 

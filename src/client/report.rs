@@ -1,10 +1,11 @@
 //! What an exchange tells: progress while it runs, a report at its end, an error if it did not come to its end.
 
 use crate::base::disk::DiskError;
-use crate::base::ids::{FileNo, Incarnation, NodeName};
+use crate::base::ids::{FileNo, Incarnation, NodeName, UnitNo};
 use crate::client::exchange::BoxError;
 use crate::client::folder::FolderError;
 use crate::session::message::{AppliedTo, Refusal, Unavailable};
+use crate::session::upload::{Refused, UploadFile};
 use crate::store::passing::is_out_of_room;
 use crate::transport::tcp::TcpError;
 use std::io;
@@ -27,6 +28,19 @@ pub enum ProgressEvent {
         /// Their bytes.
         bytes: u64,
     },
+    /// A file of ours is being sent.
+    Sending {
+        /// Units in it.
+        units: u64,
+        /// Bytes of it that are still to go.
+        bytes: u64,
+    },
+    /// Some bytes of it went out.
+    SentBytes(u64),
+    /// The server has it durable.
+    Sent(FileNo),
+    /// The server did not take it.
+    UploadRefused(Refused),
     /// Some bytes came.
     Bytes(u64),
     /// A file is here, whole and right.
@@ -92,6 +106,42 @@ pub struct SyncReport {
     pub applied: AppliedTo,
     /// Sessions that it took.
     pub sessions: u32,
+    /// What was sent.
+    pub sent: SentReport,
+}
+
+/// What was sent.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SentReport {
+    /// The file that was begun last, and how many units are in it: its answer may be lost with the line.
+    pub begun: Option<(UploadFile, u64)>,
+    /// Files that the server has durable now.
+    pub files: u64,
+    /// Bytes that went out.
+    pub bytes: u64,
+    /// Units in those files.
+    pub units: u64,
+    /// First and last unit of each of them.
+    pub ranges: Vec<(UnitNo, UnitNo)>,
+    /// The file that the server did not take, and why.
+    pub refused: Option<Refused>,
+    /// We have something to send, and the server takes nothing.
+    pub is_unknown_to_server: bool,
+    /// Whether what was sent was merged within the time that was to be waited.
+    pub merged: Option<bool>,
+    /// What a person should know, e.g. that the database was restored from an older copy.
+    pub remarks: Vec<String>,
+}
+
+impl SentReport {
+    /// Counts the file that was begun last if the server has all files to `stored`.
+    pub(super) fn count(&mut self, stored: FileNo) {
+        if let Some((file, units)) = self.begun.take_if(|(file, _)| file.file <= stored) {
+            self.files += 1;
+            self.units += units;
+            self.ranges.push((file.first, file.last));
+        }
+    }
 }
 
 /// Why an exchange did not come to its end.

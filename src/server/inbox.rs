@@ -22,6 +22,7 @@ use crate::server::syncmgr::{BoxError, Shared};
 use crate::session::admission::ServerIdentity;
 use crate::session::upload::{UploadFile, UploadPart, UploadRefusal, UploadState};
 use crate::session::upload_server::{Opening, Turned};
+use crate::store::upload_position::MergedTo;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -66,7 +67,7 @@ impl Inbox {
         let merged = shared.directory.merged(&name)?;
         self.held = None;
         self.known = UploadState::default();
-        if let Some(merged) = merged.filter(|merged| merged.incarnation == incarnation) {
+        if let Some(merged) = merged.as_ref().filter(|merged| merged.incarnation == incarnation) {
             (self.known.stored, self.known.hash) = (merged.file, merged.hash);
             let upto = FileNo(merged.file.0.saturating_sub(UPLOADS_REMEMBERED_MAX));
             shared.sessions().forget_uploads(&name, incarnation, upto)?;
@@ -82,7 +83,7 @@ impl Inbox {
             let row = shared.sessions().upload(&name, incarnation, next)?.filter(|row| row.bytes == bytes);
             let row = match row {
                 Some(row) => row,
-                None => match self.prove_stored(next, &path)? {
+                None => match self.prove_stored(next, &path, merged.as_ref())? {
                     Some(row) => row,
                     None => break,
                 },
@@ -97,13 +98,17 @@ impl Inbox {
     }
 
     /// Proves a file that lies in the inbox without a row, and gives it one. `None` = it is none, and the way is free or held.
-    fn prove_stored(&mut self, file: FileNo, path: &Path) -> Result<Option<Uploaded>, BoxError> {
+    fn prove_stored(&mut self, file: FileNo, path: &Path, merged: Option<&MergedTo>) -> Result<Option<Uploaded>, BoxError> {
         let header = read_header(&self.shared.root, path)?;
         if let Some(header) = header
             && header.node.as_ref() == Some(&self.node.name)
             && header.incarnation < self.node.incarnation
         {
             // It was acknowledged under the former incarnation: whatever is in it is merged first.
+            if merged.is_some_and(|merged| merged.incarnation == header.incarnation && merged.file >= file) {
+                self.shared.root.disk().remove(path)?;
+                return Ok(None);
+            }
             let text = format!("{} of extract {} waits to be merged", file.file_name(), header.incarnation);
             self.held = Some(Turned::plain(UploadRefusal::Waiting, format!("{text}: try again later")));
             return Ok(None);
@@ -127,7 +132,9 @@ impl Inbox {
         let (root, next) = (&self.shared.root, self.known.stored.next());
         let mut found = None;
         for entry in folder::list(&root.tmp(&self.node.name))? {
-            let (EntryKind::File { bytes }, Some((file, byte_hash))) = (entry.kind, entry.name.to_str().and_then(part_of)) else { continue };
+            let (EntryKind::File { bytes }, Some((file, byte_hash))) = (entry.kind, entry.name.to_str().and_then(part_of)) else {
+                continue;
+            };
             if file == next && found.is_none() {
                 found = Some((file, byte_hash, Part::open(root.disk(), entry.path, bytes)?));
             } else {
@@ -155,6 +162,9 @@ impl Inbox {
         if row.is_none() && file.file > self.known.stored && path.exists() {
             // It lay behind a gap that is filled now.
             self.look()?;
+            if let Some(held) = &self.held {
+                return Ok(Err(held.clone()));
+            }
             row = self.shared.sessions().upload(&self.node.name, self.node.incarnation, file.file)?;
         }
         match row {
@@ -209,9 +219,7 @@ impl Inbox {
     pub(super) fn store(&mut self, bytes: &[u8]) -> Result<Result<(), Turned>, BoxError> {
         let Some((_, _, part)) = &mut self.part else { return Err("bytes of a file that was not begun".into()) };
         match part.write(bytes) {
-            Ok(()) => {
-                Ok(Ok(()))
-            }
+            Ok(()) => Ok(Ok(())),
             Err(error) if error.is_no_space() => Ok(Err(self.no_room())),
             Err(error) => Err(error.into()),
         }
@@ -246,9 +254,8 @@ impl Inbox {
             return Ok(Err(Turned::plain(UploadRefusal::Disabled, text)));
         }
         let disk = self.shared.root.disk();
-        let published = disk.sync_path(&path).and_then(|()| {
-            disk.rename(&path, &self.shared.root.inbox(&self.node.name), &file.file.file_name())
-        });
+        let published =
+            disk.sync_path(&path).and_then(|()| disk.rename(&path, &self.shared.root.inbox(&self.node.name), &file.file.file_name()));
         match published {
             Ok(()) => {}
             Err(error) if error.is_no_space() => return Ok(Err(self.no_room())),
@@ -338,9 +345,10 @@ fn read_header(root: &DockingRoot, path: &Path) -> Result<Option<Header>, BoxErr
     use std::io::Read;
     let mut head = Vec::new();
     let file: File = root.disk().open(path)?;
-    file.take(crate::dx::format::HEADER_BYTES as u64)
-        .read_to_end(&mut head)
-        .map_err(|source| DiskError::Io { operation: "read", path: path.to_owned(), source })?;
+    file.take(crate::dx::format::HEADER_BYTES as u64).read_to_end(&mut head).map_err(|source| DiskError::Io {
+        operation: "read",
+        path: path.to_owned(),
+        source,
+    })?;
     Ok(Header::from_prefix(&head).ok())
 }
-

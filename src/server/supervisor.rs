@@ -15,15 +15,14 @@ use super::syncmgr::{self, SyncOptions};
 use super::txnproc::{PendingExtracts, TxnProc};
 use crate::base::clock::now_seconds;
 use crate::base::ids::{Incarnation, NodeName};
-use crate::base::step::{Progress, Wake};
+use crate::base::step::{Patience, Progress, Wake};
 use crate::cds::nodes::NodeScope;
 use crate::docking::room::Room;
 use crate::docking::root::DockingRoot;
 use crate::docking::sessions::SessionsDb;
-use notify::Watcher;
+use crate::store::wal;
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
@@ -33,9 +32,6 @@ use tokio_util::sync::CancellationToken;
 const POLL: Duration = Duration::from_secs(5);
 /// Pause after a fault that may pass by itself: a lock, a full disk.
 const RETRY: Duration = Duration::from_secs(1);
-/// First pause before the log is looked at again after an event that brought nothing, and the last one.
-const LOOK_AGAIN_FIRST: Duration = Duration::from_micros(100);
-const LOOK_AGAIN_LAST: Duration = Duration::from_millis(500);
 /// Pause between two ways of the purge through all nodes.
 const PURGE_PAUSE: Duration = Duration::from_secs(60);
 /// How often what needs a person is looked for, if somebody wants to be told.
@@ -60,7 +56,8 @@ pub fn serve(
     let (routed_sender, routed) = tokio::sync::watch::channel(0u64);
     let routed_sender = Arc::new(routed_sender);
     let (read_log, route) = (stop.wake(), stop.wake());
-    let _watcher = watch_log(&options.database, read_log.clone())?;
+    let _watcher =
+        wal::watch(&options.database, read_log.clone()).map_err(|fault| ServeError::Watch { path: fault.folder, source: fault.source })?;
 
     let failure: Arc<Mutex<Option<ServeError>>> = Arc::default();
     let fail = |error: ServeError| {
@@ -136,7 +133,7 @@ pub fn serve(
                         }
                         match step.progress {
                             Progress::Worked => route_wake.set(),
-                            Progress::Idle => patience.wait(&read_log),
+                            Progress::Idle => patience.wait(&read_log, POLL),
                         }
                     }
                     Err(error) => pause_or_fail(error, stop, fail),
@@ -192,24 +189,6 @@ pub fn serve(
     match failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
         Some(error) => Err(error),
         None => Ok(()),
-    }
-}
-
-/// How long to wait for the next look at the log.
-///
-/// The event of a commit comes when its frames are written, before they are flushed and can be seen. So after an event
-/// that brought nothing the log is looked at again, soon at first, for about a second; then the next event is awaited.
-#[derive(Debug, Default)]
-struct Patience(Option<Duration>);
-
-impl Patience {
-    fn wait(&mut self, event: &Wake) {
-        let pause = self.0.take();
-        if event.wait(pause.unwrap_or(POLL)) {
-            self.0 = Some(LOOK_AGAIN_FIRST);
-        } else {
-            self.0 = pause.map(|pause| pause * 2).filter(|pause| *pause <= LOOK_AGAIN_LAST);
-        }
     }
 }
 
@@ -289,26 +268,6 @@ fn pause_or_fail(error: ServeError, stop: &Stop, fail: &dyn Fn(ServeError)) {
     } else {
         fail(error);
     }
-}
-
-/// Watches the folder of the database for changes of its write-ahead log.
-fn watch_log(database: &Path, wake: Wake) -> Result<notify::RecommendedWatcher, ServeError> {
-    let folder = database.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
-    let mut wal = database.file_name().unwrap_or_default().to_owned();
-    wal.push("-wal");
-    let watch = |source| ServeError::Watch { path: folder.clone(), source };
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // An error may mean lost events; looking once too often costs one query.
-        let matters = event.map_or(true, |event| {
-            !event.kind.is_access() && (event.need_rescan() || event.paths.iter().any(|path| path.file_name() == Some(&wal)))
-        });
-        if matters {
-            wake.set();
-        }
-    })
-    .map_err(watch)?;
-    watcher.watch(&folder, notify::RecursiveMode::NonRecursive).map_err(watch)?;
-    Ok(watcher)
 }
 
 /// Ends a running service, from any thread.

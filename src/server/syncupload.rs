@@ -72,7 +72,8 @@ impl Uploads {
         let Some(owner) = &self.owner else { return Ok(None) };
         match action {
             UploadAction::Look => {
-                let (shared, identity, node, install) = (Arc::clone(&owner.shared), owner.identity.clone(), owner.node.clone(), owner.install);
+                let (shared, identity, node, install) =
+                    (Arc::clone(&owner.shared), owner.identity.clone(), owner.node.clone(), owner.install);
                 self.working = Some(tokio::task::spawn_blocking(move || {
                     let inbox = Inbox::open(shared, identity, node, install)?;
                     let known = inbox.known();
@@ -83,9 +84,7 @@ impl Uploads {
             UploadAction::Begin { file, offset } => {
                 self.with_inbox(move |inbox| inbox.begin(&file, offset).map(|began| Some(UploadEvent::Began(began)))).await
             }
-            UploadAction::Store(bytes) => {
-                self.with_inbox(move |inbox| Ok(inbox.store(&bytes)?.err().map(UploadEvent::Broken))).await
-            }
+            UploadAction::Store(bytes) => self.with_inbox(move |inbox| Ok(inbox.store(&bytes)?.err().map(UploadEvent::Broken))).await,
             UploadAction::Leave => {
                 if let Some(inbox) = &mut self.inbox {
                     inbox.leave();
@@ -143,7 +142,8 @@ async fn await_merged(
             let (look, name) = (Arc::clone(&shared), node.clone());
             target = blocking(move || {
                 let merged = look.directory.merged(&name)?;
-                let is_merged = stored == FileNo(0) || merged.is_some_and(|merged| merged.incarnation == incarnation && merged.file >= stored);
+                let is_merged =
+                    stored == FileNo(0) || merged.is_some_and(|merged| merged.incarnation == incarnation && merged.file >= stored);
                 match target {
                     None if is_merged => Ok(Some(look.directory.log_end()?)),
                     known => Ok(known),

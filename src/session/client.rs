@@ -235,7 +235,16 @@ impl ClientSession {
     /// Returns a session that will introduce itself with `hello`.
     pub fn new(hello: Hello) -> ClientSession {
         let (durable, applied) = (hello.received, hello.applied);
-        ClientSession { hello, state: State::Start, request: 0, pings: 0, durable, applied, reports: false, uploads: UploadClient::default() }
+        ClientSession {
+            hello,
+            state: State::Start,
+            request: 0,
+            pings: 0,
+            durable,
+            applied,
+            reports: false,
+            uploads: UploadClient::default(),
+        }
     }
 
     /// Returns the name of the state, for logs.

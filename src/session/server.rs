@@ -267,7 +267,10 @@ impl ServerSession {
                 Message::Compared(outcome),
                 State::Idle | State::Listing(_) | State::Begun { .. } | State::Sending { .. } | State::Waiting(_),
             ) => Ok(vec![Action::NoteCompared(outcome)]),
-            (Message::Upload(message), State::Idle | State::Listing(_) | State::Begun { .. } | State::Sending { .. } | State::Waiting(_)) => {
+            (
+                Message::Upload(message),
+                State::Idle | State::Listing(_) | State::Begun { .. } | State::Sending { .. } | State::Waiting(_),
+            ) => {
                 let name = crate::session::upload::kind::name(message.kind());
                 self.on_upload(name, upload_server::UploadEvent::Message(message))
             }

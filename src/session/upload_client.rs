@@ -134,7 +134,8 @@ impl UploadClient {
         match (event, self.state) {
             (UploadEvent::Message(message), _) => self.on_message(message),
             (UploadEvent::Send(file), State::Ready) => {
-                let part = self.part.take().filter(|part| file.file == self.next && part.byte_hash == file.byte_hash && part.bytes <= file.bytes);
+                let part =
+                    self.part.take().filter(|part| file.file == self.next && part.byte_hash == file.byte_hash && part.bytes <= file.bytes);
                 let offset = part.map_or(0, |part| part.bytes);
                 self.state = State::Sending(file);
                 Ok(vec![UploadAction::Send(UploadMessage::Begin { file, offset }), UploadAction::Read { file, offset }])

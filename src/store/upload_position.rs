@@ -29,9 +29,7 @@ impl ServerDatabase {
         let row: Option<(u32, i64, String)> = self
             .connection
             .prepare_cached("SELECT incarnation, file_no, content_hash FROM dock_merge WHERE node = ?1")
-            .and_then(|mut statement| {
-                statement.query_row([node.as_str()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional()
-            })
+            .and_then(|mut statement| statement.query_row([node.as_str()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional())
             .map_err(fault())?;
         row.map(|(incarnation, file, hash)| {
             let hash = hash.parse().map_err(|error: crate::base::ids::IdError| {

@@ -5,7 +5,10 @@
 mod faults;
 mod init;
 mod machine;
+mod refusals;
 pub(crate) mod support;
+mod upload_kit;
+mod uploads;
 
 use dockmaster::base::ids::*;
 use dockmaster::client::daemon::watch;

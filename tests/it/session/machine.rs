@@ -9,6 +9,8 @@ use dockmaster::session::client::{self, ClientSession, Range, init_hello, plan};
 use dockmaster::session::codec::{CodecError, decode, encode};
 use dockmaster::session::message::*;
 use dockmaster::session::server::{self, ServerSession};
+use dockmaster::session::upload::{Refused, UploadFile, UploadMessage, UploadPart, UploadRefusal, UploadState};
+use dockmaster::session::upload_server;
 use std::collections::BTreeSet;
 
 fn identity() -> ServerIdentity {
@@ -54,7 +56,7 @@ fn any_message(random: &mut fastrand::Rng) -> Message {
     let (file, request) = (FileNo(random.u64(0..6)), random.u32(0..5));
     let applied = AppliedTo { file, unit: TxnId(random.i64(0..9)), hash: content_hash(&[random.u8(0..2)]) };
     let mode = [Mode::Sync, Mode::Watch, Mode::Init][random.usize(0..3)];
-    match random.u8(0..21) {
+    match random.u8(0..26) {
         0 => Message::Hello(Box::new(hello(mode))),
         1 => Message::Welcome(Box::new(welcome(mode))),
         2 => Message::Refused(Refusal::new(RefusalCode::from_number(random.u16(0..20)), "no")),
@@ -74,7 +76,40 @@ fn any_message(random: &mut fastrand::Rng) -> Message {
         16 => Message::ExtractOffer(extract(random.u32(0..3))),
         17 => Message::ExtractBegin { request, offset: random.u64(0..12) },
         18 => Message::ExtractEnd { request },
+        19..24 => Message::Upload(any_upload(random)),
         _ => Message::Chunk { offset: random.u64(0..12), bytes: Bytes::from(vec![7; random.usize(0..12)]) },
+    }
+}
+
+pub(super) fn upload_file(file: u64) -> UploadFile {
+    UploadFile {
+        file: FileNo(file),
+        bytes: 10,
+        byte_hash: ByteHash([1; 32]),
+        content_hash: ContentHash([file as u8; 32]),
+        first: UnitNo(file),
+        last: UnitNo(file),
+    }
+}
+
+/// Any message of the way up, with small numbers.
+pub(super) fn any_upload(random: &mut fastrand::Rng) -> UploadMessage {
+    let file = FileNo(random.u64(1..4));
+    match random.u8(0..10) {
+        0 => {
+            let part = random.bool().then(|| UploadPart { bytes: random.u64(0..12), byte_hash: ByteHash([random.u8(0..3); 32]) });
+            UploadMessage::State(UploadState { stored: FileNo(random.u64(0..3)), hash: ContentHash([1; 32]), last_unit: UnitNo(1), part })
+        }
+        1 => UploadMessage::Begin { file: upload_file(file.0), offset: if random.bool() { 0 } else { random.u64(0..11) } },
+        2..5 => UploadMessage::Chunk { offset: random.u64(0..12), bytes: Bytes::from(vec![7; random.usize(1..12)]) },
+        5 => UploadMessage::End { file },
+        6 => UploadMessage::Stored { file },
+        7 => {
+            let code = UploadRefusal::from_number(random.u16(1..12));
+            UploadMessage::Refused(Refused { file, code, text: "no".into() })
+        }
+        8 => [UploadMessage::Done, UploadMessage::AwaitMerged { seconds: random.u32(0..9) }][random.usize(0..2)].clone(),
+        _ => UploadMessage::Awaited { merged: random.bool(), last_file: file },
     }
 }
 
@@ -121,6 +156,7 @@ fn server_event(random: &mut fastrand::Rng, asked: Option<&server::Action>) -> s
         ))),
         Some(Action::ListFiles { after, limit }) => Event::Files((after.0 + 1..5).take(*limit).map(offered).collect()),
         Some(Action::ReadFile { offset, .. } | Action::ReadExtract { offset, .. }) => Event::Opened { offset: *offset },
+        Some(Action::Upload(upload_server::UploadAction::Look)) => Event::Upload(upload_server::UploadEvent::Known(UploadState::default())),
         Some(Action::DecideExtract { .. }) => Event::ExtractDecided(Box::new(Ok(true))),
         Some(Action::StartNode) => Event::Started(Incarnation(1)),
         Some(Action::AwaitExtract(_)) => Event::ExtractReady(extract(1)),
@@ -257,14 +293,21 @@ fn t8_t21_every_message_has_one_spelling_and_nothing_else_is_taken() {
             // A chunk or text cut short is a shorter one; everything else is refused.
             match decode(&bytes.slice(..cut)) {
                 Ok(shorter) => {
-                    assert!(matches!(shorter, Message::Chunk { .. } | Message::Refused(_)) && encode(&shorter).unwrap().len() == cut)
+                    assert!(
+                        matches!(shorter, Message::Chunk { .. } | Message::Refused(_) | Message::Upload(UploadMessage::Chunk { .. }))
+                            && encode(&shorter).unwrap().len() == cut
+                    )
                 }
                 Err(_) => assert!(cut < bytes.len()),
             }
         }
         let mut longer = bytes.to_vec();
         longer.push(0);
-        assert!(matches!(message, Message::Chunk { .. } | Message::Refused(_)) || decode(&longer.into()).is_err(), "{message:?}");
+        assert!(
+            matches!(message, Message::Chunk { .. } | Message::Refused(_) | Message::Upload(UploadMessage::Chunk { .. }))
+                || decode(&longer.into()).is_err(),
+            "{message:?}"
+        );
         let mut flipped = bytes.to_vec();
         flipped[random.usize(0..bytes.len())] ^= 1 << random.u8(0..8);
         if let Ok(other) = decode(&flipped.clone().into())
@@ -273,7 +316,7 @@ fn t8_t21_every_message_has_one_spelling_and_nothing_else_is_taken() {
             assert_eq!(encode(&other).unwrap(), flipped, "two spellings of {other:?}");
         }
     }
-    assert!(kinds.len() >= 19, "{kinds:?}");
+    assert!(kinds.len() >= 28, "{kinds:?}");
     // A number in a longer spelling than needed.
     assert!(decode(&Bytes::from_static(&[0x04, 0, 251, 1, 0])).is_err());
     // An offer that claims 2^63 files.

@@ -1,6 +1,7 @@
 //! A real server on a loopback socket over real files, a client folder, and a proxy between them that misbehaves on demand.
 
 use dockmaster::base::ids::*;
+use dockmaster::client::applier::SharedUploads;
 use dockmaster::client::exchange::{Applier, BoxError, ExchangeOptions, LocalPosition, Reports, SharedApplier, sync_once};
 use dockmaster::client::folder::{ClientFolder, LockedFolder, RemoteConfig};
 use dockmaster::client::report::{ExchangeError, NoProgress, SyncReport};
@@ -9,6 +10,7 @@ use dockmaster::model::node::{Node, NodeState};
 use dockmaster::server::syncmgr::{NodeDirectory, OutboxFile, OutboxIndex, SyncManager, SyncOptions};
 use dockmaster::session::admission::ServerIdentity;
 use dockmaster::session::message::{AppliedTo, kind};
+use dockmaster::store::upload_position::MergedTo;
 use dockmaster::transport::link::Timing;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -38,7 +40,7 @@ pub(crate) fn timing() -> Timing {
 
 pub(crate) fn options() -> ExchangeOptions {
     let pause = Duration::from_millis(20);
-    ExchangeOptions { timing: timing(), attempts: 6, pause, pause_max: Duration::from_millis(200), apply: true }
+    ExchangeOptions { timing: timing(), attempts: 6, pause, pause_max: Duration::from_millis(200), ..ExchangeOptions::default() }
 }
 
 pub(crate) fn byte_hash(bytes: &[u8]) -> ByteHash {
@@ -76,6 +78,10 @@ pub(crate) struct Facts {
     pub(crate) nodes: Mutex<BTreeMap<NodeName, Node>>,
     pub(crate) ledger: Mutex<BTreeMap<(NodeName, Incarnation), Vec<OutboxFile>>>,
     pub(crate) on_start: Mutex<Option<OnStart>>,
+    pub(crate) merged: Mutex<BTreeMap<NodeName, MergedTo>>,
+    pub(crate) last_units: Mutex<BTreeMap<InstallId, UnitNo>>,
+    /// End of the log, and how far routing is.
+    pub(crate) log: Mutex<(TxnId, TxnId)>,
 }
 
 impl NodeDirectory for Facts {
@@ -87,8 +93,16 @@ impl NodeDirectory for Facts {
         Ok(self.nodes.lock().unwrap().get(name).cloned())
     }
 
+    fn merged(&self, name: &NodeName) -> Result<Option<MergedTo>, BoxError> {
+        Ok(self.merged.lock().unwrap().get(name).copied())
+    }
+
+    fn last_unit(&self, install: InstallId) -> Result<UnitNo, BoxError> {
+        Ok(self.last_units.lock().unwrap().get(&install).copied().unwrap_or_default())
+    }
+
     fn log_end(&self) -> Result<TxnId, BoxError> {
-        Ok(TxnId(0))
+        Ok(self.log.lock().unwrap().0)
     }
 
     fn restart(&self, name: &NodeName) -> Result<(), BoxError> {
@@ -127,7 +141,7 @@ impl OutboxIndex for Facts {
     }
 
     fn position(&self) -> Result<TxnId, BoxError> {
-        Ok(TxnId(0))
+        Ok(self.log.lock().unwrap().1)
     }
 }
 
@@ -160,6 +174,9 @@ impl Server {
             nodes: Mutex::default(),
             ledger: Mutex::default(),
             on_start: Mutex::default(),
+            merged: Mutex::default(),
+            last_units: Mutex::default(),
+            log: Mutex::default(),
         });
         let mut options = SyncOptions::new("127.0.0.1:0", home.path());
         options.timing = timing();
@@ -250,9 +267,14 @@ pub(crate) struct Keeper {
     pub(crate) inbox: PathBuf,
     pub(crate) position: LocalPosition,
     pub(crate) applied: Arc<Mutex<Vec<Vec<u8>>>>,
+    pub(crate) uploads: Option<SharedUploads>,
 }
 
 impl Applier for Keeper {
+    fn uploads(&mut self) -> Option<SharedUploads> {
+        self.uploads.clone()
+    }
+
     fn state(&mut self) -> Result<LocalPosition, BoxError> {
         Ok(self.position.clone())
     }
@@ -317,7 +339,7 @@ impl Client {
             applied: AppliedTo::default(),
             revision: Revision(3),
         };
-        let keeper = Arc::new(Mutex::new(Keeper { inbox: folder.inbox(), position, applied: applied.clone() }));
+        let keeper = Arc::new(Mutex::new(Keeper { inbox: folder.inbox(), position, applied: applied.clone(), uploads: None }));
         let config = RemoteConfig { server: address.to_string(), node: name(node), server_id: Some(SERVER_ID) };
         Client { home, folder, config, keeper, applied, options: options() }
     }
@@ -364,6 +386,12 @@ pub(crate) struct Proxy {
     pub(crate) flip_at: Arc<AtomicI64>,
     /// Kind of message from the node at which the connection is cut before it is passed on.
     pub(crate) cut_at_kind: Arc<AtomicU64>,
+    /// Bytes from the node after which a connection is cut, once; negative = never.
+    pub(crate) cut_up_after: Arc<AtomicI64>,
+    /// Byte from the node that is flipped, once; negative = none.
+    pub(crate) flip_up_at: Arc<AtomicI64>,
+    /// Where each message from the node ended, in bytes, of the newest connection.
+    pub(crate) ends: Arc<Mutex<Vec<i64>>>,
     /// Swallows everything in both directions, without closing.
     pub(crate) black_hole: Arc<AtomicBool>,
 }
@@ -379,18 +407,23 @@ impl Proxy {
             always: Arc::default(),
             flip_at: Arc::new(AtomicI64::new(-1)),
             cut_at_kind: Arc::new(AtomicU64::new(u64::MAX)),
+            cut_up_after: Arc::new(AtomicI64::new(-1)),
+            flip_up_at: Arc::new(AtomicI64::new(-1)),
+            ends: Arc::default(),
             black_hole: Arc::default(),
         };
         let (sent, connections, cut_after, always) =
             (proxy.sent.clone(), proxy.connections.clone(), proxy.cut_after.clone(), proxy.always.clone());
         let (flip_at, cut_at_kind, black_hole) = (proxy.flip_at.clone(), proxy.cut_at_kind.clone(), proxy.black_hole.clone());
+        let (cut_up, flip_up, ends) = (proxy.cut_up_after.clone(), proxy.flip_up_at.clone(), proxy.ends.clone());
         std::thread::spawn(move || {
             for node in listener.incoming() {
                 let (Ok(node), Ok(server)) = (node, TcpStream::connect(server)) else { return };
                 connections.fetch_add(1, Ordering::SeqCst);
                 let (node2, server2) = (node.try_clone().unwrap(), server.try_clone().unwrap());
                 let (sent, cut_at_kind, hole) = (sent.clone(), cut_at_kind.clone(), black_hole.clone());
-                std::thread::spawn(move || upward(node2, server2, &sent, &cut_at_kind, &hole));
+                let (cut_up, flip_up, ends) = (cut_up.clone(), flip_up.clone(), ends.clone());
+                std::thread::spawn(move || upward(node2, server2, &sent, (&cut_at_kind, &cut_up, &flip_up), &ends, &hole));
                 let (cut_after, always, flip_at, hole) = (cut_after.clone(), always.clone(), flip_at.clone(), black_hole.clone());
                 std::thread::spawn(move || downward(server, node, &cut_after, &always, &flip_at, &hole));
             }
@@ -410,7 +443,17 @@ impl Proxy {
 }
 
 /// Node to server, frame by frame.
-fn upward(mut node: TcpStream, mut server: TcpStream, sent: &Mutex<BTreeMap<u16, u64>>, cut_at: &AtomicU64, hole: &AtomicBool) {
+fn upward(
+    mut node: TcpStream,
+    mut server: TcpStream,
+    sent: &Mutex<BTreeMap<u16, u64>>,
+    (cut_at, cut_after, flip_at): (&AtomicU64, &AtomicI64, &AtomicI64),
+    ends: &Mutex<Vec<i64>>,
+    hole: &AtomicBool,
+) {
+    let limit = cut_after.swap(-1, Ordering::SeqCst);
+    let mut passed = 0i64;
+    ends.lock().unwrap().clear();
     let mut pass = || -> std::io::Result<()> {
         loop {
             let mut head = [0u8; 4];
@@ -420,16 +463,31 @@ fn upward(mut node: TcpStream, mut server: TcpStream, sent: &Mutex<BTreeMap<u16,
                 let _half = server.shutdown(Shutdown::Write);
                 return Err(error);
             }
-            let mut body = vec![0u8; u32::from_le_bytes(head) as usize];
-            node.read_exact(&mut body)?;
-            let kind = u16::from_le_bytes([body[0], body[1]]);
+            let mut frame = head.to_vec();
+            frame.resize(4 + u32::from_le_bytes(head) as usize, 0);
+            node.read_exact(&mut frame[4..])?;
+            let kind = u16::from_le_bytes([frame[4], frame[5]]);
             if cut_at.load(Ordering::SeqCst) == u64::from(kind) {
                 return Ok(());
             }
             *sent.lock().unwrap().entry(kind).or_default() += 1;
+            let length = frame.len() as i64;
+            let flip = flip_at.load(Ordering::SeqCst);
+            if (passed..passed + length).contains(&flip) {
+                frame[usize::try_from(flip - passed).unwrap()] ^= 0x10;
+                flip_at.store(-1, Ordering::SeqCst);
+            }
+            let is_cut = limit >= 0 && passed + length >= limit;
+            if is_cut {
+                frame.truncate(usize::try_from(limit - passed).unwrap());
+            }
+            passed += length;
+            ends.lock().unwrap().push(passed);
             if !hole.load(Ordering::SeqCst) {
-                server.write_all(&head)?;
-                server.write_all(&body)?;
+                server.write_all(&frame)?;
+            }
+            if is_cut {
+                return Ok(());
             }
         }
     };
