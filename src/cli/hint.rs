@@ -226,6 +226,9 @@ fn local(error: &LocalError) -> Option<String> {
 fn docking(error: &DockingError) -> Option<String> {
     match error {
         DockingError::InUse { .. } => some("use `dockmaster status`, or stop it first"),
+        DockingError::NoLedger { .. } => {
+            some("`dockmaster run` or `dockmaster serve` puts it back; the streams of all nodes begin anew, in band")
+        }
         _ => None,
     }
 }

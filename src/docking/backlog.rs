@@ -126,7 +126,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ledger.db");
         assert!(LedgerView::open(&path).unwrap().is_none());
-        let mut ledger = Ledger::open(&path).unwrap();
+        let mut ledger = Ledger::create(&path).unwrap();
         assert_eq!(LedgerView::open(&path).unwrap().unwrap().position().unwrap(), None);
         let node: NodeName = "ANNA".parse().unwrap();
         let file = |number: u64| OutboxFile {

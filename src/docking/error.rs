@@ -16,6 +16,12 @@ pub enum DockingError {
         /// Who holds it: process id, program and since when, as far as known.
         holder: String,
     },
+    /// The Router's ledger is not there.
+    #[error("there is no ledger {}: what nodes were given is not known", path.display())]
+    NoLedger {
+        /// The ledger.
+        path: PathBuf,
+    },
     /// Another Router took over while this one was paused; nothing of this one counts any more.
     #[error("{}: {owner} has taken over; nothing more is written here", path.display())]
     Fenced {

@@ -164,16 +164,45 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Opens or creates the ledger.
+    /// Opens the ledger and brings it up to date.
+    ///
+    /// # Errors
+    /// [`DockingError::NoLedger`] if there is none: what nodes were given is not known then, and an empty one would give numbers
+    /// anew that they have had. Otherwise SQLite refuses, or the file is of a newer program.
+    pub fn open(path: &Path) -> Result<Ledger, DockingError> {
+        let missing = || DockingError::NoLedger { path: path.to_owned() };
+        if !path.exists() {
+            return Err(missing());
+        }
+        // Not `SQLITE_OPEN_CREATE`: it may go between the look and the opening.
+        let ledger = Ledger::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        if ledger.version()? == 0 {
+            return Err(missing());
+        }
+        ledger.prepared()
+    }
+
+    /// Creates the ledger, or opens one that is there. Only for whoever knows that nodes were given nothing yet, or that the streams of
+    /// all nodes begin anew: the first `deploy`, and the Router's start.
     ///
     /// # Errors
     /// If SQLite refuses, or the file is of a newer program.
-    pub fn open(path: &Path) -> Result<Ledger, DockingError> {
-        let connection = Connection::open(path).map_err(|source| DockingError::Sql { operation: "open", path: path.to_owned(), source })?;
-        let mut ledger = Ledger { connection, path: path.to_owned(), fence: None };
-        ledger.prepare().map_err(ledger.sql("prepare"))?;
-        ledger.check_version()?;
-        Ok(ledger)
+    pub fn create(path: &Path) -> Result<Ledger, DockingError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        Ledger::connect(path, flags)?.prepared()
+    }
+
+    fn connect(path: &Path, flags: OpenFlags) -> Result<Ledger, DockingError> {
+        let error = |source| DockingError::Sql { operation: "open", path: path.to_owned(), source };
+        let connection = Connection::open_with_flags(path, flags).map_err(error)?;
+        connection.busy_timeout(Duration::from_secs(10)).map_err(error)?;
+        Ok(Ledger { connection, path: path.to_owned(), fence: None })
+    }
+
+    fn prepared(mut self) -> Result<Ledger, DockingError> {
+        self.prepare().map_err(self.sql("prepare"))?;
+        self.check_version()?;
+        Ok(self)
     }
 
     /// Makes whoever calls the one that writes: takes the next fencing number and returns it. Commits of earlier owners are refused
@@ -217,11 +246,7 @@ impl Ledger {
         if !path.exists() {
             return Ok(None);
         }
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let error = |source| DockingError::Sql { operation: "open", path: path.to_owned(), source };
-        let connection = Connection::open_with_flags(path, flags).map_err(error)?;
-        connection.busy_timeout(Duration::from_secs(10)).map_err(error)?;
-        let ledger = Ledger { connection, path: path.to_owned(), fence: None };
+        let ledger = Ledger::connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         match ledger.version()? {
             // The Router is just about to make it.
             0 => Ok(None),
@@ -244,7 +269,6 @@ impl Ledger {
     }
 
     fn prepare(&mut self) -> rusqlite::Result<()> {
-        self.connection.busy_timeout(Duration::from_secs(10))?;
         self.connection.pragma_update(None, "journal_mode", "WAL")?;
         // The next stage acts upon a commit at once, so a power cut must not take it back.
         self.connection.pragma_update(None, "synchronous", "FULL")?;

@@ -55,7 +55,7 @@ impl PurgeRows {
         if !cds_path.exists() {
             return Ok(None);
         }
-        // Made, or brought up to date, by its owner's own code.
+        // Brought up to date by its owner's own code, which makes none: purging an empty one would say nothing was ever routed.
         drop(Ledger::open(&ledger_path)?);
         let connect = |path: &PathBuf| -> rusqlite::Result<Connection> {
             let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;

@@ -333,7 +333,7 @@ fn build_data_store(
     crash::at(CrashPoint::DeployDone);
     if !root.ledger_db().exists() && !root.txnproc_file(FileNo(1)).exists() {
         // From here on a ledger that is not there is one that was lost.
-        Ledger::open(&root.ledger_db()).and_then(Ledger::close).map_err(TxnProcError::from)?;
+        Ledger::create(&root.ledger_db()).and_then(Ledger::close).map_err(TxnProcError::from)?;
     }
     Ok(rows)
 }

@@ -311,7 +311,7 @@ pub(super) fn restore_ledger(txnproc: &TxnProc, root: &DockingRoot) -> Result<()
     for name in ["ledger.db.new", "ledger.db.new-wal", "ledger.db.new-shm"] {
         remove_if_there(root, name)?;
     }
-    let mut ledger = Ledger::open(&building)?;
+    let mut ledger = Ledger::create(&building)?;
     ledger.commit(&Round { state, nodes: Vec::new(), files: Vec::new() })?;
     ledger.close()?;
     remove_if_there(root, "ledger.db-wal")?;

@@ -158,6 +158,17 @@ struct Reading {
     units: u64,
 }
 
+/// Opens the ledger for the Router, and makes it where nothing was ever routed.
+///
+/// # Errors
+/// [`DockingError::NoLedger`] if it is lost: then the Router's start puts it back first (`server::rebuild`).
+fn ledger_of_router(root: &DockingRoot) -> Result<Ledger, DockingError> {
+    match Ledger::open(&root.ledger_db()) {
+        Err(DockingError::NoLedger { .. }) if queue::list(&root.txnproc())?.files.is_empty() => Ledger::create(&root.ledger_db()),
+        opened => opened,
+    }
+}
+
 impl Router {
     /// Opens the Router and recovers: unfinished files go, and so do files that the ledger does not name.
     ///
@@ -167,7 +178,7 @@ impl Router {
         let sealer = Sealer::new(options.zstd_level).map_err(DockingError::from)?;
         let txnproc = TxnprocFiles::new(&root.cds_db());
         let spool = FrameSpool::new(root.disk(), &root.router_tmp());
-        let fence = Ledger::open(&root.ledger_db())?.take_over()?;
+        let fence = ledger_of_router(&root)?.take_over()?;
         let mut router = Router { root, options, txnproc, sealer, spool, fence, loaded: None };
         router.loaded = Some(router.recover()?);
         Ok(router)

@@ -59,6 +59,8 @@ fn files() -> Vec<Vec<UnitEvents>> {
 
 /// Makes a docking root with the first `count` txnproc files, or adds those that it lacks.
 fn write_txnproc(root: &DockingRoot, count: usize) {
+    // As `deploy` makes it.
+    drop(Ledger::create(&root.ledger_db()).unwrap());
     let cds = Connection::open(root.cds_db()).unwrap();
     cds.execute_batch(TXNPROC_FILE_TABLE).unwrap();
     let (mut first, mut previous) = (1, ContentHash::default());

@@ -187,7 +187,7 @@ fn the_ledger_remembers_a_round_whole_or_not_at_all() {
     let key = |value: Value| ScopeKey { path: "p".to_owned(), value };
     let all_keys = [Value::Null, Value::Integer(1), Value::Text(b"\xff\0".to_vec()), Value::Blob(b"\xff\0".to_vec())].map(key);
     assert!(Ledger::look(&path).unwrap().is_none() && !path.exists());
-    let mut ledger = Ledger::open(&path).unwrap();
+    let mut ledger = Ledger::create(&path).unwrap();
     assert_eq!(ledger.state().unwrap(), RouterState::default());
     let looking = Ledger::look(&path).unwrap().unwrap();
     let started = NodeChange::Started { node: node(), incarnation: Incarnation(1), unit: TxnId(10), keys: all_keys.to_vec() };
@@ -240,9 +240,23 @@ fn the_ledger_remembers_a_round_whole_or_not_at_all() {
 fn a_ledger_of_a_newer_program_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.db");
-    drop(Ledger::open(&path).unwrap());
+    drop(Ledger::create(&path).unwrap());
     rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 9).unwrap();
     let message = Ledger::open(&path).unwrap_err().to_string();
     assert_eq!(message, Ledger::look(&path).unwrap_err().to_string());
     assert!(message.ends_with("ledger.db: it has version 9, this program knows version 4"), "{message}");
+}
+
+#[test]
+fn r26_whoever_opens_a_ledger_that_is_not_there_makes_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    let message = Ledger::open(&path).unwrap_err().to_string();
+    assert!(message.starts_with("there is no ledger ") && message.contains("ledger.db") && !path.exists(), "{message}");
+    // What a crash left of one that was just being made is none either.
+    std::fs::write(&path, b"").unwrap();
+    assert!(matches!(Ledger::open(&path), Err(DockingError::NoLedger { .. })));
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 0);
+    drop(Ledger::create(&path).unwrap());
+    assert_eq!(Ledger::open(&path).unwrap().state().unwrap(), RouterState::default());
 }

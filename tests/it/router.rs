@@ -33,6 +33,8 @@ impl Docking {
     fn new() -> Docking {
         let folder = tempfile::tempdir().unwrap();
         let root = Arc::new(DockingRoot::open(&folder.path().join("docking"), Access::Exclusive).unwrap());
+        // As `deploy` makes it.
+        drop(Ledger::create(&root.ledger_db()).unwrap());
         let cds = Connection::open(root.cds_db()).unwrap();
         cds.pragma_update(None, "journal_mode", "WAL").unwrap();
         cds.execute_batch(TXNPROC_FILE_TABLE).unwrap();
