@@ -357,7 +357,8 @@ impl<'d> Applier<'d> {
                 None => units.next().transpose().map_err(unreadable)?,
             };
             let full = |slice: &Slice<'_>| slice.is_full() || (slice.rows > 0 && rows >= APPLY_SLICE_ROWS);
-            if slice.as_ref().is_some_and(full) {
+            // A unit that changes tables is alone in its transaction: where it stops, nothing of it stays beside the units before it.
+            if slice.as_ref().is_some_and(full) || controls.reset || !controls.schema.is_empty() {
                 self.commit_and_pause(slice, report)?;
             }
             let current = self.slice(slice)?;
@@ -375,6 +376,12 @@ impl<'d> Applier<'d> {
             match applied {
                 Ok(()) => {}
                 Err(UnitError::Local(error)) => return Err(error.into()),
+                // Another extract would not have the row.
+                Err(error @ UnitError::OwnRow { .. }) => {
+                    let advice = "correct the row in the local database, or delete it, then `remote-sync sync`".to_owned();
+                    let (unit, reason) = (Some(size.txn), error.to_string());
+                    return Err(Halt::Stop(Box::new(Stopped { file: header.file_no, unit, reason, advice })));
+                }
                 Err(error) => return Err(stop(Some(size.txn), error.to_string())),
             }
             for mark in &controls.marks {

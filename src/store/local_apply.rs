@@ -45,6 +45,16 @@ pub enum UnitError {
         /// SQLite's reason, which names the constraint.
         reason: String,
     },
+    /// A row that only this node has does not fit the new shape of its table.
+    #[error("table {table}, key {key}: the row, which was written on this node, does not fit the table's new shape: {reason}")]
+    OwnRow {
+        /// The table.
+        table: String,
+        /// The key, as SQL literals.
+        key: String,
+        /// SQLite's reason, which names the constraint.
+        reason: String,
+    },
     /// A table, index or view cannot become what the server says.
     #[error("`{}` cannot be changed as the server says: {reason}", .object.escape_debug())]
     Shape {

@@ -1,6 +1,9 @@
 //! What a unit tells a local database beside rows: another shape of its tables, and that it begins anew.
 //!
 //! Tables change before the unit's rows are written, indexes and views after them: rows that the unit mends may not fit an index before.
+//! Rows of a table that only nodes write are nowhere else, so no change of its shape takes one away: where a row does not fit, the unit
+//! stops with its key and the reason, the former table stands as it was, and a person corrects the row. That holds alike for a new
+//! definition and for a node that begins anew.
 //! Local programs may have indexes and triggers of their own on our tables; a table that is made anew gets them back.
 //! The text of the statements comes from the server whose files are proved to be its own; names in them are those of replicated tables,
 //! never of anything of ours or of SQLite's (T12).
@@ -9,9 +12,10 @@ use super::local::LocalError;
 use super::local_apply::{ApplyTransaction, UnitError};
 use super::local_capture::ensure_capture;
 use super::local_rules::{RulesError, rules_from_text, write_rules};
-use super::sqlite::quote_name;
+use super::sqlite::{SqlValue, quote_name, value_of};
 use crate::model::event::{SchemaKind, SchemaObject, UnitControls};
-use rusqlite::{Connection, OptionalExtension};
+use crate::model::value::{Row, display_key};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params_from_iter};
 
 /// Name under which the former table lies while its rows are copied.
 const FORMER: &str = "dock_former";
@@ -77,7 +81,7 @@ impl Reshaper<'_, '_> {
     fn failed(&self, object: &str) -> impl Fn(rusqlite::Error) -> UnitError + use<'_> {
         let object = object.to_owned();
         move |source| match source.sqlite_error_code() {
-            Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DiskFull | rusqlite::ErrorCode::SystemIoFailure) => {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DiskFull | ErrorCode::SystemIoFailure) => {
                 UnitError::Local(self.transaction.sql_error("change the shape of a table", source))
             }
             _ => UnitError::Shape { object: object.clone(), reason: source.to_string() },
@@ -205,6 +209,7 @@ impl Reshaper<'_, '_> {
         statement.query_map([table], |row| Ok((row.get(0)?, row.get(1)?))).and_then(Iterator::collect).map_err(self.failed(table))
     }
 
+    /// Copies the rows of the former table into the new one, all or none.
     fn copy_rows(&self, table: &str) -> Result<(), UnitError> {
         let columns = |of: &str| -> Result<Vec<String>, UnitError> {
             let mut statement =
@@ -214,8 +219,40 @@ impl Reshaper<'_, '_> {
         let (old, new) = (columns(FORMER)?, columns(table)?);
         let kept: Vec<String> =
             new.iter().filter(|name| old.iter().any(|known| known.eq_ignore_ascii_case(name))).map(|name| quote_name(name)).collect();
-        let kept = kept.join(", ");
-        self.run(table, &format!("INSERT OR ABORT INTO main.{}({kept}) SELECT {kept} FROM main.{FORMER}", quote_name(table)))
+        let names = kept.join(", ");
+        let insert = format!("INSERT OR ABORT INTO main.{}({names})", quote_name(table));
+        let copied = self.connection.execute_batch(&format!("{insert} SELECT {names} FROM main.{FORMER}"));
+        match copied {
+            Err(source) if matches!(source.sqlite_error_code(), Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch)) => {
+                Err(self.misfit(table, &insert, &kept)?.unwrap_or_else(|| self.failed(table)(source)))
+            }
+            copied => copied.map_err(self.failed(table)),
+        }
+    }
+
+    /// Finds the first row of the former table that does not fit the new one, and says which and why.
+    fn misfit(&self, table: &str, insert: &str, kept: &[String]) -> Result<Option<UnitError>, UnitError> {
+        let failed = || self.failed(table);
+        let sql = "SELECT name FROM pragma_table_info(?1) WHERE pk > 0 ORDER BY pk";
+        let key: Vec<String> = self
+            .connection
+            .prepare(sql)
+            .and_then(|mut statement| statement.query_map([FORMER], |row| row.get::<_, String>(0))?.collect())
+            .map_err(failed())?;
+        let all: Vec<String> = kept.iter().cloned().chain(key.iter().map(|name| quote_name(name))).collect();
+        let mut select = self.connection.prepare(&format!("SELECT {} FROM main.{FORMER}", all.join(", "))).map_err(failed())?;
+        let marks = vec!["?"; kept.len()].join(", ");
+        let mut insert = self.connection.prepare(&format!("{insert} VALUES ({marks})")).map_err(failed())?;
+        let mut rows = select.query([]).map_err(failed())?;
+        while let Some(row) = rows.next().map_err(failed())? {
+            let values: Row = (0..all.len()).map(|at| row.get_ref(at).map(value_of)).collect::<Result<_, _>>().map_err(failed())?;
+            let (written, of_key) = values.split_at(kept.len());
+            if let Err(source) = insert.execute(params_from_iter(written.iter().map(SqlValue))) {
+                let (key, reason) = (display_key(of_key), source.to_string());
+                return Ok(Some(UnitError::OwnRow { table: table.to_owned(), key, reason }));
+            }
+        }
+        Ok(None)
     }
 
     /// Makes an index or a view in place of what has its name.

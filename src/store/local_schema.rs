@@ -61,6 +61,13 @@ impl Reshape {
     pub fn begins_empty(&self, table: &str) -> bool {
         self.objects.iter().any(|object| is_table(object) && object.name.eq_ignore_ascii_case(table) && !object.keeps_rows)
     }
+
+    /// Returns whether a node's table of that name is new or gets another shape than by columns at its end, so that rows of before may
+    /// not fit.
+    pub fn is_made_anew(&self, table: &str) -> bool {
+        let is_named = |name: &str| name.eq_ignore_ascii_case(table);
+        self.objects.iter().any(|object| is_table(object) && is_named(&object.name)) && !self.appended.keys().any(|name| is_named(name))
+    }
 }
 
 fn is_table(object: &SchemaObject) -> bool {
@@ -92,7 +99,8 @@ pub fn reshape(old: &[SchemaObject], new: &[SchemaObject]) -> Result<Reshape, Bu
                 Some((before, after)) => appended_columns(&object.name, before, after)?,
                 None => None,
             };
-            changed.keeps_rows = appended.is_some();
+            // Rows of a table that only nodes write are nowhere else: they stay, or the node stops and says which one does not fit.
+            changed.keeps_rows = appended.is_some() || (object.kind == SchemaKind::KeptTable && before.is_some());
             if let Some(columns) = appended {
                 found.appended.insert(object.name.clone(), columns);
             }
@@ -227,6 +235,11 @@ mod tests {
             "CREATE TABLE a (id INTEGER, name TEXT, PRIMARY KEY(id, name))",
         ] {
             assert!(reshape(&old, &[table("a", sql)]).unwrap().begins_empty("a"), "{sql}");
+        }
+        let kept = |sql: &str| [SchemaObject { kind: SchemaKind::KeptTable, ..table("a", sql) }];
+        for former in [&old[..], &kept("CREATE TABLE a (id INTEGER PRIMARY KEY, name TEXT)")] {
+            let found = reshape(former, &kept("CREATE TABLE a (id INTEGER PRIMARY KEY, name TEXT NOT NULL)")).unwrap();
+            assert!(!found.begins_empty("a") && found.is_made_anew("A"), "a table that only nodes write never does");
         }
         let gone = reshape(&old, &[]).unwrap();
         assert_eq!(gone.objects, [SchemaObject { sql: None, keeps_rows: false, ..old[0].clone() }]);
