@@ -22,6 +22,7 @@ pub mod redefine;
 pub mod rows;
 pub mod scope;
 pub mod spool;
+mod standing;
 pub mod unit;
 pub mod verdict;
 pub mod view;

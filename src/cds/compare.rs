@@ -102,7 +102,7 @@ impl Cds {
     }
 
     /// Replaces the note of what stands still.
-    pub(super) fn note_stopped(&self, stopped: &[StoppedTable]) -> Result<(), CdsError> {
+    pub(crate) fn note_stopped(&self, stopped: &[StoppedTable]) -> Result<(), CdsError> {
         let sql = self.sql("note stopped tables");
         self.conn.execute("DELETE FROM stopped", []).map_err(&sql)?;
         for StoppedTable { table, reason, cause } in stopped {

@@ -23,7 +23,7 @@ use crate::model::schema::Schema;
 use crate::model::value::{Row, Value};
 use crate::rules::graph::{ScopeGraph, VertexIndex};
 use crate::store::local_build::BuildError;
-use crate::store::local_schema::{Reshape, node_schema, reshape};
+use crate::store::local_schema::{Reshape, reshape};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
@@ -45,6 +45,8 @@ pub struct Redefinition {
     pub dock: Dock,
     /// The schema that it was resolved against.
     pub schema: Schema,
+    /// Tables of it that stand still: their rows are those of the former data store.
+    pub standing: BTreeSet<TableIndex>,
 }
 
 /// What a redefinition gives nodes.
@@ -54,6 +56,8 @@ pub struct Redefined {
     pub started: Vec<NodeName>,
     /// Row events of the unit.
     pub rows: u64,
+    /// Tables that stand still without rows: the former data store does not tell what nodes are to hold of them.
+    pub emptied: BTreeSet<TableIndex>,
 }
 
 /// Keys that some node holds before or after the unit, numbered as in the file, and which of them some node gains or loses.
@@ -134,8 +138,9 @@ impl Cds {
         Ok(found)
     }
 
-    /// Puts another definition into force. `fill` hands over every row of every table of it, as of the unit; the unit is written
-    /// to `writer`. The transaction stays open until `commit` or `rollback`.
+    /// Puts another definition into force. `fill` hands over every row of every table of it that does not stand still, as of the unit;
+    /// the unit is written to `writer`, and nothing of it before `fill` has ended. The transaction stays open until `commit` or
+    /// `rollback`.
     ///
     /// # Errors
     /// On any error the data store is as before.
@@ -151,11 +156,17 @@ impl Cds {
         let former = self.open_beside().map_err(cds_error)?;
         self.conn.execute_batch("BEGIN IMMEDIATE").map_err(|error| cds_error(self.sql("begin a unit")(error)))?;
         self.redefined = true;
+        let standing = to.standing.clone();
         let redefined = self
             .take_shape(to)
+            .and_then(|()| self.shape_after(&former))
+            .and_then(|shape| Ok((self.keep_rows(&former, &standing, &shape)?, shape)))
             .map_err(cds_error)
-            .and_then(|()| fill(&mut |table, row| self.insert_row(table, row).map_err(cds_error)))
-            .and_then(|()| self.emit_redefinition(&former, input, questions, writer).map_err(E::from));
+            .and_then(|kept| fill(&mut |table, row| self.insert_row(table, row).map_err(cds_error)).map(|()| kept))
+            .and_then(|(emptied, shape)| {
+                let redefined = self.emit_redefinition(&former, &shape, input, questions, writer)?;
+                Ok(Redefined { emptied, ..redefined })
+            });
         if redefined.is_err() {
             self.rollback().map_err(cds_error)?;
         }
@@ -188,9 +199,16 @@ impl Cds {
         Ok(())
     }
 
+    /// Returns what changes in the tables of nodes.
+    fn shape_after(&self, former: &Cds) -> Result<Reshape, CdsError> {
+        let build = |error: BuildError| CdsError::NodeSchema(Box::new(error));
+        reshape(&former.node_schema()?, &self.node_schema()?).map_err(build)
+    }
+
     fn emit_redefinition(
         &mut self,
         former: &Cds,
+        shape: &Reshape,
         input: &UnitInput,
         questions: &[Question],
         writer: &mut TxnprocWriter<'_>,
@@ -205,17 +223,13 @@ impl Cds {
         self.count_all()?;
         let (steps, changes) = self.nodes_after(former, input)?;
 
-        let build = |error: BuildError| CdsError::NodeSchema(Box::new(error));
-        let whole = self.node_schema()?;
-        let shape = reshape(&node_schema(&former.dock, &former.schema).map_err(build)?, &whole).map_err(build)?;
-
         let mut redefined = Redefined::default();
         let (events, held) = self.node_events(former, &steps, &changes, &mut redefined)?;
         let begin = UnitBegin { unit: input.unit, read_at_micros: input.read_at_micros, revision: state.revision, day: state.day };
         writer.begin_unit(&begin)?;
         shape.objects.iter().try_for_each(|object| writer.schema(object))?;
         if steps.values().any(|step| *step == NodeStep::Restart) {
-            whole.iter().try_for_each(|object| writer.whole_schema(object))?;
+            self.node_schema()?.iter().try_for_each(|object| writer.whole_schema(object))?;
         }
         for key in held.numbers.keys() {
             writer.key(key)?;
@@ -226,7 +240,7 @@ impl Cds {
         self.marks(questions)?.iter().try_for_each(|mark| writer.mark(mark))?;
         input.confirms.iter().try_for_each(|confirm| writer.confirm(confirm))?;
         for table in 0..self.dock.tables.len() {
-            redefined.rows += self.compare_definitions(former, table, &shape, &held, writer)?;
+            redefined.rows += self.compare_definitions(former, table, shape, &held, writer)?;
         }
         writer.end_unit()?;
         self.state = former.state.clone();

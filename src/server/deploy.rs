@@ -26,7 +26,7 @@ use crate::store::install::{InstallPlan, Installed};
 use crate::store::local_build::{BuildError, check_local};
 use crate::store::sqlite::{ServerDatabase, StoreError};
 use crate::store::tail::Filled;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -189,7 +189,7 @@ pub fn effects(options: &DeployOptions, plan: &DeployPlan, root: &Path) -> Resul
     if plan.builds_data_store || plan.active_nodes == 0 || (!plan.definition_changed && plan.capture.is_empty()) {
         return Ok(None);
     }
-    let to = Redefinition { dock: options.dock.clone(), schema: options.schema.clone() };
+    let to = Redefinition { dock: options.dock.clone(), schema: options.schema.clone(), standing: BTreeSet::new() };
     preview(&ServerDatabase::open(&options.database)?, root, to).map(Some)
 }
 

@@ -115,6 +115,8 @@ pub enum NodeCondition {
     Registered,
     /// An extract is ready or on its way; the node has not fetched it.
     Extracted,
+    /// Its stream began anew, in band, since it called last; its database goes on.
+    BegunAnew,
     /// It is connected.
     Watching,
     /// It calls now and then.
@@ -131,9 +133,10 @@ pub enum NodeCondition {
 
 impl NodeCondition {
     /// Every condition.
-    pub const ALL: [NodeCondition; 8] = [
+    pub const ALL: [NodeCondition; 9] = [
         NodeCondition::Registered,
         NodeCondition::Extracted,
+        NodeCondition::BegunAnew,
         NodeCondition::Watching,
         NodeCondition::Ok,
         NodeCondition::Silent,
@@ -148,6 +151,7 @@ impl fmt::Display for NodeCondition {
         f.pad(match self {
             NodeCondition::Registered => "registered",
             NodeCondition::Extracted => "extracted",
+            NodeCondition::BegunAnew => "anew",
             NodeCondition::Watching => "watching",
             NodeCondition::Ok => "ok",
             NodeCondition::Silent => "silent",
@@ -288,6 +292,9 @@ pub fn status(options: &StatusOptions) -> Result<ServerStatus, StatusError> {
         status.txnproc = Some(position);
         // A new filling of the data store moves on without a file: the Router is behind only if a file waits for it.
         status.router = status.router.map(|router| if Some(router) >= routable { position.max(router) } else { router });
+        if ledger.is_none() && routable.is_some() {
+            status.needs.push(need(Light::Red, "ledger", no_ledger(root.ledger_db()), "dockmaster run"));
+        }
     }
     if let Some(space) = space.filter(|space| is_low(*space, options.min_free_bytes)) {
         status.needs.push(no_room(root.path(), space, ledger.as_ref())?);
@@ -305,7 +312,10 @@ pub fn status(options: &StatusOptions) -> Result<ServerStatus, StatusError> {
         status.unreadable_dates = unreadable(root.cds_db())?;
     }
     let noted = if status.txnproc.is_some() { noted_stops(root.cds_db())? } else { Vec::new() };
-    for (table, reason) in stopped.iter().chain(noted.iter().filter(|(table, _)| !stopped.iter().any(|(known, _)| known == table))) {
+    let others = noted.iter().filter(|(table, _)| !stopped.iter().any(|(known, _)| known == table));
+    for (table, reason) in stopped.iter().chain(others) {
+        // What was noted also tells what the stop means for nodes.
+        let reason = noted.iter().find(|(known, _)| known == table).map_or(reason, |(_, reason)| reason);
         status.needs.push(need(
             Light::Red,
             format!("table {table}: {reason}"),
@@ -314,8 +324,7 @@ pub fn status(options: &StatusOptions) -> Result<ServerStatus, StatusError> {
         ));
     }
     for node in database.nodes()? {
-        let mark = marks.get(&node.name).filter(|mark| mark.incarnation == node.incarnation);
-        status.nodes.push(node_status(&root, &node, mark, sessions.as_ref(), ledger.as_ref(), options.now)?);
+        status.nodes.push(node_status(&root, &node, marks.get(&node.name), sessions.as_ref(), ledger.as_ref(), options.now)?);
     }
     status.log = Some(database.log_end()?);
     if status.txnproc.is_none() {
@@ -327,6 +336,11 @@ pub fn status(options: &StatusOptions) -> Result<ServerStatus, StatusError> {
         ));
     }
     Ok(status)
+}
+
+/// Says that the ledger is lost.
+fn no_ledger(path: PathBuf) -> String {
+    format!("{}; the streams of all nodes begin anew, in band, once it is put back", DockingError::NoLedger { path })
 }
 
 /// Says that routing pauses for want of room, and what takes most of it.
@@ -378,7 +392,7 @@ fn last_comparisons(path: PathBuf) -> Result<Vec<Reconciled>, StatusError> {
 fn node_status(
     root: &DockingRoot,
     node: &Node,
-    mark: Option<&Mark>,
+    seen: Option<&Mark>,
     sessions: Option<&SessionsDb>,
     ledger: Option<&LedgerView>,
     now: i64,
@@ -390,7 +404,10 @@ fn node_status(
         alerts = sessions.alerts(Some(&node.name))?;
         connected = sessions.is_watching(&node.name)?;
     }
-    let heard_ago = mark.map(|mark| (now - mark.last_seen).max(0));
+    let mark = seen.filter(|mark| mark.incarnation == node.incarnation);
+    // A stream that began anew in band since is still that of the same database.
+    let goes_on = seen.filter(|mark| mark.incarnation >= node.extracted);
+    let heard_ago = goes_on.map(|mark| (now - mark.last_seen).max(0));
     // A server that was killed leaves its sessions open: who was not heard lately is not connected.
     connected &= heard_ago.is_some_and(|ago| ago <= 2 * HEARD_WITHIN_SECONDS);
     if let Some(stop) = &stop {
@@ -418,14 +435,15 @@ fn node_status(
         }
         _ if !alerts.is_empty() || stop.is_some() => NodeCondition::Stopped,
         (NodeState::Registered, _) => NodeCondition::Registered,
-        (NodeState::Active, None) => NodeCondition::Extracted,
+        (NodeState::Active, None) if goes_on.is_none() => NodeCondition::Extracted,
         (NodeState::Active, Some(_)) if connected => NodeCondition::Watching,
-        (NodeState::Active, Some(_)) if heard_ago.is_some_and(|ago| ago >= SILENT_AFTER_SECONDS) => {
+        (NodeState::Active, _) if heard_ago.is_some_and(|ago| ago >= SILENT_AFTER_SECONDS) => {
             let days = heard_ago.unwrap_or_default() / 86_400;
             let what = format!("not heard for {days} days; its files are kept");
             needs.push(need(Light::Yellow, "silent", what, format!("dockmaster node disable {}", node.name)));
             NodeCondition::Silent
         }
+        (NodeState::Active, None) => NodeCondition::BegunAnew,
         (NodeState::Active, Some(_)) => NodeCondition::Ok,
     };
     let to_node = match (ledger, node.state) {

@@ -10,7 +10,7 @@
 
 use super::rebuild::{self, RebuildError, rebuild};
 use super::reconcile::{self, Compared, Standing};
-use super::redefine;
+use super::redefine::{self, TakenOver};
 use super::txnproc_queue::TxnprocQueue;
 use crate::base::crash::{self, CrashPoint};
 use crate::base::disk::DiskError;
@@ -22,7 +22,6 @@ use crate::cds::large::LargeSummary;
 use crate::cds::layout::{StoppedTable, TxnprocFile, pin_snapshot};
 use crate::cds::marks::Question;
 use crate::cds::nodes::NodeScope;
-use crate::cds::redefine::Redefined;
 use crate::cds::unit::{RowChange, UnitInput};
 use crate::cds::view::{common_rows, leave_out, own_rows, set_apart, visible_rows};
 use crate::cds::{Cds, CdsError, CdsState};
@@ -39,6 +38,7 @@ use crate::store::log::{Marked, NetChange, ReadOptions, UnitReading};
 use crate::store::sqlite::{ServerDatabase, StoreError};
 use crate::store::unit_rows::{UnitMemory, UnitRows};
 use rusqlite::Connection;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -88,14 +88,6 @@ pub enum TxnProcError {
         /// The definition.
         revision: Revision,
     },
-    /// A table is not what it was when the definition was deployed, and the definition is not in force yet.
-    #[error("table {table} changed again after the last deploy ({reason})")]
-    ChangedAgain {
-        /// The table.
-        table: String,
-        /// How.
-        reason: String,
-    },
     /// No random numbers from the system.
     #[error("the system gives no random numbers: {0}")]
     Random(String),
@@ -105,11 +97,12 @@ impl TxnProcError {
     /// Returns whether trying again may help: a lock that somebody holds, a full disk.
     pub fn is_transient(&self) -> bool {
         match self {
+            // The next deploy mends a table that does not fit.
+            TxnProcError::Store(StoreError::Table { .. }) | TxnProcError::Cds(CdsError::UnknownTable(_)) => true,
             TxnProcError::Store(error) => error.is_busy(),
             TxnProcError::Cds(CdsError::Sql { source, .. }) => is_transient(source),
             TxnProcError::Disk(error) => error.is_no_space(),
             TxnProcError::Docking(error) => error.is_transient(),
-            error if error.is_changed_again() => true,
             _ => false,
         }
     }
@@ -166,7 +159,7 @@ enum Looked {
     /// Tables in doubt were compared.
     Compared(Compared),
     /// Another definition was put into force; the unit is written.
-    Redefined(Redefined, TxnprocFile),
+    Redefined(TakenOver, TxnprocFile),
 }
 
 /// What one step did.
@@ -188,6 +181,8 @@ pub struct TxnProc {
     purged_upto: TxnId,
     /// What stood in doubt when healing was tried last: trying again would find the same.
     tried: Option<(i64, Vec<String>)>,
+    /// Tables that stay stopped as it was logged last: once per change is enough.
+    told: BTreeMap<String, Healing>,
     /// How much of a unit is held in memory.
     memory: UnitMemory,
 }
@@ -209,7 +204,7 @@ impl TxnProc {
         cds.bound_reached(UNIT_REACHED_ROWS_MAX);
         let files = TxnprocQueue::open(Arc::clone(&root), &cds)?;
         let memory = UnitMemory::usual(root.txnproc_tmp().join(LOG_SCRATCH));
-        Ok(TxnProc { server, cds, root, files, purged_upto: TxnId::default(), tried: None, memory })
+        Ok(TxnProc { server, cds, root, files, purged_upto: TxnId::default(), tried: None, told: BTreeMap::new(), memory })
     }
 
     /// Sets how much of a unit is held in memory, and how many rows of it may be reached there.
@@ -252,14 +247,15 @@ impl TxnProc {
         let scratch = self.root.txnproc_tmp().join(UNIT_SCRATCH);
         let read = self.server.read_unit_with(&options, Some(&self.memory), |snapshot, unit, rows| {
             let input = redefine::controls(unit);
-            if let Some(to) = redefine::asked(&self.cds, snapshot, &input)? {
+            if let Some(deployed) = redefine::asked(&self.cds, snapshot, &input)? {
                 let (cds, revision) = (&mut self.cds, input.revision.unwrap_or(state.revision));
-                let mut redefined = Redefined::default();
+                let mut taken = TakenOver::default();
                 let file = self.files.write(&state, unit.upto, revision, |writer| {
-                    redefined = redefine::redefine(cds, snapshot, to, unit, &input, &questions(unit), writer)?;
+                    taken = redefine::redefine(cds, snapshot, &deployed, unit, (&input, &questions(unit)), writer)?;
                     Ok(())
                 })?;
-                return Ok((Looked::Redefined(redefined, file), Vec::new()));
+                let uncarried = std::mem::take(&mut taken.uncarried);
+                return Ok((Looked::Redefined(taken, file), uncarried));
             }
             let mut compared = reconcile::compare(&self.cds, snapshot, unit)?;
             let uncarried = std::mem::take(&mut compared.uncarried);
@@ -310,9 +306,17 @@ impl TxnProc {
         let unit = reading.upto;
         self.server.write_tail(unit, nonce, Some(state.nonce))?;
         crash::at(CrashPoint::CaptureTail);
-        let redefined = matches!(looked, Looked::Redefined(..));
+        let mut standing: Option<Vec<String>> = None;
         let (file, started, rows) = match looked {
-            Looked::Redefined(redefined, file) => (file, redefined.started, redefined.rows),
+            Looked::Redefined(TakenOver { redefined, noted, .. }, file) => {
+                let names: Vec<String> = noted.into_iter().map(|note| note.table).collect();
+                let mut both = self.server.frozen()?;
+                both.extend(names.iter().filter(|name| !both.contains(name)).cloned().collect::<Vec<_>>());
+                // As below; those of the former definition may be left out only after the commit.
+                self.server.write_frozen(&both)?;
+                standing = Some(names);
+                (file, redefined.started, redefined.rows)
+            }
             Looked::Compared(compared) => {
                 let questions = questions(&reading);
                 let is_large = reading.is_large;
@@ -353,9 +357,9 @@ impl TxnProc {
         }
         crash::at(CrashPoint::TxnprocCommitted);
         self.files.wrote(&file);
-        if redefined {
-            // Every table was read anew.
-            self.server.write_frozen(&[])?;
+        if let Some(standing) = standing {
+            // Every other table was read anew.
+            self.server.write_frozen(&standing)?;
         }
         tracing::debug!(stage = "txnproc", unit = %unit, rows, "unit committed");
         Ok(started)
@@ -367,6 +371,7 @@ impl TxnProc {
         let doubts = self.server.stopped_tables()?;
         if noted.is_empty() && doubts.is_empty() {
             self.tried = None;
+            self.told.clear();
             return Ok(());
         }
         let tables = doubts.iter().map(|(table, _)| table.clone()).chain(noted.iter().map(|note| note.table.clone()));
@@ -377,13 +382,20 @@ impl TxnProc {
         let noted: Vec<(String, String)> = noted.into_iter().map(|note| (note.table, note.reason)).collect();
         let healed = self.server.heal_capture(&noted, Marked::Excluded)?;
         crash::at(CrashPoint::CaptureHealed);
+        let mut told = BTreeMap::new();
         for healing in healed {
             let Healing { table, reason, unfit } = &healing;
             match unfit {
                 None => tracing::warn!(stage = "txnproc", table, reason, "capture was interrupted; it goes on, and the table is compared"),
-                Some(unfit) => tracing::warn!(stage = "txnproc", table, reason, unfit, "the table is stopped; `dockmaster deploy` goes on"),
+                Some(unfit) => {
+                    if self.told.get(table) != Some(&healing) {
+                        tracing::warn!(stage = "txnproc", table, reason, unfit, "the table is stopped; `dockmaster deploy` goes on");
+                    }
+                    told.insert(table.clone(), healing);
+                }
             }
         }
+        self.told = told;
         self.tried = Some(now);
         Ok(())
     }

@@ -12,7 +12,8 @@ use crate::store::control::Control;
 use crate::store::deployed::Deployed;
 use crate::store::log::Marked;
 use crate::store::predicate::PredicateChecker;
-use crate::store::schema::read_schema;
+use crate::store::schema::{read_schema, read_shape};
+use crate::store::snapshot::Snapshot;
 use crate::store::sqlite::{ServerDatabase, StoreError};
 
 /// A table that is stopped and what became of it.
@@ -86,8 +87,24 @@ impl ServerDatabase {
     }
 }
 
-/// Returns why a table does not fit the definition any more, as the server and every node understand it.
-fn misfit(deployed: &Deployed, declared: &DockTable, live: &TableShape) -> Option<String> {
+impl Snapshot<'_> {
+    /// Returns why the rows of a table are not what nodes are to get by a definition that is not in force yet; `None` if they are.
+    /// It may have more than the definition knows.
+    ///
+    /// # Errors
+    /// A statement failed.
+    pub fn unfit(&self, deployed: &Deployed, declared: &DockTable) -> Result<Option<String>, StoreError> {
+        let columns: Vec<String> = declared.columns.iter().map(|column| column.name.clone()).collect();
+        if let Some(reason) = self.misfit(&declared.name, &columns, &declared.key)? {
+            return Ok(Some(reason));
+        }
+        let live = read_shape(&self.database.connection, &declared.name).map_err(self.database.fault("reading the schema"))?;
+        Ok(live.and_then(|live| outgrown(deployed, declared, &live)))
+    }
+}
+
+/// Returns why rows of a table may not be what nodes can hold by the definition.
+fn outgrown(deployed: &Deployed, declared: &DockTable, live: &TableShape) -> Option<String> {
     let was = deployed.schema.table(&declared.name)?;
     for column in &declared.columns {
         let of = |shape: &TableShape| shape.columns.get(shape.column(&column.name)?).cloned();
@@ -104,6 +121,14 @@ fn misfit(deployed: &Deployed, declared: &DockTable, live: &TableShape) -> Optio
     // A node keeps the uniques that it was made with: one that the server gave up would be in the way of rows to come.
     if let Some(index) = was.unique_indexes.iter().find(|index| !has_unique(live, was, index)) {
         return Some(format!("its unique index `{}` is gone, which nodes still have", index.name));
+    }
+    None
+}
+
+/// Returns why a table does not fit the definition any more, as the server and every node understand it.
+fn misfit(deployed: &Deployed, declared: &DockTable, live: &TableShape) -> Option<String> {
+    if let Some(reason) = outgrown(deployed, declared, live) {
+        return Some(reason);
     }
     let mut schema = deployed.schema.clone();
     for table in schema.tables.iter_mut().filter(|table| table.name.eq_ignore_ascii_case(&declared.name)) {
