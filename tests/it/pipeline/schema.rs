@@ -57,7 +57,7 @@ pub(crate) struct Table {
 #[derive(Debug, Clone)]
 pub(crate) struct Shape {
     pub(crate) tables: Vec<Table>,
-    /// Whether tables may be upload-only: then a node has rows that nobody mends, so a column does not become NOT NULL.
+    /// Whether tables may be upload-only.
     pub(crate) uploads: bool,
 }
 

@@ -17,17 +17,20 @@ use dockmaster::docking::ledger::Ledger;
 use dockmaster::docking::root::{Access, DockingRoot};
 use dockmaster::docking::sessions::{Mark, SessionsDb};
 use dockmaster::dx::txnproc_reader::TxnprocReader;
+use dockmaster::model::dock::DockTable;
 use dockmaster::model::node::NodeState;
+use dockmaster::model::value::Row;
 use dockmaster::rules::retention::Retention;
 use dockmaster::server::deploy::{DeployOptions, deploy};
 use dockmaster::server::nodes::{self, NodeSettings};
 use dockmaster::server::pass::{self, ExtractsOf, ServeOptions, Stage};
+use dockmaster::server::purge::Purge;
 use dockmaster::server::router::{Router, RouterOptions};
 use dockmaster::server::txnproc::TxnProc;
 use dockmaster::session::message::AppliedTo;
 use dockmaster::store::control::Control;
 use dockmaster::store::local::LocalDatabase;
-use dockmaster::store::sqlite::ServerDatabase;
+use dockmaster::store::sqlite::{ServerDatabase, value_of};
 use rusqlite::Connection;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -53,6 +56,8 @@ pub(crate) struct Site {
     router: Option<Router>,
     pub(crate) history: History,
     definitions: BTreeMap<Revision, Defined>,
+    /// The definition of the last unit.
+    in_force: Revision,
     clients: BTreeMap<NodeName, Client>,
     /// In place of the Router and of the nodes: last txnproc file that it read, and the smallest router that can be wrong.
     pub(super) in_place: Option<(FileNo, oracle_router::Router)>,
@@ -77,6 +82,48 @@ pub(crate) fn said(error: impl std::error::Error) -> String {
     text
 }
 
+/// Corrects rows that only a node has, as the stop asks for: a column of theirs may not be NULL any more. Returns whether that was it.
+fn mended(local: &Path, reason: &str) -> bool {
+    let failed = reason.split_once("does not fit the table's new shape: NOT NULL constraint failed: ").map(|(_, column)| column);
+    let Some((table, column)) = failed.and_then(|failed| failed.split_once('.')) else { return false };
+    let local = Connection::open(local).unwrap();
+    let null = format!("WHERE {column} IS NULL");
+    local
+        .execute(&format!("UPDATE {table} SET {column} = 3 {null}"), [])
+        // Another row has it.
+        .or_else(|_| local.execute(&format!("DELETE FROM {table} {null}"), []))
+        .is_ok_and(|rows| rows > 0)
+}
+
+/// What the data store holds of a table.
+fn stored_rows(cds: &Connection, number: usize, columns: usize) -> rusqlite::Result<Vec<Row>> {
+    let names: Vec<String> = (0..columns).map(|column| format!("c{column}")).collect();
+    let mut statement = cds.prepare(&format!("SELECT {} FROM d{number}", names.join(", ")))?;
+    statement.query_map([], |row| (0..columns).map(|at| row.get_ref(at).map(value_of)).collect())?.collect()
+}
+
+/// A table that stands still when another definition comes into force holds what the server has, or what it held before, as far as it
+/// had those columns; or it says that it holds nothing.
+fn check_standing(held: &[Row], now: Option<Vec<Row>>, before: Option<&World>, table: &DockTable, reason: &str) -> Result<(), String> {
+    let sorted = |mut rows: Vec<Row>| {
+        rows.sort_by_key(|row| format!("{row:?}"));
+        rows
+    };
+    let held = held.to_vec();
+    if now.is_some_and(|now| sorted(now) == sorted(held.clone())) || (held.is_empty() && reason.contains("have no rows of it")) {
+        return Ok(());
+    }
+    let known = before.and_then(|world| Some((world, world.dock.table(&table.name)?)));
+    let (world, number) = known.ok_or_else(|| format!("table {} stands still with rows that nobody had", table.name))?;
+    let old = &world.dock.tables[number];
+    let common: Vec<(usize, usize)> =
+        table.columns.iter().enumerate().filter_map(|(at, column)| Some((at, old.column(&column.name)?))).collect();
+    let new: Vec<Row> = held.iter().map(|row| common.iter().map(|(at, _)| row[*at].clone()).collect()).collect();
+    let was: Vec<Row> = world.rows[number].iter().map(|row| common.iter().map(|(_, at)| row[*at].clone()).collect()).collect();
+    let (new, was) = (sorted(new), sorted(was));
+    if new == was { Ok(()) } else { Err(format!("table {} stands still with {new:?}, had {was:?}", table.name)) }
+}
+
 impl Site {
     pub(crate) fn new(statements: &[String], day: i64) -> Site {
         let folder = folder();
@@ -92,6 +139,7 @@ impl Site {
             router: None,
             history: History::default(),
             definitions: BTreeMap::new(),
+            in_force: Revision::default(),
             clients: BTreeMap::new(),
             in_place: None,
             shadow: None,
@@ -227,8 +275,7 @@ impl Site {
             // No unit was taken; what nobody captured since is not in the last one.
             return Ok(());
         }
-        // A table that stands still does so where it stopped.
-        let still: Vec<String> = read_stopped(&cds).map_err(|error| error.to_string())?.into_iter().map(|note| note.table).collect();
+        let still = read_stopped(&cds).map_err(|error| error.to_string())?;
         let mut world = World {
             dock: defined.dock.clone(),
             rows: Vec::new(),
@@ -236,20 +283,26 @@ impl Site {
             day: state.day,
             predicates: defined.predicates.clone(),
         };
+        let before = self.history.last().map(|(_, world)| world);
         for (number, table) in defined.dock.tables.iter().enumerate() {
             let columns: Vec<usize> = (0..table.columns.len()).collect();
-            world.rows.push(if still.contains(&table.name) {
-                let (_, before) = self.history.last().ok_or("a table stands still at once")?;
-                before.rows[number].clone()
-            } else {
-                rows(&self.writer, table, &columns).map_err(|error| format!("table {}: {error}", table.name))?
+            let now = rows(&self.writer, table, &columns).map_err(|error| format!("table {}: {error}", table.name));
+            world.rows.push(match still.iter().find(|note| note.table == table.name) {
+                None => now?,
+                // A table that stands still does so where it stopped.
+                Some(_) if state.revision == self.in_force => before.ok_or("a table stands still at once")?.rows[number].clone(),
+                Some(note) => {
+                    let held = stored_rows(&cds, number, columns.len()).map_err(|error| error.to_string())?;
+                    check_standing(&held, now.ok(), before, table, &note.reason)?;
+                    held
+                }
             });
         }
         for node in self.server().nodes().map_err(said)?.into_iter().filter(|node| node.state == NodeState::Active) {
             world.nodes.insert(node.name.clone(), node);
         }
         self.history.note(state.position.0, world);
-        self.is_lost = false;
+        (self.in_force, self.is_lost) = (state.revision, false);
         Ok(())
     }
 
@@ -346,6 +399,9 @@ impl Site {
         let mut local = LocalDatabase::open(&self.local(name)).map_err(said)?;
         loop {
             let report = apply::step(&mut local, &folders).map_err(|error| format!("{name}: apply: {}", said(error)))?;
+            if report.stopped.as_ref().is_some_and(|stopped| mended(local.path(), &stopped.reason)) {
+                continue;
+            }
             if report.stopped.is_some() || !report.quarantined.is_empty() || report.held.is_some() || report.busy {
                 return Err(format!("{name}: {report:?}"));
             }
@@ -408,10 +464,23 @@ impl Site {
         self.deploy(self.defined().clone())
     }
 
-    /// Deletes what is of no more use, as cron does behind the Router.
-    pub(crate) fn purge(&mut self, keep_files: u64) -> Result<(), String> {
-        self.router = None;
+    /// Deletes what is of no more use: alone, as the service does beside its other stages, or behind the Router, as cron does.
+    pub(crate) fn purge(&mut self, keep_files: u64, alone: bool) -> Result<(), String> {
         let retention = Retention { keep_files, ..Retention::default() };
+        if alone {
+            let had_ledger = self.root().ledger_db().exists();
+            let mut purge = Purge::new(self.root(), &self.path("hq.db"), retention);
+            loop {
+                match purge.step(now_seconds()).map_err(said) {
+                    Ok(Progress::Worked) => {}
+                    Ok(Progress::Idle) => return Ok(()),
+                    // The Router's start puts it back; nobody else may.
+                    Err(error) if !had_ledger && error.contains("there is no ledger") && !self.root().ledger_db().exists() => return Ok(()),
+                    Err(error) => return Err(format!("purge: {error}")),
+                }
+            }
+        }
+        self.router = None;
         let options = ServeOptions { retention, ..ServeOptions::new(self.path("hq.db"), "") };
         pass::run(&options, &self.root(), &[Stage::Router]).map_err(|error| format!("pass: {}", said(error)))?;
         self.look()
