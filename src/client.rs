@@ -9,6 +9,7 @@ pub mod folder;
 pub mod inbox;
 pub mod init;
 pub mod local_applier;
+pub mod outbox;
 pub mod report;
 pub mod send;
 pub mod status;

@@ -26,6 +26,7 @@ pub mod local_schema;
 pub mod local_stage;
 pub mod local_table;
 pub mod local_units;
+pub mod local_upload;
 pub mod local_verify;
 pub mod log;
 pub mod logged;

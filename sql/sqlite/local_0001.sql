@@ -96,12 +96,13 @@ CREATE TABLE dock_change (
 CREATE INDEX dock_change_row ON dock_change (table_name, row_key);
 CREATE INDEX dock_change_new ON dock_change (table_name, new_key) WHERE new_key IS NOT NULL;
 
--- Upload files that were made for this incarnation.
+-- Upload files that were made for this incarnation. A row without units says what the chain goes on behind.
 CREATE TABLE dock_upload (
     file_no      INTEGER PRIMARY KEY,
     first_unit   INTEGER NOT NULL,
     last_unit    INTEGER NOT NULL,
     applied      INTEGER NOT NULL,
+    epoch        INTEGER NOT NULL,
     content_hash TEXT    NOT NULL,
     bytes        INTEGER NOT NULL,
     byte_hash    TEXT    NOT NULL,

@@ -24,6 +24,8 @@ pub const ROW_BYTES_MAX: usize = 40 << 20;
 pub const UPLOAD_CHANGE_BYTES_MAX: usize = 200 << 20;
 /// Upload: a change of more bytes is cut into records of so many.
 pub const UPLOAD_PIECE_BYTES: usize = 16 << 20;
+/// Upload: a file of several units ends before it has more bytes of changes. A larger unit is a file of its own.
+pub const UPLOAD_FILE_BYTES_GOAL: u64 = 4 << 20;
 /// Upload: most bytes that the changes of one unit take in memory; the Merger holds a unit whole.
 pub const UPLOAD_UNIT_BYTES_MAX: u64 = 1 << 30;
 

@@ -9,6 +9,7 @@
 
 use super::local_apply::Catalogue;
 use super::local_capture::CaptureError;
+use super::local_upload::renumber_uploads;
 use crate::base::disk::DiskError;
 use crate::base::ids::{ContentHash, Epoch, FileNo, Incarnation, InstallId, NodeName, Revision, ServerId, TxnId, UnitNo};
 use crate::base::limits::APPLY_WAL_PAGES;
@@ -198,7 +199,7 @@ impl LocalDatabase {
     }
 
     /// Takes over that the node's stream begins anew: what was applied of the former one stays until file 1 of the new one brings
-    /// everything that the node sees.
+    /// everything that the node sees. Local changes that are not finished go into new files.
     pub fn begin_anew(&self, incarnation: Incarnation) -> Result<(), LocalError> {
         let sql = |source| LocalError::of_sql(&self.path, "begin a new stream", source);
         let transaction = rusqlite::Transaction::new_unchecked(&self.connection, rusqlite::TransactionBehavior::Immediate).map_err(sql)?;
@@ -207,6 +208,7 @@ impl LocalDatabase {
             .execute("UPDATE dock_state SET incarnation = ?1, applied_file = 0, chain_hash = ?2, stopped = NULL", (incarnation.0, zero))
             .map_err(sql)?;
         transaction.execute("DELETE FROM dock_file", []).map_err(sql)?;
+        renumber_uploads(&transaction).map_err(sql)?;
         transaction.commit().map_err(sql)
     }
 
