@@ -5,6 +5,7 @@ pub mod deploy;
 pub mod directory;
 pub mod explain;
 pub mod extract;
+mod finished;
 mod inbox;
 pub mod messages;
 pub mod metrics;

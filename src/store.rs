@@ -8,6 +8,7 @@ pub mod ddl;
 mod ddl_tokens;
 pub mod deployed;
 mod doubt;
+pub mod finished;
 pub mod heal;
 pub mod indexsql;
 pub mod install;

@@ -116,6 +116,15 @@ CREATE TABLE dock_merge_rules (
     rules      TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+-- Units of this node, of whatever local database, that were finished when the extract was made: what is carried over from an older
+-- local database and stands here is dropped. outcome: merged | ignored | returned.
+CREATE TABLE dock_finished (
+    install_id TEXT    NOT NULL,
+    unit       INTEGER NOT NULL,
+    outcome    TEXT    NOT NULL,
+    PRIMARY KEY (install_id, unit)
+) STRICT, WITHOUT ROWID;
+
 -- Keys that the server replaced.
 CREATE TABLE dock_key_map (
     unit       INTEGER NOT NULL,

@@ -232,6 +232,26 @@ impl Cds {
         users
     }
 
+    /// Returns the nodes whose stream begins anew with a unit: after it, with an extract, and with it, in band.
+    pub fn begun_by(&self, input: &UnitInput) -> (BTreeSet<NodeName>, BTreeSet<NodeName>) {
+        let mut last: BTreeMap<&NodeName, &NodeChange> = BTreeMap::new();
+        for change in &input.nodes {
+            let (NodeChange::Set(Node { name, .. }) | NodeChange::Deleted(name)) = change;
+            last.insert(name, change);
+        }
+        let (mut started, mut restarted) = (BTreeSet::new(), BTreeSet::new());
+        for (name, change) in last {
+            let NodeChange::Set(node) = change else { continue };
+            match step_of(self.nodes.get(name), node) {
+                _ if node.state != NodeState::Active => false,
+                NodeStep::Start => started.insert(name.clone()),
+                NodeStep::Restart => restarted.insert(name.clone()),
+                NodeStep::Keys | NodeStep::Stop => false,
+            };
+        }
+        (started, restarted)
+    }
+
     /// Stores the record of a node that runs.
     pub(super) fn store_node(&self, node: &Node) -> Result<(), CdsError> {
         let name = &node.name;

@@ -206,6 +206,15 @@ impl Outcome {
     }
 }
 
+/// A unit that nothing more happens to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FinishedUnit {
+    /// The unit.
+    pub unit: UnitId,
+    /// Name of its outcome, as [`Outcome::name`].
+    pub outcome: String,
+}
+
 /// One conflict, as recorded on the server and told to the node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conflict {

@@ -12,6 +12,7 @@ use crate::docking::root::DockingRoot;
 use crate::model::dock::Dock;
 use crate::model::schema::Schema;
 use crate::model::toc::{self, Toc};
+use crate::model::upload::FinishedUnit;
 use crate::store::local::LocalState;
 use crate::store::local_build::{self, BuildError, Built};
 use rusqlite::Connection;
@@ -50,6 +51,8 @@ pub struct ExtractJob<'a> {
     pub revision: Revision,
     /// Where the node's folders are.
     pub root: &'a DockingRoot,
+    /// Units of the node that were finished at the end of `unit` (R16).
+    pub finished: &'a [FinishedUnit],
     /// The part that other nodes have too, if it was made; then `temp.vis_{i}` holds only the rows that it lacks.
     pub common: Option<&'a CommonPart>,
 }
@@ -180,10 +183,11 @@ fn publish(job: &ExtractJob<'_>, disk: &Disk, database: &Path, zst_name: &str) -
     let state = local_state(job);
     let failed_to_build = |source| ExtractError::Build { node: job.node.clone(), source: Box::new(source) };
     let built = match job.common {
-        None => local_build::build_local(database, job.cds, job.dock, job.schema, &state).map_err(failed_to_build)?,
+        None => local_build::build_local(database, job.cds, job.dock, job.schema, &state, job.finished).map_err(failed_to_build)?,
         Some(common) => {
             disk.copy(&common.path, database).map_err(|source| ExtractError::Disk { node: job.node.clone(), source: Box::new(source) })?;
-            local_build::complete_local(database, job.cds, job.dock, job.schema, &state, &common.built).map_err(failed_to_build)?
+            local_build::complete_local(database, job.cds, job.dock, job.schema, &state, job.finished, &common.built)
+                .map_err(failed_to_build)?
         }
     };
     crash::at(CrashPoint::ExtractBuilt);

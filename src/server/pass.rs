@@ -340,6 +340,7 @@ fn job_of<'j>(pending: &'j PendingExtracts, node: &'j NodeScope, root: &'j Docki
         unit: pending.state.position,
         revision: pending.state.revision,
         root,
+        finished: pending.finished.get(&node.node.name).map(Vec::as_slice).unwrap_or_default(),
         common: None,
     }
 }

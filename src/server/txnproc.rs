@@ -8,6 +8,7 @@
 //! A unit larger than memory takes the same steps: its rows go into the data store in chunks while they are read, in one transaction,
 //! and its events go into the file one by one.
 
+use super::finished::Finished;
 use super::rebuild::{self, RebuildError, rebuild};
 use super::reconcile::{self, Compared, Standing};
 use super::redefine::{self, TakenOver};
@@ -31,6 +32,7 @@ use crate::dx::error::DxError;
 use crate::model::dock::Dock;
 use crate::model::event::{NodeEvent, UnitEvents};
 use crate::model::schema::Schema;
+use crate::model::upload::FinishedUnit;
 use crate::rules::graph::ScopeGraph;
 use crate::store::control::Control;
 use crate::store::heal::Healing;
@@ -122,6 +124,8 @@ pub(crate) fn is_transient(error: &rusqlite::Error) -> bool {
 pub struct PendingExtracts {
     /// The nodes with their values as of the unit.
     pub nodes: Vec<NodeScope>,
+    /// Units of each that were finished at the end of the unit.
+    pub finished: BTreeMap<NodeName, Vec<FinishedUnit>>,
     /// Commit point of the snapshot.
     pub state: CdsState,
     /// Definition of the snapshot.
@@ -246,7 +250,9 @@ impl TxnProc {
         self.heal()?;
         let scratch = self.root.txnproc_tmp().join(UNIT_SCRATCH);
         let read = self.server.read_unit_with(&options, Some(&self.memory), |snapshot, unit, rows| {
-            let input = redefine::controls(unit);
+            let mut input = redefine::controls(unit);
+            let finished = Finished::of(&self.cds, snapshot, &input)?;
+            finished.tell(&mut input);
             if let Some(deployed) = redefine::asked(&self.cds, snapshot, &input)? {
                 let (cds, revision) = (&mut self.cds, input.revision.unwrap_or(state.revision));
                 let mut taken = TakenOver::default();
@@ -255,7 +261,7 @@ impl TxnProc {
                     Ok(())
                 })?;
                 let uncarried = std::mem::take(&mut taken.uncarried);
-                return Ok((Looked::Redefined(taken, file), uncarried));
+                return Ok(((Looked::Redefined(taken, file), finished), uncarried));
             }
             let mut compared = reconcile::compare(&self.cds, snapshot, unit)?;
             let uncarried = std::mem::take(&mut compared.uncarried);
@@ -263,7 +269,7 @@ impl TxnProc {
                 self.cds.begin_large(&scratch)?;
                 take_rows(&mut self.cds, unit, &uncarried, rows)?;
             }
-            Ok::<_, TxnProcError>((Looked::Compared(compared), uncarried))
+            Ok::<_, TxnProcError>(((Looked::Compared(compared), finished), uncarried))
         });
         let read = match read {
             Ok(read) => read,
@@ -278,13 +284,13 @@ impl TxnProc {
                 };
             }
         };
-        let Some((reading, looked)) = read else {
+        let Some((reading, (looked, finished))) = read else {
             self.purge_log()?;
             return Ok(idle);
         };
 
         crash::at(CrashPoint::CaptureRead);
-        let taken = self.take(&state, reading, looked);
+        let taken = self.take(&state, reading, looked, &finished);
         let started = match taken {
             Ok(started) => started,
             Err(error) => {
@@ -296,12 +302,12 @@ impl TxnProc {
         // Those of one model have a part in common.
         started.sort_by(|one, other| one.node.model.cmp(&other.node.model));
         let share = started.len().div_ceil(SNAPSHOTS_OF_A_UNIT).max(1);
-        let extracts = started.chunks(share).map(|nodes| self.pending_extracts(nodes)).collect::<Result<_, _>>()?;
+        let extracts = started.chunks(share).map(|nodes| self.pending_extracts(nodes, &finished)).collect::<Result<_, _>>()?;
         Ok(Step { progress: Progress::Worked, extracts })
     }
 
     /// Makes a unit durable, publishes and commits it. Returns the nodes whose stream begins after it.
-    fn take(&mut self, state: &CdsState, reading: UnitReading, looked: Looked) -> Result<Vec<NodeName>, TxnProcError> {
+    fn take(&mut self, state: &CdsState, reading: UnitReading, looked: Looked, finished: &Finished) -> Result<Vec<NodeName>, TxnProcError> {
         let nonce = new_nonce()?;
         let unit = reading.upto;
         self.server.write_tail(unit, nonce, Some(state.nonce))?;
@@ -321,6 +327,7 @@ impl TxnProc {
                 let questions = questions(&reading);
                 let is_large = reading.is_large;
                 let mut input = self.input(reading, compared)?;
+                finished.tell(&mut input);
                 if let Some(stopped) = &input.stopped {
                     // Before the commit here: the note there may say too much, never too little.
                     self.server.write_frozen(&stopped.iter().map(|note| note.table.clone()).collect::<Vec<_>>())?;
@@ -458,11 +465,12 @@ impl TxnProc {
         Ok(None)
     }
 
-    fn pending_extracts(&self, nodes: &[NodeScope]) -> Result<PendingExtracts, TxnProcError> {
+    fn pending_extracts(&self, nodes: &[NodeScope], finished: &Finished) -> Result<PendingExtracts, TxnProcError> {
         let path = self.root.cds_db();
         let snapshot = pin_snapshot(&path).map_err(|source| CdsError::Sql { path, what: "pin a snapshot", source })?;
         Ok(PendingExtracts {
             nodes: nodes.to_vec(),
+            finished: finished.of_started.clone(),
             state: self.cds.state().clone(),
             dock: self.cds.dock().clone(),
             schema: self.cds.schema().clone(),

@@ -4,12 +4,14 @@
 //! rows. Values are bound as they come; in a column of the same affinity a stored value is stored again as it is (B1).
 
 use super::ddl::{self, DdlError, ExtractShape};
+use super::finished::write_finished;
 use super::local::{self, LocalState};
 use super::local_rules::{RulesError, rules_of, write_rules};
 use super::sqlite::quote_name;
 use crate::model::dock::{Dock, DockTable};
 use crate::model::schema::{Schema, TableShape};
 use crate::model::toc::TocTable;
+use crate::model::upload::FinishedUnit;
 use rusqlite::config::DbConfig;
 use rusqlite::types::ToSqlOutput;
 use rusqlite::{Connection, OpenFlags};
@@ -88,8 +90,15 @@ pub(crate) fn check_into(target: &Connection, dock: &Dock, schema: &Schema) -> R
 }
 
 /// Makes the local database `path`, which must not exist, from `cds`: see `server::extract::ExtractJob`.
-pub fn build_local(path: &Path, cds: &Connection, dock: &Dock, schema: &Schema, state: &LocalState) -> Result<Built, BuildError> {
-    let (target, built) = fill(path, cds, dock, schema, state)?;
+pub fn build_local(
+    path: &Path,
+    cds: &Connection,
+    dock: &Dock,
+    schema: &Schema,
+    state: &LocalState,
+    finished: &[FinishedUnit],
+) -> Result<Built, BuildError> {
+    let (target, built) = fill(path, cds, dock, schema, state, finished)?;
     finish(target)?;
     Ok(built)
 }
@@ -97,7 +106,7 @@ pub fn build_local(path: &Path, cds: &Connection, dock: &Dock, schema: &Schema, 
 /// Makes the part of a local database that several nodes have in common, to be copied for each and completed by [`complete_local`].
 /// Nothing opens it but that.
 pub fn build_common(path: &Path, cds: &Connection, dock: &Dock, schema: &Schema, state: &LocalState) -> Result<Built, BuildError> {
-    let (target, built) = fill(path, cds, dock, schema, state)?;
+    let (target, built) = fill(path, cds, dock, schema, state, &[])?;
     target.close().map_err(|(_, source)| BuildError::Sql { doing: "close the common part", source })?;
     Ok(built)
 }
@@ -109,6 +118,7 @@ pub fn complete_local(
     dock: &Dock,
     schema: &Schema,
     state: &LocalState,
+    finished: &[FinishedUnit],
     common: &Built,
 ) -> Result<Built, BuildError> {
     let sql = |doing| move |source| BuildError::Sql { doing, source };
@@ -117,6 +127,7 @@ pub fn complete_local(
     configure(&target).map_err(sql("prepare the local database"))?;
     target.execute_batch("BEGIN").map_err(sql("begin to complete the local database"))?;
     local::set_identity(&target, state).map_err(sql("write whose database it is"))?;
+    write_finished(&target, finished).map_err(sql("write which units are finished"))?;
     let mut tables = common.tables.clone();
     for source in &sources(dock, schema)? {
         let rows = copy_rows(cds, &target, source)?;
@@ -129,7 +140,14 @@ pub fn complete_local(
     Ok(Built { tables, left_out: common.left_out.clone() })
 }
 
-fn fill(path: &Path, cds: &Connection, dock: &Dock, schema: &Schema, state: &LocalState) -> Result<(Connection, Built), BuildError> {
+fn fill(
+    path: &Path,
+    cds: &Connection,
+    dock: &Dock,
+    schema: &Schema,
+    state: &LocalState,
+    finished: &[FinishedUnit],
+) -> Result<(Connection, Built), BuildError> {
     let sql = |doing| move |source| BuildError::Sql { doing, source };
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let target = Connection::open_with_flags(path, flags).map_err(sql("create the local database"))?;
@@ -142,6 +160,7 @@ fn fill(path: &Path, cds: &Connection, dock: &Dock, schema: &Schema, state: &Loc
     let names: Vec<&str> = sources.iter().map(|source| source.shape.name.as_str()).collect();
     local::create(&target, state, &names).map_err(sql("create the dock tables"))?;
     write_rules(&target, &rules_of(dock))?;
+    write_finished(&target, finished).map_err(sql("write which units are finished"))?;
     let mut tables = Vec::new();
     for source in &sources {
         left_out.extend(create_table(&target, source, &shape)?);

@@ -108,7 +108,7 @@ impl ServerDatabase {
         Ok(found)
     }
 
-    fn control(&self, id: i64, json: &str) -> Result<Control, StoreError> {
+    pub(super) fn control(&self, id: i64, json: &str) -> Result<Control, StoreError> {
         serde_json::from_str(json).map_err(|error| StoreError::Damaged {
             path: self.path.clone(),
             what: format!("log row {id}"),

@@ -33,6 +33,7 @@ pub fn extract(options: &Options, report: &mut Report) {
                     unit: pending.state.position,
                     revision: pending.state.revision,
                     root: &world.direct.root,
+                    finished: &[],
                     common: None,
                 })
                 .unwrap()

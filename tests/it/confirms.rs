@@ -203,3 +203,118 @@ fn r43_rules_of_a_node_are_those_of_the_definition() {
         SchemaObject { kind: SchemaKind::MergeRules, name: String::new(), sql: Some("DROP TABLE contact".into()), keeps_rows: true };
     assert!(dockmaster::store::local_rules::rules_from_text(object.sql.as_deref().unwrap()).is_err());
 }
+
+fn numbered(number: u64, outcome: Outcome) -> Confirm {
+    Confirm { outcome, ..held(number) }
+}
+
+/// A unit on the server with what became of it, as the Merger leaves it: 6 units of ANNA, one of BERT.
+fn merged_before(direct: &Direct) -> Vec<Confirm> {
+    let server = direct.server();
+    let reason = || "wrong customer".to_owned();
+    let conflict = dockmaster::model::upload::Conflict {
+        id: 1,
+        table: "contact".into(),
+        key: vec![1.into()],
+        column: Some("name".into()),
+        base: None,
+        server: Some(dockmaster::model::value::Value::text("s")),
+        client: None,
+        winner: dockmaster::model::upload::Winner::Server,
+        rule: "server-wins".into(),
+        at_micros: 5,
+    };
+    let key = |old: i64, new: i64| dockmaster::model::upload::KeyMapping {
+        table: "contact".into(),
+        old: vec![old.into()],
+        new: vec![new.into()],
+    };
+    let merged = |conflicts: Vec<_>, keys: Vec<_>| Outcome::Merged { conflicts, keys };
+    let install = "ab".repeat(16);
+    let row = |node: &str, number: u64, status: &str, outcome: &str, log_id: i64| {
+        let sql = "INSERT INTO dock_unit(install_id, unit, node, status, outcome, reason, log_id) VALUES(?1, ?2, ?3, ?4, ?5, 'wrong customer', ?6)";
+        let conn = rusqlite::Connection::open(direct.site.path("hq.db")).unwrap();
+        conn.execute(sql, rusqlite::params![install, number as i64, node, status, outcome, log_id]).unwrap();
+        let key = |id: i64| dockmaster::model::keycode::encode(&[id.into()]);
+        if number < 3 && node == "ANNA" {
+            let sql =
+                "INSERT INTO dock_key_map(install_id, unit, table_name, old_key, new_key, log_id) VALUES(?1, ?2, 'contact', ?3, ?4, ?5)";
+            conn.execute(sql, rusqlite::params![install, number as i64, key(7), key(1000 + number as i64), log_id]).unwrap();
+        }
+    };
+    let put = |node: &str, number: u64, status: &str, outcome: Outcome| {
+        let confirm = numbered(number, outcome);
+        let log_id = server.append_control(&Control::Confirm { node: crate::route::node(node), confirm: confirm.clone() }).unwrap();
+        row(node, number, status, confirm.outcome.name(), log_id.0);
+        confirm
+    };
+    let whole = put("ANNA", 1, "finished", merged(vec![conflict], vec![key(7, 1001)]));
+    // Its row of the log is purged: what the tables say.
+    row("ANNA", 2, "finished", "merged", 1);
+    let purged = numbered(2, merged(vec![], vec![key(7, 1002)]));
+    let ignored = put("ANNA", 3, "ignored", Outcome::Ignored { reason: reason() });
+    let returned = put("ANNA", 4, "ignored", Outcome::Returned { reason: reason() });
+    put("ANNA", 5, "error", Outcome::Held { reason: reason() });
+    row("ANNA", 6, "waiting", "", 0);
+    put("BERT", 9, "finished", merged(vec![], vec![]));
+    // In the order in which they were finished.
+    vec![purged, whole, ignored, returned]
+}
+
+fn finished_in(direct: &Direct, name: &str) -> Vec<String> {
+    literals(&direct.site.path(&crate::crm::local(name)), "SELECT install_id, unit, outcome FROM dock_finished ORDER BY unit")
+}
+
+/// R16: the extract names the units of its node that are finished as of its position, also when a part of it is made for several nodes.
+#[test]
+fn r16_an_extract_says_which_units_of_its_node_are_finished() {
+    let mut direct = Direct::crm();
+    assert!(finished_in(&direct, "ANNA").is_empty());
+    merged_before(&direct);
+    let install = "ab".repeat(16);
+    let expected = [(1, "merged"), (2, "merged"), (3, "ignored"), (4, "returned")]
+        .map(|(unit, outcome)| format!("'{install}' | {unit} | '{outcome}'"));
+    direct.start("ANNA");
+    assert_eq!(finished_in(&direct, "ANNA"), expected);
+    // Three that start with one unit.
+    let names = ["ANNA", "BERT", "CORA"].map(node);
+    let incarnations = names.clone().map(|name| dockmaster::server::nodes::start(&direct.server(), &name).unwrap());
+    direct.stages(&[Stage::TxnProc]);
+    for (name, incarnation) in names.iter().zip(incarnations) {
+        direct.unpack(name.as_str(), &direct.root.extract(name, incarnation));
+    }
+    assert_eq!(finished_in(&direct, "ANNA"), expected);
+    assert_eq!(finished_in(&direct, "BERT"), [format!("'{install}' | 9 | 'merged'")]);
+    assert!(finished_in(&direct, "CORA").is_empty());
+    // The confirms that they tell of are in no file of theirs.
+    direct.stages(&[Stage::Router]);
+    assert_eq!((told(&direct, "ANNA"), told(&direct, "BERT")), (vec![], vec![]));
+}
+
+/// R16: a stream that begins anew in band says it too, each unit once, also one that is finished by the same unit.
+#[test]
+fn r16_r30_a_stream_that_begins_anew_confirms_what_was_finished() {
+    let direct = Direct::crm();
+    let expected = merged_before(&direct);
+    direct.stages(&[Stage::TxnProc, Stage::Router]);
+    for suffix in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(direct.site.path(&format!("docking/ledger.db{suffix}")));
+    }
+    let server = direct.server();
+    let late = numbered(6, Outcome::Merged { conflicts: vec![], keys: vec![] });
+    let log_id = server.append_control(&Control::Confirm { node: node("ANNA"), confirm: late.clone() }).unwrap();
+    direct.sql(&format!(
+        "UPDATE dock_unit SET status = 'finished', outcome = 'merged', log_id = {} WHERE node = 'ANNA' AND unit = 6",
+        log_id.0
+    ));
+    server.append_control(&confirm("ANNA", 7)).unwrap();
+    direct.stages(&[Stage::Router]);
+    direct.stages(&[Stage::TxnProc, Stage::Router]);
+    let told = told(&direct, "ANNA");
+    let units: std::collections::BTreeSet<TxnId> = told.iter().map(|(unit, _)| *unit).collect();
+    assert_eq!(units.len(), 1, "{told:?}");
+    let mut all = vec![held(7)];
+    all.extend(expected);
+    all.push(late);
+    assert_eq!(told.into_iter().map(|(_, confirm)| confirm).collect::<Vec<_>>(), all);
+}

@@ -340,7 +340,7 @@ fn fault51_a_newer_version_is_refused_by_name() {
     let message = verify(Cursor::new(&bytes)).unwrap_err().to_string();
     assert_eq!(message, "format version 7; this program reads up to version 3");
     // Even if the newer header is so short that this one would not fit.
-    assert!(matches!(Header::from_prefix(&bytes[..12]), Err(DxError::Version { found: 7, known: 2 })));
+    assert!(matches!(Header::from_prefix(&bytes[..12]), Err(DxError::Version { found: 7, known: 3 })));
     assert!(matches!(verify(Cursor::new(b"SQLite format 3\0")), Err(DxError::NotDx { .. })));
     assert!(matches!(DownloadReader::open(Cursor::new(txnproc())), Err(DxError::Direction { .. })));
 }

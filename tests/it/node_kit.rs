@@ -188,6 +188,7 @@ impl Kit {
             unit: TxnId(unit),
             revision: Revision(1),
             root: &self.root,
+            finished: &[],
             common: None,
         })
     }
