@@ -3,10 +3,11 @@
 use crate::model::dock::{Direction, RuleKind};
 use crate::model::merge_rules::ConflictPolicy;
 use crate::model::schema::TableShape;
-use crate::rules::draft::{Draft, DraftObject, DraftRule, is_whole};
+use crate::rules::draft::{Draft, DraftObject, DraftRule, is_whole, toml_string};
 use crate::rules::problem::Report;
 use crate::rules::sqltext;
 use crate::rules::tables::MergeOptions;
+use std::collections::BTreeSet;
 
 /// Adds every warning that the schema and the definition alone can tell.
 pub(crate) fn advise(draft: &Draft<'_>, options: &MergeOptions, report: &mut Report<'_>) {
@@ -14,7 +15,7 @@ pub(crate) fn advise(draft: &Draft<'_>, options: &MergeOptions, report: &mut Rep
         unseen_by_author(index, owner, draft, report);
         upload(index, owner, draft, report);
         windows(index, owner, draft, report);
-        triggers(index, owner, draft, report);
+        triggers(index, owner, draft, options, report);
     }
     for known in draft.attributes.iter().filter(|known| !known.used) {
         let name = &known.attribute.name;
@@ -104,25 +105,55 @@ fn windows(index: usize, owner: &DraftObject, draft: &Draft<'_>, report: &mut Re
     }
 }
 
-/// Server triggers that write tables which nodes change too: both sides would do the same work (R11).
-fn triggers(index: usize, owner: &DraftObject, draft: &Draft<'_>, report: &mut Report<'_>) {
+/// Server triggers that write what nodes change too: both sides would do the same work (R11).
+fn triggers(index: usize, owner: &DraftObject, draft: &Draft<'_>, options: &MergeOptions, report: &mut Report<'_>) {
     if owner.object.direction == Direction::Download {
         return;
     }
     for table in draft.tables_of(index) {
+        let name = &draft.shape(table).name;
         for source in &draft.schema.tables {
             for (trigger, sql) in &source.triggers {
-                if sqltext::written_tables(sql).iter().any(|written| written.eq_ignore_ascii_case(&draft.shape(table).name)) {
-                    let message = format!(
-                        "trigger {trigger} on {} writes {}, which nodes change too: it runs on the server only, at the merge",
-                        source.name,
-                        draft.shape(table).name
-                    );
-                    report.warning(owner.at, message, Some("a program on a node must not do the same work itself".into()));
+                let writes = sqltext::writes(sql);
+                let of_table = || writes.iter().filter(|write| write.table.eq_ignore_ascii_case(name));
+                let told = |what: &str| {
+                    format!(
+                        "trigger {trigger} on {} writes {what}, which nodes change too: it runs on the server only, at the merge",
+                        source.name
+                    )
+                };
+                if of_table().any(|write| write.columns.is_none()) {
+                    report.warning(owner.at, told(name), Some("a program on a node must not do the same work itself".into()));
+                }
+                let columns: BTreeSet<usize> = of_table()
+                    .flat_map(|write| write.columns.iter().flatten())
+                    .filter_map(|column| draft.shape(table).columns.iter().position(|known| known.name.eq_ignore_ascii_case(column)))
+                    .collect();
+                for column in columns {
+                    let declared = &draft.column(table, column).name;
+                    let settled = options.download_only.iter().any(|(of, only)| of == name && only == declared);
+                    if settled || draft.omitted.contains_key(&(table, column)) {
+                        continue;
+                    }
+                    let hint = match owner.object.direction {
+                        Direction::TwoWay if !draft.shape(table).key.contains(&column) => format!(
+                            "[table.{}.column.{}]  direction = \"download\",  or let nodes not change it",
+                            toml_key(name),
+                            toml_key(declared)
+                        ),
+                        _ => "a program on a node must not do the same work itself".to_owned(),
+                    };
+                    report.warning(owner.at, told(&format!("{name}.{declared}")), Some(hint));
                 }
             }
         }
     }
+}
+
+/// Returns a name as a key of TOML.
+fn toml_key(name: &str) -> String {
+    let is_bare = !name.is_empty() && name.chars().all(|char| char.is_ascii_alphanumeric() || char == '_' || char == '-');
+    if is_bare { name.to_owned() } else { toml_string(name) }
 }
 
 fn sums(draft: &Draft<'_>, options: &MergeOptions, report: &mut Report<'_>) {

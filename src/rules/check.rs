@@ -140,6 +140,10 @@ fn merge_rules(table: &str, options: &tables::MergeOptions) -> MergeRules {
     if let Some((_, source)) = options.keys.iter().rfind(|(of, _)| of == table) {
         rules.keys = *source;
     }
+    if let Some((_, policy)) = options.deletes.iter().rfind(|(of, _)| of == table) {
+        rules.delete = *policy;
+    }
+    rules.download_only = options.download_only.iter().filter(|(of, _)| of == table).map(|(_, column)| column.clone()).collect();
     rules
 }
 

@@ -207,8 +207,21 @@ pub struct RawTable {
     pub keys: Option<Text>,
     /// `conflict`.
     pub conflict: Option<Text>,
-    /// `[table.T.column.C] conflict`: (C, policy).
-    pub columns: Vec<(Text, Option<Text>)>,
+    /// `delete`.
+    pub delete: Option<Text>,
+    /// `[table.T.column.C]`.
+    pub columns: Vec<RawColumn>,
+}
+
+/// `[table.T.column.C]`.
+#[derive(Debug, Clone)]
+pub struct RawColumn {
+    /// C.
+    pub name: Text,
+    /// `conflict`.
+    pub conflict: Option<Text>,
+    /// `direction`.
+    pub direction: Option<Text>,
 }
 
 /// Where a conflict policy holds; the innermost wins.

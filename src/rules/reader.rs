@@ -2,7 +2,9 @@
 //!
 //! Unknown keys are problems, never ignored: a misspelt `direction` must not silently mean two-way.
 
-use crate::rules::definition::{Definition, MergeErrors, RawAttribute, RawMember, RawModel, RawObject, RawRule, RawSource, RawTable};
+use crate::rules::definition::{
+    Definition, MergeErrors, RawAttribute, RawColumn, RawMember, RawModel, RawObject, RawRule, RawSource, RawTable,
+};
 use crate::rules::problem::{At, Problem, Report, SourceFile, Text, did_you_mean};
 use crate::rules::retention::DAY_SECONDS;
 use std::ops::RangeInclusive;
@@ -341,14 +343,14 @@ impl Reader<'_, '_> {
     fn table_options(&mut self, name: Text, item: &Item) -> Option<RawTable> {
         let place = format!("[table.{}]", name.value);
         let table = self.table(item, &place)?;
-        self.known(table, &["omit", "dangling", "capture", "keys", "conflict", "column"], &place);
+        self.known(table, &["omit", "dangling", "capture", "keys", "conflict", "delete", "column"], &place);
         let mut columns = Vec::new();
         for (column, item) in self.entries(table, "column", "column") {
             let place = format!("[table.{}.column.{}]", name.value, column.value);
             if let Some(options) = self.table(item, &place) {
-                self.known(options, &["conflict"], &place);
-                let conflict = self.optional_text(options, "conflict");
-                columns.push((column, conflict));
+                self.known(options, &["conflict", "direction"], &place);
+                let (conflict, direction) = (self.optional_text(options, "conflict"), self.optional_text(options, "direction"));
+                columns.push(RawColumn { name: column, conflict, direction });
             }
         }
         Some(RawTable {
@@ -357,6 +359,7 @@ impl Reader<'_, '_> {
             capture: self.optional_text(table, "capture"),
             keys: self.optional_text(table, "keys"),
             conflict: self.optional_text(table, "conflict"),
+            delete: self.optional_text(table, "delete"),
             columns,
             name,
         })

@@ -97,27 +97,78 @@ pub(crate) fn checks(sql: &str) -> Vec<String> {
     found
 }
 
-/// Returns the tables that the body of a CREATE TRIGGER inserts into, updates or deletes from.
-pub(crate) fn written_tables(sql: &str) -> Vec<String> {
+/// What one statement of a trigger writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Write {
+    /// The table.
+    pub(crate) table: String,
+    /// The columns that it sets in rows that are there; `None` if it inserts or deletes rows.
+    pub(crate) columns: Option<Vec<String>>,
+}
+
+/// Returns what the body of a CREATE TRIGGER inserts, updates and deletes, each once.
+pub(crate) fn writes(sql: &str) -> Vec<Write> {
     let pieces = pieces(sql);
     let body = pieces.iter().position(|piece| piece.is_word("BEGIN")).unwrap_or(pieces.len());
     let word = |position: usize, wanted: &str| pieces.get(position).is_some_and(|piece| piece.is_word(wanted));
-    let mut tables: Vec<String> = Vec::new();
+    let mut found: Vec<Write> = Vec::new();
+    // Where an upsert updates: the table of the INSERT before it.
+    let mut inserted: Option<String> = None;
     for position in body..pieces.len() {
+        let is_update = word(position, "UPDATE");
+        let is_upsert = is_update && word(position.wrapping_sub(1), "DO");
         let target = if word(position, "INTO") || (word(position, "FROM") && word(position.wrapping_sub(1), "DELETE")) {
             position + 1
-        } else if word(position, "UPDATE") && !word(position.wrapping_sub(1), "DO") {
+        } else if is_update {
             position + if word(position + 1, "OR") { 3 } else { 1 }
         } else {
             continue;
         };
-        if let Some(Piece::Word { text, .. }) = pieces.get(target)
-            && !tables.contains(text)
-        {
-            tables.push(text.clone());
+        let table = match pieces.get(target) {
+            _ if is_upsert => inserted.clone(),
+            Some(Piece::Word { text, .. }) => Some(text.clone()),
+            _ => None,
+        };
+        let Some(table) = table else { continue };
+        if word(position, "INTO") {
+            inserted = Some(table.clone());
+        }
+        let write = Write { table, columns: is_update.then(|| set_columns(pieces.get(target..).unwrap_or_default())) };
+        if !found.contains(&write) {
+            found.push(write);
         }
     }
-    tables
+    found
+}
+
+/// Returns the columns that the SET of an UPDATE names: each word before a `=` that begins an assignment, or each in a list before it.
+fn set_columns(pieces: &[Piece]) -> Vec<String> {
+    let Some(set) = pieces.iter().position(|piece| piece.is_word("SET")) else { return Vec::new() };
+    let mut columns = Vec::new();
+    let (mut depth, mut begins, mut is_list) = (0usize, true, false);
+    for (place, piece) in pieces.iter().enumerate().skip(set + 1) {
+        match piece {
+            Piece::Sign { sign: ';', .. } => break,
+            Piece::Sign { sign: '(', .. } => {
+                is_list |= depth == 0 && begins;
+                depth += 1;
+            }
+            Piece::Sign { sign: ')', .. } => {
+                depth = depth.saturating_sub(1);
+                if depth == 0 {
+                    (is_list, begins) = (false, false);
+                }
+            }
+            Piece::Sign { sign: ',', .. } => begins |= depth == 0,
+            Piece::Word { .. } if depth == 0 && ["WHERE", "FROM", "RETURNING"].iter().any(|end| piece.is_word(end)) => break,
+            Piece::Word { text, .. } if is_list || (begins && pieces.get(place + 1).is_some_and(|next| next.is_sign('='))) => {
+                columns.push(text.clone());
+                begins = is_list;
+            }
+            _ => begins = begins && is_list,
+        }
+    }
+    columns
 }
 
 #[cfg(test)]
@@ -133,8 +184,23 @@ mod tests {
 
     #[test]
     fn r11_tables_that_a_trigger_writes() {
-        let sql = "CREATE TRIGGER t AFTER UPDATE ON a BEGIN UPDATE OR IGNORE [b x] SET c = 1; -- UPDATE z\n INSERT INTO \"d\" VALUES (1)
-                   ON CONFLICT DO UPDATE SET x = 1; DELETE FROM e WHERE f = 'UPDATE g'; SELECT 1 FROM h; END";
-        assert_eq!(written_tables(sql), ["b x", "d", "e"]);
+        let sql =
+            "CREATE TRIGGER t AFTER UPDATE OF q ON a BEGIN UPDATE OR IGNORE [b x] SET c = 1; -- UPDATE z\n INSERT INTO \"d\" VALUES (1)
+                   ON CONFLICT DO UPDATE SET x = 1, y = y + 1; DELETE FROM e WHERE f = 'UPDATE g'; SELECT 1 FROM h;
+                   UPDATE i SET (j, \"k l\") = (SELECT m, n FROM o WHERE p = 1), r = (s = 2), t = u = v, w = max(x, y) WHERE z = 1, aa = 3;
+                   UPDATE e SET b = CASE WHEN NEW.c = 1 THEN 2 END FROM dd WHERE ee = 1; END";
+        let write = |table: &str, columns: Option<&[&str]>| Write {
+            table: table.to_owned(),
+            columns: columns.map(|columns| columns.iter().map(|column| (*column).to_owned()).collect()),
+        };
+        let expected = [
+            write("b x", Some(&["c"])),
+            write("d", None),
+            write("d", Some(&["x", "y"])),
+            write("e", None),
+            write("i", Some(&["j", "k l", "r", "t", "w"])),
+            write("e", Some(&["b"])),
+        ];
+        assert_eq!(writes(sql), expected);
     }
 }

@@ -1,9 +1,9 @@
 //! `[table.T]`, conflict policies, `dangling` and `[model.X]`: what is said about tables and rules beside who sees them.
 
 use crate::model::dock::{Direction, RoutingModel, RuleKind, pattern_matches};
-use crate::model::merge_rules::{ConflictPolicy, KeySource};
+use crate::model::merge_rules::{ConflictPolicy, DeletePolicy, KeySource};
 use crate::model::schema::TypeClass;
-use crate::rules::definition::{ConflictRule, Definition, RawModel, RawTable};
+use crate::rules::definition::{ConflictRule, Definition, RawColumn, RawModel, RawTable};
 use crate::rules::draft::{Draft, spell, toml_string};
 use crate::rules::language::parse_columns;
 use crate::rules::problem::{At, Report, Text, did_you_mean};
@@ -17,6 +17,10 @@ pub(crate) struct MergeOptions {
     pub(crate) places: Vec<At>,
     /// Sources of integer keys.
     pub(crate) keys: Vec<(String, KeySource)>,
+    /// Delete against update, by table.
+    pub(crate) deletes: Vec<(String, DeletePolicy)>,
+    /// Columns that only the server changes: (table, column).
+    pub(crate) download_only: Vec<(String, String)>,
 }
 
 /// Reads `omit`, `dangling` and `capture`, which rules depend on.
@@ -160,14 +164,20 @@ pub(crate) fn resolve_merge(
         if let Some(text) = &raw.keys {
             keys(text, table, draft, &mut options, report);
         }
+        if let Some(text) = &raw.delete {
+            delete(text, table, draft, &mut options, report);
+        }
     }
     for raw in &definition.tables {
         let Some(table) = draft.table_index(&raw.name.value).filter(|table| draft.object_of.contains_key(table)) else { continue };
-        for (name, policy) in &raw.columns {
+        for RawColumn { name, conflict: policy, direction } in &raw.columns {
             let prefix = format!("[table.{}]: ", raw.name.value);
             let Some(column) = draft.find_column(table, &name.value, name.at, &prefix, report) else { continue };
             if let Some(text) = policy {
                 conflict(text, table, Some(column), draft, &mut options, report);
+            }
+            if let Some(text) = direction {
+                column_direction(text, table, column, draft, &mut options, report);
             }
         }
     }
@@ -228,6 +238,49 @@ fn keys(text: &Text, table: usize, draft: &Draft<'_>, options: &mut MergeOptions
         }
     };
     options.keys.push((shape.name.clone(), source));
+}
+
+fn delete(text: &Text, table: usize, draft: &Draft<'_>, options: &mut MergeOptions, report: &mut Report<'_>) {
+    let name = &draft.shape(table).name;
+    let policy = match text.value.as_str() {
+        "wins" => DeletePolicy::Wins,
+        "resurrect" => DeletePolicy::Resurrect,
+        other => {
+            let hint = did_you_mean(other, ["wins", "resurrect"]).unwrap_or_else(|| "\"wins\" or \"resurrect\"".into());
+            report.problem(text.at, format!("{name}: delete: `{other}` says nothing about a row that the other side changed"), Some(hint));
+            return;
+        }
+    };
+    options.deletes.push((name.clone(), policy));
+}
+
+/// Reads `direction` of a column: whether nodes change it.
+fn column_direction(text: &Text, table: usize, column: usize, draft: &Draft<'_>, options: &mut MergeOptions, report: &mut Report<'_>) {
+    let (shape, declared) = (draft.shape(table), draft.column(table, column));
+    let name = format!("{}.{}", shape.name, declared.name);
+    match text.value.as_str() {
+        "two-way" => return,
+        "download" => {}
+        other => {
+            let hint = did_you_mean(other, ["download", "two-way"]).unwrap_or_else(|| "\"download\" or \"two-way\"".into());
+            report.problem(text.at, format!("{name}: there is no direction `{other}` of a column"), Some(hint));
+            return;
+        }
+    }
+    let object = draft.object_of.get(&table).and_then(|object| draft.objects.get(*object));
+    let direction = object.map_or(Direction::Download, |object| object.object.direction);
+    if direction == Direction::Upload {
+        let message = format!("{name}: the rows of {} stay on the node that wrote them, nothing of them is sent down", shape.name);
+        report.problem(text.at, message, Some("take it out, or make the object two-way".into()));
+    } else if direction == Direction::TwoWay && shape.key.contains(&column) {
+        let message = format!("{name} is a key column: a node could insert no row if only the server gave it");
+        report.problem(text.at, message, Some("direction = \"download\"  at the object".into()));
+    } else if direction == Direction::TwoWay && declared.not_null && !declared.has_default && !declared.generated {
+        let message = format!("{name} is download only but NOT NULL without a default: a row inserted on a node cannot merge");
+        report.problem(text.at, message, Some("give it a default on the server, or leave it two-way".into()));
+    } else {
+        options.download_only.push((shape.name.clone(), declared.name.clone()));
+    }
 }
 
 /// Resolves `[model.X]`; every pattern must fit a rule.

@@ -480,6 +480,18 @@ fn node_attributes_windows_predicates_and_policies() {
             ],
         ),
         (
+            "delete, direction of a column",
+            &object(
+                "visible = 'everyone'\n[table.Orders]\ndelete = \"win\"\n[table.Orders.column.OrderDate]\ndirection = \"upload\"\n[table.Orders.column.OrderID]\ndirection = \"download\"\n[table.Orders.column.Total]\ndirection = \"two-way\"\n[table.Orders.column.Photo]\ndirections = \"x\"",
+            ),
+            &[
+                "d:6:10 Orders: delete: `win` says nothing about a row that the other side changed   did you mean wins?",
+                "d:8:13 Orders.OrderDate: there is no direction `upload` of a column   \"download\" or \"two-way\"",
+                "d:10:13 Orders.OrderID is a key column: a node could insert no row if only the server gave it   direction = \"download\"  at the object",
+                "d:14:1 unknown key `directions` in [table.Orders.column.Photo]   did you mean direction?",
+            ],
+        ),
+        (
             "keys",
             "version = 1\nreference = [\"german\"]\n[table.german]\nkeys = \"block\"\n",
             &["d:4:8 german: keys = \"block\" gives out integers, its key is no INTEGER PRIMARY KEY   keys = \"own\""],
@@ -489,7 +501,7 @@ fn node_attributes_windows_predicates_and_policies() {
 
 #[test]
 fn r11_r31_r38_warnings() {
-    let trigger = "d:3:1 trigger count_orders on Order Details writes Orders, which nodes change too: it runs on the server only, at the merge   a program on a node must not do the same work itself";
+    let trigger = "d:3:1 trigger count_orders on Order Details writes Orders.Total, which nodes change too: it runs on the server only, at the merge   [table.Orders.column.Total]  direction = \"download\",  or let nodes not change it";
     let cases: &[(&str, &str, &[&str])] = &[
         (
             "author, trigger",
@@ -508,6 +520,11 @@ fn r11_r31_r38_warnings() {
                 trigger,
                 "d:7:12 Orders.Total adds up, but CHECK (Total >= 0) can refuse the sum of two changes that were each right   drop the CHECK, or let a person decide:  conflict = \"manual\"",
             ],
+        ),
+        (
+            "what only the server changes is settled",
+            "version = 1\n\n[object.Orders]\nvisible = 'everyone'\ndangling = [\"Orders.CustomerID\", \"Orders.ShipVia\"]\n[table.Orders.column.total]\ndirection = \"download\"\n",
+            &[],
         ),
         (
             "null key",

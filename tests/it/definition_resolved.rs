@@ -2,7 +2,7 @@
 
 use crate::definition_messages::{checked, schema, shown};
 use dockmaster::model::dock::{AttributeSource, RuleKind};
-use dockmaster::model::merge_rules::{ConflictPolicy, KeySource};
+use dockmaster::model::merge_rules::{ConflictPolicy, DeletePolicy, KeySource, MergeRules};
 use dockmaster::rules::check::{check, join, split};
 use dockmaster::rules::problem::SourceFile;
 use dockmaster::store::predicate::PredicateChecker;
@@ -156,4 +156,23 @@ fn t8_random_definitions_never_panic() {
         assert!(checked.problems.iter().chain(&checked.warnings).all(|problem| (1..=last).contains(&problem.line)), "{text}");
         assert_eq!(checked.dock.is_some(), checked.problems.is_empty(), "{text}");
     }
+}
+
+/// R11, R43: what the definition says of a table's merge is in the rules that server and node go by.
+#[test]
+fn r11_r43_the_rules_of_the_merge_are_what_the_definition_says() {
+    let text = "version = 1\nreference = [\"Shippers\"]\n[object.Orders]\nvisible = 'everyone'\ndangling = [\"Orders.CustomerID\"]\n\
+                [table.orders]\ndelete = \"resurrect\"\nconflict = \"client-wins\"\n[table.orders.column.total]\ndirection = \"download\"\n\
+                [table.orders.column.orderdate]\nconflict = \"manual\"\ndirection = \"two-way\"\n\
+                [table.Shippers]\ndelete = \"wins\"\n";
+    let found = checked(text);
+    assert_eq!(shown(&found.problems), Vec::<String>::new());
+    let dock = found.dock.unwrap();
+    let of = |table: &str| dock.tables[dock.table(table).unwrap()].merge.clone();
+    let orders = of("Orders");
+    assert_eq!((&orders.policy, orders.delete), (&ConflictPolicy::ClientWins, DeletePolicy::Resurrect));
+    assert_eq!(orders.download_only, ["Total"], "the declared spelling");
+    assert!(orders.is_download_only("TOTAL") && !orders.is_download_only("OrderDate"));
+    assert_eq!(orders.policy_of("OrderDate"), &ConflictPolicy::Manual);
+    assert_eq!(of("Shippers"), MergeRules::default());
 }
