@@ -4,6 +4,7 @@ mod advice;
 pub mod check;
 mod closure;
 pub mod definition;
+pub mod dependents;
 mod draft;
 pub mod frozen;
 pub mod graph;

@@ -17,12 +17,11 @@ pub struct Facts<'a> {
     pub heading: &'a TableHeading,
     /// What the node did.
     pub change: &'a RowChange,
-    /// The server's row under the key before the change (of an insert: under the new one); `None` = there is none.
+    /// The server's row under the key before the change (of an insert: under its own, which is not one that gets replaced, R12);
+    /// `None` = there is none.
     pub server: Option<&'a Row>,
     /// The table's rules.
     pub rules: &'a MergeRules,
-    /// Whether a key that is taken is replaced (R12).
-    pub provisional: bool,
     /// Whether the node sees the server's row.
     pub view: View,
 }
@@ -54,8 +53,6 @@ pub enum Write {
     Nothing,
     /// A new row: all columns of the heading.
     Insert(Row),
-    /// A new row whose key is taken: it gets another one.
-    InsertUnderNewKey(Row),
     /// Columns of the row, by their place in the heading.
     Update(Vec<(u16, Value)>),
     /// The row goes.
@@ -145,8 +142,6 @@ fn insert(facts: &Facts<'_>, row: &Row) -> Result<Decision, MergeRefusal> {
     }
     let write = match facts.server {
         None => Write::Insert(row.clone()),
-        // Two rows that are equal under a key that SQLite gave are two rows all the same.
-        Some(_) if facts.provisional => Write::InsertUnderNewKey(row.clone()),
         Some(server) if is_same_row(facts, row, server) => Write::Nothing,
         Some(_) => return Err(MergeRefusal::KeyTaken),
     };
@@ -318,7 +313,7 @@ mod tests {
     }
 
     fn on(change: &RowChange, server: Option<&Row>, rules: &MergeRules) -> Result<Decision, MergeRefusal> {
-        decide(&Facts { heading: &heading(), change, server, rules, provisional: false, view: View::Inside })
+        decide(&Facts { heading: &heading(), change, server, rules, view: View::Inside })
     }
 
     fn row(a: &Value, at: i64) -> Row {
@@ -457,12 +452,6 @@ mod tests {
         assert_eq!(on(&change, None, &own).unwrap().write, Write::Insert(ours.clone()));
         assert_eq!(on(&change, Some(&ours), &own).unwrap(), Decision::default());
         assert_eq!(on(&change, Some(&other), &own).unwrap_err(), MergeRefusal::KeyTaken);
-        // r12: under a key that SQLite gave, two equal rows are two.
-        for server in [&ours, &other] {
-            let facts =
-                Facts { heading: &heading(), change: &change, server: Some(server), rules: &own, provisional: true, view: View::Inside };
-            assert_eq!(decide(&facts).unwrap().write, Write::InsertUnderNewKey(ours.clone()));
-        }
         let stock = MergeRules { download_only: vec!["A".into()], ..own };
         assert_eq!(on(&change, Some(&other), &stock).unwrap(), Decision::default());
     }
@@ -495,8 +484,7 @@ mod tests {
         let update = update(vec![edit(&Value::Integer(1), &Value::Integer(1), &Value::Integer(2))]);
         let delete = RowChange::Delete { key: vec![Value::Integer(1)], before: server.clone(), base: None };
         for change in [update, delete] {
-            let facts =
-                Facts { heading: &heading(), change: &change, server: Some(&server), rules: &rules, provisional: false, view: View::Left };
+            let facts = Facts { heading: &heading(), change: &change, server: Some(&server), rules: &rules, view: View::Left };
             let got = decide(&facts).unwrap();
             assert_eq!(got.write, Write::Nothing);
             assert_eq!((got.conflicts[0].rule.as_str(), got.conflicts[0].winner), (RULE_OUT_OF_VIEW, Winner::Server));
