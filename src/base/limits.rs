@@ -60,6 +60,15 @@ pub const ROUTER_SHARED_FRAME_BYTES_MIN: usize = 2 << 10;
 /// Router: the files of a round are made by several threads, each of which makes at least this many.
 pub const ROUTER_FILES_PER_THREAD_MIN: usize = 16;
 
+/// Merger: conflicts that a confirm lists; all of them stand in the server database.
+pub const CONFIRM_CONFLICTS_MAX: usize = 1_000;
+/// Merger: bytes of values of conflicts that a confirm carries; a value beyond is left out.
+pub const CONFIRM_VALUE_BYTES_MAX: usize = 1 << 20;
+/// Merger: longest reason of a refusal, in characters.
+pub const MERGE_REASON_CHARACTERS_MAX: usize = 2_000;
+/// Merger: a unit of so many changes is shown as `partial` while it is executed.
+pub const MERGE_LARGE_CHANGES: usize = 1_000;
+
 /// Purge: most nodes looked at in one step.
 pub const PURGE_NODES_PER_STEP: usize = 64;
 /// Purge: most files of one queue deleted, or looked for, in one step.

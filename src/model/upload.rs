@@ -276,7 +276,7 @@ pub struct KeyMapping {
 }
 
 /// Status of one unit on the server (MI-57 to MI-64). Legal transitions stand in [`MessageStatus::may_become`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MessageStatus {
     /// Stored in the inbox, not begun.
