@@ -8,6 +8,8 @@ pub mod extract;
 mod finished;
 mod inbox;
 pub mod messages;
+pub mod merger;
+mod mergerinbox;
 pub mod metrics;
 pub mod nodes;
 pub mod outbox;

@@ -66,6 +66,7 @@ CREATE TABLE IF NOT EXISTS dock_unit (
     PRIMARY KEY (install_id, unit)
 );
 CREATE INDEX IF NOT EXISTS dock_unit_status ON dock_unit (node, status);
+CREATE INDEX IF NOT EXISTS dock_unit_waiting ON dock_unit (status, node) WHERE status IN ('waiting', 'partial');
 
 -- How far the upload stream of each node is merged: the last file all of whose units were begun.
 CREATE TABLE IF NOT EXISTS dock_merge (

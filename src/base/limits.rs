@@ -66,6 +66,8 @@ pub const CONFIRM_CONFLICTS_MAX: usize = 1_000;
 pub const CONFIRM_VALUE_BYTES_MAX: usize = 1 << 20;
 /// Merger: longest reason of a refusal, in characters.
 pub const MERGE_REASON_CHARACTERS_MAX: usize = 2_000;
+/// Merger: most units of one node before the next node has its turn.
+pub const MERGE_TURN_UNITS_MAX: usize = 64;
 /// Merger: a unit of so many changes is shown as `partial` while it is executed.
 pub const MERGE_LARGE_CHANGES: usize = 1_000;
 

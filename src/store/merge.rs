@@ -252,7 +252,9 @@ fn execute<'a>(
         if let Some((table, reason)) = stopped.iter().find(|(table, _)| table.eq_ignore_ascii_case(&heading.name)) {
             return Err(MergeError::TableStopped { table: table.clone(), reason: reason.clone() });
         }
-        let Some((_, declared)) = merge_names::table(&known.dock, heading) else { return Ok(Err(refuse("the table is not in the definition"))) };
+        let Some((_, declared)) = merge_names::table(&known.dock, heading) else {
+            return Ok(Err(refuse("the table is not in the definition")));
+        };
         let Some(table) = known.schema.table(&declared.name) else { return Ok(Err(refuse("the server has no such table"))) };
         let (server, view) = match right {
             Right::Go { server } => (server.as_ref(), View::Inside),

@@ -184,22 +184,62 @@ impl MergeDatabase {
         self.database.held_units(node)
     }
 
-    /// Returns whether a file is known, and whether anything of it is not final.
+    /// Returns the files of a node in which a unit is not final, each with whether one of them is still to be begun.
     ///
     /// # Errors
     /// A statement failed.
-    pub fn file_units(&self, node: &NodeName, incarnation: Incarnation, file: FileNo) -> Result<(u64, u64), StoreError> {
-        self.database
+    pub fn unfinished_files(&self, node: &NodeName) -> Result<BTreeMap<(Incarnation, FileNo), bool>, StoreError> {
+        let fault = || self.database.fault("looking for files that are still needed");
+        let mut statement = self
+            .database
             .connection
             .prepare_cached(
-                "SELECT count(*), total(status NOT IN ('finished', 'ignored')) FROM main.dock_unit
-                 WHERE node = ?1 AND incarnation = ?2 AND file_no = ?3",
+                "SELECT incarnation, file_no, max(status <> 'error') FROM main.dock_unit
+                 WHERE node = ?1 AND status IN ('waiting', 'partial', 'error') GROUP BY incarnation, file_no",
             )
-            .and_then(|mut statement| {
-                let file = i64::try_from(file.0).unwrap_or(i64::MAX);
-                statement.query_row((node.as_str(), incarnation.0, file), |row| Ok((row.get(0)?, row.get::<_, f64>(1)? as u64)))
+            .map_err(fault())?;
+        let rows = statement
+            .query_map([node.as_str()], |row| {
+                Ok(((Incarnation(row.get(0)?), FileNo(row.get::<_, i64>(1)?.unsigned_abs())), row.get::<_, bool>(2)?))
             })
-            .map_err(self.database.fault("counting the units of a file"))
+            .map_err(fault())?;
+        rows.collect::<rusqlite::Result<_>>().map_err(fault())
+    }
+
+    /// Returns the last file of an incarnation whose units are known; 0 = none.
+    ///
+    /// # Errors
+    /// A statement failed.
+    pub fn last_file(&self, node: &NodeName, incarnation: Incarnation) -> Result<FileNo, StoreError> {
+        let begun: Option<i64> = self
+            .database
+            .connection
+            .prepare_cached("SELECT file_no FROM main.dock_merge WHERE node = ?1 AND incarnation = ?2")
+            .and_then(|mut statement| statement.query_row((node.as_str(), incarnation.0), |row| row.get(0)).optional())
+            .map_err(self.database.fault("reading how far a node is merged"))?;
+        let known = self.unfinished_files(node)?.into_keys().filter(|(of, _)| *of == incarnation).map(|(_, file)| file).max();
+        Ok(known.unwrap_or_default().max(FileNo(begun.unwrap_or_default().unsigned_abs())))
+    }
+
+    /// Returns the nodes that have units to be merged.
+    ///
+    /// # Errors
+    /// A row is damaged, or a statement failed.
+    pub fn nodes_waiting(&self) -> Result<Vec<NodeName>, StoreError> {
+        let fault = || self.database.fault("looking for units to be merged");
+        let mut statement = self
+            .database
+            .connection
+            .prepare_cached("SELECT DISTINCT node FROM main.dock_unit WHERE status = 'waiting' ORDER BY node")
+            .map_err(fault())?;
+        let names = statement.query_map([], |row| row.get::<_, String>(0)).map_err(fault())?;
+        let names: Vec<String> = names.collect::<rusqlite::Result<_>>().map_err(fault())?;
+        let damaged = |error: crate::base::ids::IdError| StoreError::Damaged {
+            path: self.database.path.clone(),
+            what: "dock_unit".into(),
+            reason: error.to_string(),
+        };
+        names.iter().map(|name| name.parse().map_err(damaged)).collect()
     }
 
     /// Marks a unit that takes long as being processed (MI-58), so that others see it.
@@ -230,7 +270,10 @@ impl MergeDatabase {
             .query_row("SELECT EXISTS (SELECT 1 FROM main.dock_unit WHERE status = 'partial')", [], |row| row.get(0))
             .map_err(fault())?;
         if found {
-            self.database.connection.execute("UPDATE main.dock_unit SET status = 'waiting' WHERE status = 'partial'", []).map_err(fault())?;
+            self.database
+                .connection
+                .execute("UPDATE main.dock_unit SET status = 'waiting' WHERE status = 'partial'", [])
+                .map_err(fault())?;
         }
         Ok(())
     }
@@ -287,7 +330,11 @@ impl ServerDatabase {
         let mut units = Vec::new();
         while let Some(row) = rows.next().map_err(fault())? {
             let unit = unit_of(row).map_err(fault())?;
-            units.push(unit.map_err(|reason| StoreError::Damaged { path: self.path.clone(), what: "a row of dock_unit".into(), reason })?);
+            units.push(unit.map_err(|reason| StoreError::Damaged {
+                path: self.path.clone(),
+                what: "a row of dock_unit".into(),
+                reason,
+            })?);
         }
         Ok(units)
     }

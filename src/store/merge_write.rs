@@ -97,7 +97,8 @@ pub(super) fn write_all(database: &ServerDatabase, schema: &Schema, ops: &mut [O
             let Some(op) = ops.get(*at) else { continue };
             match run(database, op) {
                 Ok(()) => {}
-                Err((_, error)) if is_unique(&error) => {
+                // A trigger that rolls the transaction back leaves nothing to wait for.
+                Err((_, error)) if is_unique(&error) && !database.connection.is_autocommit() => {
                     waiting.push(*at);
                     first.get_or_insert(error);
                 }
@@ -154,8 +155,14 @@ fn run(database: &ServerDatabase, op: &Op<'_>) -> Result<(), (String, Sql)> {
     match &op.write {
         Write::Nothing => Ok(()),
         Write::Insert(row) => {
-            let written: Vec<(String, &Value)> =
-                op.heading.columns.iter().zip(row).filter(|(column, _)| is_set(op, column)).map(|(c, value)| (quote_name(c), value)).collect();
+            let written: Vec<(String, &Value)> = op
+                .heading
+                .columns
+                .iter()
+                .zip(row)
+                .filter(|(column, _)| is_set(op, column))
+                .map(|(c, value)| (quote_name(c), value))
+                .collect();
             let names: Vec<&str> = written.iter().map(|(name, _)| name.as_str()).collect();
             let marks: Vec<String> = (1..=written.len()).map(|place| format!("?{place}")).collect();
             let sql = format!("INSERT{or_abort} INTO main.{table}({}) VALUES ({})", names.join(", "), marks.join(", "));
@@ -168,7 +175,8 @@ fn run(database: &ServerDatabase, op: &Op<'_>) -> Result<(), (String, Sql)> {
                 .collect();
             let sets: Vec<String> = named.iter().enumerate().map(|(place, (name, _))| format!("{name} = ?{}", place + 1)).collect();
             let sql = format!("UPDATE{or_abort} main.{table} SET {} WHERE {}", sets.join(", "), condition(op.table, sets.len()));
-            let values = |key: &'_ [Value]| -> Vec<Value> { named.iter().map(|(_, value)| (*value).clone()).chain(key.iter().cloned()).collect() };
+            let values =
+                |key: &'_ [Value]| -> Vec<Value> { named.iter().map(|(_, value)| (*value).clone()).chain(key.iter().cloned()).collect() };
             let first = values(&op.key);
             let changed = execute(database, op, &sql, &first.iter().collect::<Vec<_>>())?;
             let after = key_after(op);
@@ -300,7 +308,11 @@ fn rival(database: &ServerDatabase, op: &Op<'_>) -> Result<Option<RowKey>, Store
 }
 
 /// Says which foreign key a commit failed by: place of the change, and the reason for the node, which is not told of rows of others.
-pub(super) fn broken_reference(database: &ServerDatabase, schema: &Schema, ops: &[Op<'_>]) -> Result<(Option<usize>, String, String), StoreError> {
+pub(super) fn broken_reference(
+    database: &ServerDatabase,
+    schema: &Schema,
+    ops: &[Op<'_>],
+) -> Result<(Option<usize>, String, String), StoreError> {
     let fault = || database.fault("looking for the reference that does not hold");
     let is_written = |name: &str| ops.iter().any(|op| op.write != Write::Nothing && op.table.name.eq_ignore_ascii_case(name));
     let mut other = None;
@@ -309,16 +321,14 @@ pub(super) fn broken_reference(database: &ServerDatabase, schema: &Schema, ops: 
         if table.foreign_keys.is_empty() || !concerns {
             continue;
         }
-        let mut statement = database
-            .connection
-            .prepare_cached("SELECT rowid, parent FROM pragma_foreign_key_check(?1)")
-            .map_err(fault())?;
+        let mut statement = database.connection.prepare_cached("SELECT rowid, parent FROM pragma_foreign_key_check(?1)").map_err(fault())?;
         let mut rows = statement.query([&table.name]).map_err(fault())?;
         while let Some(row) = rows.next().map_err(fault())? {
             let rowid: Option<i64> = row.get(0).map_err(fault())?;
             let parent: String = row.get(1).map_err(fault())?;
             let key = rowid.map(|rowid| key_at(database, table, rowid)).transpose()?.flatten();
-            let name = key.as_ref().map_or_else(|| format!("a row of {}", table.name), |key| format!("{} {}", table.name, display_key(key)));
+            let name =
+                key.as_ref().map_or_else(|| format!("a row of {}", table.name), |key| format!("{} {}", table.name, display_key(key)));
             let reason = format!("{name}: FOREIGN KEY constraint failed: it refers to a row of {parent} that is not there");
             let ours = ops.iter().find(|op| op.table.name == table.name && key.is_some() && key_after(op) == key);
             if let Some(op) = ours {
@@ -339,7 +349,8 @@ fn key_at(database: &ServerDatabase, table: &TableShape, rowid: i64) -> Result<O
     let keys: Vec<String> = table.key.iter().filter_map(|column| table.columns.get(*column)).map(|c| quote_name(&c.name)).collect();
     let sql = format!("SELECT {} FROM main.{} WHERE {name} = ?1", keys.join(", "), quote_name(&table.name));
     let read = database.connection.prepare_cached(&sql).and_then(|mut statement| {
-        statement.query_row([rowid], |row| (0..keys.len()).map(|place| row.get_ref(place).map(value_of)).collect::<rusqlite::Result<RowKey>>())
+        statement
+            .query_row([rowid], |row| (0..keys.len()).map(|place| row.get_ref(place).map(value_of)).collect::<rusqlite::Result<RowKey>>())
     });
     read.map(Some).map_err(database.fault("reading the key of a row"))
 }
