@@ -19,6 +19,7 @@ use crate::docking::room::NoRoom;
 use crate::server::deploy::DeployError;
 use crate::server::explain::ExplainError;
 use crate::server::messages::MessageError;
+use crate::server::merger::MergerError;
 use crate::server::nodes::NodeError;
 use crate::server::pass::ServeError;
 use crate::server::router::RouterError;
@@ -78,7 +79,8 @@ fn spoken_for(cause: Cause<'_>) -> Option<Cause<'_>> {
         NodeError: Store, Name;
         MessageError: Store;
         DeployError: Store, Cds, TxnProc;
-        ServeError: TxnProc, Router, Extract, Sync, Node, Store;
+        ServeError: TxnProc, Router, Extract, Merger, Sync, Node, Store;
+        MergerError: Store, Disk, Docking, Sessions, Node;
         SyncError: Tcp, Sessions;
         TxnProcError: Store, Cds, Docking, Disk;
         RouterError: Docking, Disk;

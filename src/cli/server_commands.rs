@@ -59,6 +59,8 @@ pub(crate) enum StageName {
     Txnproc,
     /// Transaction Router: txnproc files -> outboxes
     Router,
+    /// Transaction Merger: inboxes -> server database
+    Merger,
 }
 
 /// Arguments of `run`.
@@ -68,6 +70,7 @@ Examples:
   dockmaster run                 every stage once, until nothing waits (see scripts/crontab.example)
   dockmaster run txnproc         only read the log
   dockmaster run router          only route what was read
+  dockmaster run merger          only bring what nodes have sent into the server database
 
 Ends with 3 while the service or another pass runs on the same docking root.")]
 pub(crate) struct RunArgs {
@@ -88,6 +91,7 @@ pub(crate) fn serve_options(settings: &Settings) -> ServeOptions {
         min_free_bytes: settings.server.min_free_bytes,
         sessions_max: settings.server.sessions_max,
         sessions_per_address: settings.server.sessions_per_address,
+        merge_errors: settings.server.merge_errors,
     }
 }
 
@@ -97,14 +101,16 @@ pub(crate) fn run(named: Option<&Path>, args: &RunArgs, output: Output) -> Outco
     // Before the root, which is made when it is opened: nothing is left behind where nothing is deployed.
     ServerDatabase::open(&settings.database)?.require_installed()?;
     let root = Arc::new(DockingRoot::open(&settings.root, Access::Exclusive)?);
-    let stages: Vec<Stage> = [(StageName::Txnproc, Stage::TxnProc), (StageName::Router, Stage::Router)]
+    let stages: Vec<Stage> = [(StageName::Merger, Stage::Merger), (StageName::Txnproc, Stage::TxnProc), (StageName::Router, Stage::Router)]
         .into_iter()
         .filter(|(name, _)| args.stages.is_empty() || args.stages.contains(name))
         .map(|(_, stage)| stage)
         .collect();
     let done = pass::run(&serve_options(&settings), &root, &stages)?;
     if output.is_json() {
-        output.json(json!({ "units": done.units, "rounds": done.rounds, "extracts": done.extracts, "purged": done.purged }))?;
+        output.json(
+            json!({ "merged": done.merged, "units": done.units, "rounds": done.rounds, "extracts": done.extracts, "purged": done.purged }),
+        )?;
     }
     output.say(pass_text(done, &stages))?;
     Ok(Exit::Done)
@@ -112,6 +118,9 @@ pub(crate) fn run(named: Option<&Path>, args: &RunArgs, output: Output) -> Outco
 
 fn pass_text(done: Pass, stages: &[Stage]) -> String {
     let mut parts = Vec::new();
+    if stages.contains(&Stage::Merger) && done.merged > 0 {
+        parts.push(format!("merger: {}", some(done.merged, "unit of a node", "units of nodes")));
+    }
     if stages.contains(&Stage::TxnProc) {
         parts.push(format!("txnproc: {}", some(done.units, "unit read", "units read")));
         if done.extracts > 0 {

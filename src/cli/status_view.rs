@@ -112,6 +112,7 @@ pub fn server_json(status: &ServerStatus) -> Json {
                 "received_file": node.received.map(|file| file.0), "routed_file": node.routed.map(|(file, _)| file.0),
                 "routed": node.routed.map(|(_, unit)| unit.0), "heard_seconds_ago": node.heard_ago,
                 "waiting": { "files": node.to_node.files, "bytes": node.to_node.bytes, "operations": node.to_node.operations },
+                "units": node.units.iter().map(|(status, units)| (status.name().to_owned(), Json::from(*units))).collect::<serde_json::Map<_, _>>(),
                 "needs": needs(&node.needs),
             })
         })
@@ -142,6 +143,7 @@ mod tests {
             received: None,
             applied_file: None,
             heard_ago,
+            units: Default::default(),
             to_node: Backlog { files, bytes: files * 1_400, operations: files },
             needs: Vec::new(),
         }

@@ -126,14 +126,16 @@ enum Turn {
 }
 
 impl Merger {
-    /// Opens it on a server database and a docking root.
+    /// Opens it on a server database and a docking root; `None` if an older program deployed what is in force, without the tables of
+    /// uploads: then there is nothing to merge before the next deploy.
     ///
     /// # Errors
     /// One of them cannot be opened, or nothing is deployed.
-    pub fn open(database: &Path, root: Arc<DockingRoot>, options: MergerOptions) -> Result<Merger, MergerError> {
+    pub fn open(database: &Path, root: Arc<DockingRoot>, options: MergerOptions) -> Result<Option<Merger>, MergerError> {
+        let Some(database) = MergeDatabase::open(database)? else { return Ok(None) };
         let sessions = SessionsDb::open(&root.sessions_db())?;
-        Ok(Merger {
-            database: MergeDatabase::open(database)?,
+        Ok(Some(Merger {
+            database,
             sessions,
             root,
             options,
@@ -143,7 +145,7 @@ impl Merger {
             blocked: HashMap::new(),
             cleaned: None,
             merged: 0,
-        })
+        }))
     }
 
     /// Returns how many units were merged or held since it was opened.

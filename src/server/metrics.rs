@@ -1,6 +1,7 @@
 //! All positions, lags and counts as Prometheus text, from the same look that `status` takes: the two cannot disagree (H5).
 
 use super::status::{Light, NodeCondition, NodeStatus, ServerStatus};
+use crate::model::upload::MessageStatus;
 use prometheus_client::encoding::{EncodeLabelSet, text::encode};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -68,7 +69,7 @@ pub fn text(status: &ServerStatus) -> Result<String, fmt::Error> {
 
 type Figure = (&'static str, &'static str, fn(&NodeStatus) -> Option<i64>);
 
-const OF_NODE: [Figure; 10] = [
+const OF_NODE: [Figure; 13] = [
     ("node_routed_file", "Last file routed to the node", |node| node.routed.map(|(file, _)| whole(file.0))),
     ("node_routed_position", "Last unit in a file of the node", |node| node.routed.map(|(_, unit)| unit.0)),
     ("node_received_file", "Last file that lies durable in its inbox", |node| node.received.map(|file| whole(file.0))),
@@ -78,6 +79,13 @@ const OF_NODE: [Figure; 10] = [
     ("node_waiting_bytes", "Bytes of these files", |node| Some(whole(node.to_node.bytes))),
     ("node_waiting_operations", "Operations in these files", |node| Some(whole(node.to_node.operations))),
     ("node_heard_seconds_ago", "Seconds since it was heard", |node| node.heard_ago),
+    ("node_units_waiting", "Units of the node that wait to be merged", |node| {
+        units(node, &[MessageStatus::Waiting, MessageStatus::Partial])
+    }),
+    ("node_units_error", "Units of the node in error", |node| units(node, &[MessageStatus::Error])),
+    ("node_units_done", "Units of the node that are finished or ignored", |node| {
+        units(node, &[MessageStatus::Finished, MessageStatus::Ignored])
+    }),
     ("node_needs", "Things of the node that wait for a person", |node| Some(whole(node.needs.len() as u64))),
 ];
 
@@ -91,6 +99,10 @@ fn of_nodes(registry: &mut Registry, nodes: &[NodeStatus]) {
         }
         registry.register(name, help, family);
     }
+}
+
+fn units(node: &NodeStatus, of: &[MessageStatus]) -> Option<i64> {
+    Some(whole(of.iter().filter_map(|status| node.units.get(status)).sum()))
 }
 
 fn whole(number: u64) -> i64 {

@@ -1,6 +1,7 @@
 //! What the stages do, one pass at a time: `run` for cron; the service calls the same pieces from its threads.
 
 use super::extract::{self, CommonPart, ExtractError, ExtractJob};
+use super::merger::{Merger, MergerError, MergerOptions};
 use super::purge::{Purge, PurgeError};
 use super::rebuild::{lost_ledger, restore_ledger};
 use super::reconcile::ask_scheduled;
@@ -18,6 +19,7 @@ use crate::docking::room::{NoRoom, Room};
 use crate::docking::root::DockingRoot;
 use crate::docking::sessions::SessionsDb;
 use crate::model::dock::Dock;
+use crate::rules::definition::MergeErrors;
 use crate::rules::retention::Retention;
 use crate::store::control::Control;
 use crate::store::passing::is_out_of_room;
@@ -52,6 +54,9 @@ pub enum ServeError {
     /// The purge.
     #[error("purge: {0}")]
     Purge(#[from] PurgeError),
+    /// The Transaction Merger.
+    #[error("Transaction Merger: {0}")]
+    Merger(#[from] MergerError),
     /// The Synchronization Manager.
     #[error("Synchronization Manager: {0}")]
     Sync(#[from] super::syncmgr::SyncError),
@@ -85,6 +90,7 @@ impl ServeError {
             ServeError::Router(error) => error.is_transient(),
             ServeError::Store(error) => error.is_busy(),
             ServeError::Purge(error) => error.is_transient(),
+            ServeError::Merger(error) => error.is_transient(),
             ServeError::NoRoom(_) => true,
             _ => false,
         }
@@ -114,9 +120,16 @@ pub struct ServeOptions {
     pub sessions_max: usize,
     /// Most sessions at once from one address.
     pub sessions_per_address: usize,
+    /// What a refused unit of a node means to its later ones.
+    pub merge_errors: MergeErrors,
 }
 
 impl ServeOptions {
+    pub(super) fn merger(&self) -> MergerOptions {
+        let keep = std::time::Duration::from_secs(self.retention.keep_seconds.unsigned_abs());
+        MergerOptions { errors: self.merge_errors, keep }
+    }
+
     /// Returns options with the ordinary limits; a day begins at midnight.
     pub fn new(database: impl Into<PathBuf>, listen: impl Into<String>) -> ServeOptions {
         ServeOptions {
@@ -130,6 +143,7 @@ impl ServeOptions {
             min_free_bytes: 0,
             sessions_max: SESSIONS_MAX,
             sessions_per_address: SESSIONS_PER_ADDRESS_MAX,
+            merge_errors: MergeErrors::default(),
         }
     }
 }
@@ -137,6 +151,8 @@ impl ServeOptions {
 /// What one pass did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Pass {
+    /// Units of nodes merged or held.
+    pub merged: u64,
     /// Units taken from the log.
     pub units: u64,
     /// Rounds routed.
@@ -150,6 +166,8 @@ pub struct Pass {
 /// Stages of one pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
+    /// The Transaction Merger: what nodes have sent goes into the server database.
+    Merger,
     /// The Transaction Processor, with the extracts that it starts.
     TxnProc,
     /// The Transaction Router.
@@ -160,6 +178,15 @@ pub enum Stage {
 pub fn run(options: &ServeOptions, root: &Arc<DockingRoot>, stages: &[Stage]) -> Result<Pass, ServeError> {
     let mut pass = Pass::default();
     let room = Room::new(root, options.min_free_bytes);
+    // First: what it does to the server database goes on with the same pass.
+    if stages.contains(&Stage::Merger)
+        && let Some(mut merger) = Merger::open(&options.database, Arc::clone(root), options.merger())?
+    {
+        while merger.step()? == Progress::Worked {
+            room.look()?;
+        }
+        pass.merged = merger.merged();
+    }
     if stages.contains(&Stage::TxnProc) {
         let mut txnproc = TxnProc::open(&options.database, Arc::clone(root))?;
         restore_ledger(&txnproc, root)?;

@@ -19,6 +19,8 @@ use crate::docking::room::{NoRoom, is_low};
 use crate::docking::root::{Access, DockingRoot};
 use crate::docking::sessions::{Mark, SessionsDb, SessionsError};
 use crate::model::node::{Node, NodeState};
+use crate::model::upload::MessageStatus;
+use crate::store::merge_units::UnitCounts;
 use crate::store::sqlite::{ServerDatabase, StoreError};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -183,6 +185,8 @@ pub struct NodeStatus {
     pub applied_file: Option<FileNo>,
     /// What it has not applied yet.
     pub to_node: Backlog,
+    /// Its own units, by what became of them.
+    pub units: UnitCounts,
     /// What waits for a person.
     pub needs: Vec<Need>,
 }
@@ -323,8 +327,14 @@ pub fn status(options: &StatusOptions) -> Result<ServerStatus, StatusError> {
             "dockmaster deploy",
         ));
     }
+    let mut units = database.unit_counts()?;
     for node in database.nodes()? {
-        status.nodes.push(node_status(&root, &node, marks.get(&node.name), sessions.as_ref(), ledger.as_ref(), options.now)?);
+        let mut of = node_status(&root, &node, marks.get(&node.name), sessions.as_ref(), ledger.as_ref(), options.now)?;
+        of.units = units.remove(&node.name).unwrap_or_default();
+        if let Some(errors) = of.units.get(&MessageStatus::Error).filter(|errors| **errors > 0) {
+            of.needs.push(units_in_error(&database, &node.name, *errors)?);
+        }
+        status.nodes.push(of);
     }
     status.log = Some(database.log_end()?);
     if status.txnproc.is_none() {
@@ -471,8 +481,18 @@ fn node_status(
         applied: mark.map(|mark| mark.applied.unit),
         heard_ago,
         to_node,
+        units: UnitCounts::new(),
         needs,
     })
+}
+
+/// Says that changes of a node wait for a person, and why the first one does.
+fn units_in_error(database: &ServerDatabase, node: &NodeName, errors: u64) -> Result<Need, StatusError> {
+    let held = database.held_units(node)?;
+    let first = held.iter().find(|unit| unit.waits_for.is_none()).or(held.first());
+    let reason = first.map_or_else(String::new, |unit| format!(": unit {}: {}", unit.id.number, unit.reason.as_deref().unwrap_or("-")));
+    let errors = if errors == 1 { "1 error".to_owned() } else { format!("{errors} errors") };
+    Ok(need(Light::Yellow, "units in error", format!("{errors}{reason}"), format!("dockmaster messages list --node {node}")))
 }
 
 /// Writes since when, for people.

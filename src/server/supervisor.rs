@@ -5,6 +5,7 @@
 
 use super::alerting;
 use super::directory::{Directory, Routed};
+use super::merger::{Merger, MergerError};
 use super::pass::{ExtractsOf, ServeError, ServeOptions, restart_lost_extracts, tick};
 use super::purge::Purge;
 use super::rebuild::restore_ledger;
@@ -55,7 +56,7 @@ pub fn serve(
     restart_lost_extracts(&txnproc, root)?;
     let (routed_sender, routed) = tokio::sync::watch::channel(0u64);
     let routed_sender = Arc::new(routed_sender);
-    let (read_log, route) = (stop.wake(), stop.wake());
+    let (read_log, route, merge) = (stop.wake(), stop.wake(), stop.wake());
     let _watcher =
         wal::watch(&options.database, read_log.clone()).map_err(|fault| ServeError::Watch { path: fault.folder, source: fault.source })?;
 
@@ -71,10 +72,12 @@ pub fn serve(
 
     let room = &Room::new(root, options.min_free_bytes);
     std::thread::scope(|threads| {
-        let (fail, extracts_routed, route_wake) = (&fail, &routed_sender, &route);
+        let (fail, extracts_routed, route_wake, merge_wake) = (&fail, &routed_sender, &route, &merge);
         let sessions = end_sessions.clone();
+        let stored = merge.clone();
         threads.spawn(move || {
             let sync_options = SyncOptions {
+                stored: Some(Arc::new(move || stored.set())),
                 sessions_max: options.sessions_max,
                 sessions_per_address: options.sessions_per_address,
                 send_bytes_per_second: options.send_bytes_per_second,
@@ -173,6 +176,20 @@ pub fn serve(
             }
         });
         threads.spawn(move || {
+            let mut merger: Option<Merger> = None;
+            while !stop.is_stopped() {
+                if room.look().is_err() {
+                    stop.pause(RETRY);
+                    continue;
+                }
+                match merge_step(&mut merger, options, root).map_err(ServeError::from) {
+                    Ok(Progress::Worked) => {}
+                    Ok(Progress::Idle) => drop(merge_wake.wait(POLL)),
+                    Err(error) => pause_or_fail(error, stop, fail),
+                }
+            }
+        });
+        threads.spawn(move || {
             let mut purge = Purge::new(Arc::clone(root), &options.database, options.retention);
             let pause = stop.wake();
             while !stop.is_stopped() {
@@ -190,6 +207,14 @@ pub fn serve(
         Some(error) => Err(error),
         None => Ok(()),
     }
+}
+
+/// Takes one step of the Merger, which is opened as soon as its tables are there.
+fn merge_step(merger: &mut Option<Merger>, options: &ServeOptions, root: &Arc<DockingRoot>) -> Result<Progress, MergerError> {
+    if merger.is_none() {
+        *merger = Merger::open(&options.database, Arc::clone(root), options.merger())?;
+    }
+    merger.as_mut().map_or(Ok(Progress::Idle), Merger::step)
 }
 
 /// The newest start of each node. What waits for an older one is of no more use, and two extracts of one node would share a folder.

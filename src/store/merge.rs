@@ -133,17 +133,20 @@ struct Done {
 }
 
 impl MergeDatabase {
-    /// Opens a connection of its own.
+    /// Opens a connection of its own; `None` if an older program deployed what is in force, without the tables of uploads.
     ///
     /// # Errors
     /// The database cannot be opened, or nothing is deployed.
-    pub fn open(path: &Path) -> Result<MergeDatabase, StoreError> {
+    pub fn open(path: &Path) -> Result<Option<MergeDatabase>, StoreError> {
         let database = ServerDatabase::open(path)?;
         database.require_installed()?;
+        if !database.has_units()? {
+            return Ok(None);
+        }
         database.connection.pragma_update(None, "foreign_keys", true).map_err(database.fault("switching foreign keys on"))?;
         let merger = MergeDatabase { database, known: None };
         merger.forget_partial()?;
-        Ok(merger)
+        Ok(Some(merger))
     }
 
     /// Returns the database.

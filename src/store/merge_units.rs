@@ -300,6 +300,14 @@ impl ServerDatabase {
         self.units(&format!("{SELECT} WHERE node = ?1 AND status = 'error' ORDER BY install_id, unit"), [node.as_str()])
     }
 
+    /// Returns whether the tables of uploads are there: an older program deployed without them.
+    pub(super) fn has_units(&self) -> Result<bool, StoreError> {
+        let has = |table: &str| self.connection.table_exists(Some("main"), table);
+        has("dock_unit")
+            .and_then(|units| Ok(units && has("dock_key_map")? && has("dock_owner")?))
+            .map_err(self.fault("looking for our tables"))
+    }
+
     /// Returns how many units of each node are in which status; nothing if an older program deployed last.
     ///
     /// # Errors
@@ -307,7 +315,7 @@ impl ServerDatabase {
     pub fn unit_counts(&self) -> Result<BTreeMap<NodeName, UnitCounts>, StoreError> {
         let fault = || self.fault("counting units of nodes");
         let mut counts: BTreeMap<NodeName, UnitCounts> = BTreeMap::new();
-        if !self.connection.table_exists(Some("main"), "dock_unit").map_err(fault())? {
+        if !self.has_units()? {
             return Ok(counts);
         }
         let mut statement =

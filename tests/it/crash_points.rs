@@ -6,10 +6,18 @@
 use crate::crm::{self, equal, in_step, local, routed, serve_again, server_sql};
 use crate::harness::{Program, Site, literals};
 use dockmaster::base::crash::CrashPoint;
+use dockmaster::base::ids::{ContentHash, FileNo, InstallId, NodeName, TxnId, UnitNo};
+use dockmaster::dx::header::{DxDirection, Header};
+use dockmaster::dx::upload_writer::UploadWriter;
+use dockmaster::model::event::TableHeading;
+use dockmaster::model::upload::{RowChange, UnitId, UploadHead, UploadUnit};
+use dockmaster::model::value::Value;
+use dockmaster::store::merge_units::{Person, Ruling};
+use dockmaster::store::sqlite::ServerDatabase;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 const ALL: [&str; 3] = ["ANNA", "BERT", "CORA"];
 
@@ -27,6 +35,8 @@ enum Victim {
     Init,
     /// A node that synchronises.
     Sync,
+    /// A pass that merges what a node has sent.
+    Merge,
     /// A pass that finds no data store.
     Rebuild,
     /// An administrator who deploys.
@@ -45,6 +55,7 @@ fn victim(point: CrashPoint) -> Victim {
         InitFetched | InitUnpacked | InitAdopted | InitRetired | InitEmptied | InitConfigured | InitKept | InitReplaced => Victim::Init,
         DiskOperation | ExchangeBegun | ExchangeStored | ExchangeWhole | ExchangeRenamed | ExchangeAcknowledged | ApplyUnit
         | ApplyCommit | ApplyCommitted | ApplyRemoved => Victim::Sync,
+        MergeBegin | MergeCommit | MergeCommitted | MergeRefused => Victim::Merge,
         RebuildFilled | RebuildDone => Victim::Rebuild,
         DeployInstalled | DeployFilled | DeployTail | DeployDone => Victim::Deploy,
     }
@@ -111,6 +122,12 @@ fn crash_and_recover(peace: &Site, point: CrashPoint) {
             let address = serve_again(&mut site);
             site.remote_sync_ok(&["init", &address, "--node", "CORA", "--replace", "cora.db"]);
         }
+        Victim::Merge => {
+            upload(&site);
+            dies(&site, Program::Dockmaster, &["run"], at);
+            serve_again(&mut site);
+            merged_once(&site, at);
+        }
         Victim::Rebuild => {
             for suffix in ["", "-wal", "-shm"] {
                 let _ = std::fs::remove_file(site.path(&format!("docking/cds.db{suffix}")));
@@ -160,6 +177,76 @@ fn crash_and_recover(peace: &Site, point: CrashPoint) {
     in_step(&site, &ALL);
     site.stop();
     assert_eq!(site.dockmaster(&["status"]).status.code(), Some(0), "{at}: nobody has to do anything");
+}
+
+/// Puts a file of ANNA into her inbox: a unit that adds to an amount, and one that hands a row to somebody else, which is refused.
+fn upload(site: &Site) {
+    let server = ServerDatabase::open(site.path("hq.db")).unwrap();
+    let (identity, applied) = (server.identity().unwrap(), server.log_end().unwrap());
+    let anna: NodeName = "ANNA".parse().unwrap();
+    let node = server.node(&anna).unwrap().unwrap();
+    let columns = ["id", "account_id", "position_id", "name", "amount"].map(str::to_owned).to_vec();
+    let heading = Arc::new(TableHeading { name: "opportunity".into(), columns, key: vec![0] });
+    let open = rusqlite::Connection::open(site.path("hq.db")).unwrap();
+    let own: i64 = open.query_row("SELECT min(id) FROM opportunity WHERE position_id = 4", [], |row| row.get(0)).unwrap();
+    let insert = |id: i64, position: i64| {
+        let row = vec![Value::Integer(id), Value::Integer(1), Value::Integer(position), "merged".into(), Value::Integer(0)];
+        (Arc::clone(&heading), RowChange::Insert { row })
+    };
+    let unit = |number: u64, change| {
+        let head = UploadHead {
+            number: UnitNo(number),
+            applied,
+            revision: identity.revision,
+            cut_at_micros: 1,
+            label: None,
+            hidden: vec![],
+            changes: 1,
+        };
+        UploadUnit { head, changes: vec![change] }
+    };
+    // A key that is taken: executed twice it would be there twice.
+    let units = [unit(1, insert(own, 4)), unit(2, insert(900_000, 6))];
+    let header = Header {
+        direction: DxDirection::Upload,
+        server_id: identity.server_id,
+        epoch: identity.epoch,
+        node: Some(anna),
+        incarnation: node.incarnation,
+        file_no: FileNo(1),
+        first: TxnId(1),
+        last: TxnId(2),
+        revision: identity.revision,
+        previous: ContentHash::default(),
+        install_id: InstallId([9; 16]),
+        applied_unit: applied,
+    };
+    let (bytes, _) = UploadWriter::assemble(&header, &units, 3).unwrap();
+    let inbox = site.path("docking/ANNA/inbox");
+    std::fs::create_dir_all(&inbox).unwrap();
+    std::fs::write(inbox.join("00000001.dx"), bytes).unwrap();
+}
+
+/// Waits until the service has merged the file, and demands that each unit was executed once and is confirmed once.
+fn merged_once(site: &Site, at: &str) {
+    let open = rusqlite::Connection::open(site.path("hq.db")).unwrap();
+    let one = |sql: &str| -> String { open.query_row(sql, [], |row| row.get(0)).unwrap() };
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while one("SELECT ifnull(group_concat(status, ' '), '') FROM (SELECT status FROM dock_unit ORDER BY unit)") != "finished error" {
+        assert!(
+            std::time::Instant::now() < until,
+            "{at}: {}",
+            one("SELECT group_concat(status || ifnull(reason, ''), ' ') FROM dock_unit")
+        );
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert_eq!(one("SELECT count(*) || '' FROM opportunity WHERE name = 'merged'"), "1", "{at}");
+    let confirms = "SELECT count(*) || '' FROM dock_txn_log WHERE tbl = 0 AND c1 LIKE '{\"confirm\"%'";
+    assert_eq!(one(confirms), "2", "{at}");
+    // Nobody has to do anything at the end.
+    let server = ServerDatabase::open(site.path("hq.db")).unwrap();
+    let unit = UnitId { install: InstallId([9; 16]), number: UnitNo(2) };
+    server.rule(unit, Ruling::Ignore, &[], &Person { who: "test", reason: "of a test", now_micros: 1 }).unwrap().unwrap();
 }
 
 /// The administrator dies while nodes are active and the service runs: what stands in the log comes to pass all the same.

@@ -34,6 +34,7 @@ mod kills;
 mod large;
 mod memory;
 mod messages;
+mod merger;
 mod node_kit;
 mod northwind;
 mod oracle;
