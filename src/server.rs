@@ -10,6 +10,7 @@ mod inbox;
 pub mod messages;
 pub mod merger;
 mod mergerinbox;
+pub mod messages;
 pub mod metrics;
 pub mod nodes;
 pub mod outbox;
