@@ -421,7 +421,12 @@ impl Merger {
 
     /// Leaves a node alone for a while; the others go on.
     fn block(&mut self, node: NodeName, error: &MergerError) -> Result<(), MergerError> {
-        self.alert(&node, &error.to_string())?;
+        if matches!(error, MergerError::Unit { source: MergeError::TableStopped { .. }, .. }) {
+            // Mostly the Transaction Processor takes the table up again by itself; what it cannot is a need of its own.
+            tracing::warn!(stage = "merger", %node, "{error}");
+        } else {
+            self.alert(&node, &error.to_string())?;
+        }
         self.blocked.insert(node, Instant::now());
         Ok(())
     }

@@ -120,8 +120,8 @@ fn r12_keys_of_the_application_are_its_own() {
     yard.merged("ANNA", changes);
     assert_eq!(yard.held(), "note 1: a row with this key is there already, and it is another one");
     let changes = vec![yard.insert("note", &[int(1), Value::Null, "root".into()])];
-    yard.merged("ANNA", changes);
-    assert_eq!(yard.text("SELECT status FROM dock_unit ORDER BY unit"), "'error' 'finished'");
+    yard.merged("BERT", changes);
+    assert_eq!(yard.statuses(), "ANNA1 error BERT1 finished");
 }
 
 /// Two nodes and a program on the server insert notes and children, all offline; every child ends at its parent and none is lost.

@@ -24,6 +24,11 @@ fn shop() -> Yard {
     shop_with("")
 }
 
+/// A shop whose database has more than that.
+fn shop_and(sql: &str) -> Yard {
+    Yard::new(&format!("{SHOP}{sql}"), &two_way(""))
+}
+
 fn shop_with(tables: &str) -> Yard {
     Yard::new(SHOP, &two_way(tables))
 }
@@ -131,10 +136,9 @@ fn mi54_mi55_mi61_f34_whatever_the_server_refuses_is_rolled_back_whole_and_told(
 #[test]
 fn mi61_a_trigger_that_says_no_is_heard_even_if_it_rolls_everything_back() {
     for raise in ["ABORT", "ROLLBACK", "FAIL"] {
-        let mut yard = shop();
-        yard.sql(&format!(
+        let mut yard = shop_and(&format!(
             "CREATE TRIGGER closed BEFORE UPDATE ON orders WHEN OLD.stage = 'closed' BEGIN SELECT RAISE({raise}, 'the order is closed'); END;
-             UPDATE orders SET stage = 'closed' WHERE id = 11"
+             UPDATE orders SET stage = 'closed' WHERE id = 11;"
         ));
         let first = yard.update("orders", &[int(10)], &[("note", "x".into())]);
         let second = yard.update("orders", &[int(11)], &[("note", "x".into())]);
@@ -173,8 +177,7 @@ fn f42_unique_values_are_swapped_where_nobody_can_notice_and_refused_with_the_ri
     let mut yard = shop();
     swap(&mut yard);
     assert_eq!(yard.text("SELECT name FROM customer ORDER BY id"), "'Bolt' 'Acme'");
-    let mut yard = shop();
-    yard.sql("CREATE TRIGGER seen AFTER UPDATE ON customer BEGIN INSERT INTO activity(what) VALUES (NEW.name); END");
+    let mut yard = shop_and("CREATE TRIGGER seen AFTER UPDATE ON customer BEGIN INSERT INTO activity(what) VALUES (NEW.name); END;");
     swap(&mut yard);
     assert_eq!(yard.held(), "customer 1: UNIQUE constraint failed: customer.name; customer 2 has it");
     assert_eq!(yard.text("SELECT name FROM customer ORDER BY id"), "'Acme' 'Bolt'");
