@@ -10,7 +10,6 @@ mod inbox;
 pub mod merger;
 mod mergerinbox;
 pub mod messages;
-pub mod messages;
 pub mod metrics;
 pub mod nodes;
 pub mod outbox;
