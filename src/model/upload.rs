@@ -112,7 +112,12 @@ impl Confirm {
             Outcome::Merged { conflicts, keys } => {
                 let conflicts = conflicts.iter().map(|conflict| {
                     let texts = conflict.table.len() + conflict.rule.len() + conflict.column.as_ref().map_or(0, String::len);
-                    size_of::<Conflict>() + texts + of(&conflict.key) + value(&conflict.base) + value(&conflict.server) + value(&conflict.client)
+                    size_of::<Conflict>()
+                        + texts
+                        + of(&conflict.key)
+                        + value(&conflict.base)
+                        + value(&conflict.server)
+                        + value(&conflict.client)
                 });
                 let keys = keys.iter().map(|mapping| size_of::<KeyMapping>() + mapping.table.len() + of(&mapping.old) + of(&mapping.new));
                 conflicts.sum::<usize>() + keys.sum::<usize>()
