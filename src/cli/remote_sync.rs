@@ -53,6 +53,8 @@ enum Command {
     Watch(client_commands::DatabaseArgs),
     /// Show how far the local database is, and what needs a person
     Status(client_commands::DatabaseArgs),
+    /// List local changes that the server has not confirmed
+    Pending(client_commands::DatabaseArgs),
 }
 
 /// Runs the program.
@@ -74,5 +76,6 @@ fn run(arguments: &Arguments) -> Outcome {
         Command::Sync(args) => sync_commands::sync(args, output),
         Command::Watch(args) => sync_commands::watch(args, output),
         Command::Status(args) => client_commands::status(args, output),
+        Command::Pending(args) => client_commands::pending(args, output),
     }
 }

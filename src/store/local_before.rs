@@ -146,6 +146,8 @@ pub(super) struct Pending<'c> {
 }
 
 type Change = (TableHeading, RowChange);
+/// Unit and place of a change.
+type Place = (i64, i64);
 
 impl Pending<'_> {
     /// Returns what the row of a key was, of which `keys` are all spellings; the outer `None` if nothing was ever noted of it.
@@ -178,7 +180,7 @@ impl Pending<'_> {
     }
 
     /// Returns the shown changes that have to do with a row, in order: found by key, and on through changes of keys.
-    fn changes(&self, table: &CutTable, keys: &[RowKey]) -> Result<BTreeMap<(i64, i64), Change>, LocalError> {
+    fn changes(&self, table: &CutTable, keys: &[RowKey]) -> Result<BTreeMap<Place, Change>, LocalError> {
         let mut found = BTreeMap::new();
         let mut looked = BTreeSet::new();
         let mut to_look: Vec<RowKey> = keys.to_vec();
@@ -201,7 +203,7 @@ impl Pending<'_> {
         Ok(found)
     }
 
-    fn changes_of(&self, table: &CutTable, code: &[u8]) -> Result<Vec<((i64, i64), Change)>, LocalError> {
+    fn changes_of(&self, table: &CutTable, code: &[u8]) -> Result<Vec<(Place, Change)>, LocalError> {
         let sql = |source| LocalError::of_sql(self.path, "look for pending changes of a row", source);
         let mut statement = self
             .connection

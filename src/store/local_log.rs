@@ -81,6 +81,8 @@ pub(super) struct LogReader<'a> {
 
 /// Where the values of a table's key stand in one image of a log row; `None` if it was captured by another key.
 type KeyPlaces = Option<Vec<usize>>;
+/// A table of the cut, by place.
+type Target = (usize, KeyPlaces);
 
 impl LogReader<'_> {
     fn sql(&self, source: rusqlite::Error) -> LocalError {
@@ -93,7 +95,7 @@ impl LogReader<'_> {
     }
 
     /// Returns the table that a capture's entries concern now, and where the key stands in them.
-    fn target(&self, capture: &LocalCapture) -> Option<(usize, KeyPlaces)> {
+    fn target(&self, capture: &LocalCapture) -> Option<Target> {
         let table = self.tables.iter().position(|table| table.capture.table.eq_ignore_ascii_case(&capture.table))?;
         let now = &self.tables.get(table)?.capture;
         let names = now.key.iter().filter_map(|place| now.columns.get(*place));
@@ -107,7 +109,7 @@ impl LogReader<'_> {
     /// An entry is damaged, its table has another key now, or a statement failed.
     pub(super) fn read(&self, upto: i64) -> Result<Touched, LocalError> {
         let borders = self.borders(upto)?;
-        let targets: BTreeMap<i64, (&LocalCapture, Option<(usize, KeyPlaces)>)> =
+        let targets: BTreeMap<i64, (&LocalCapture, Option<Target>)> =
             self.captures.iter().map(|capture| (capture.id, (capture, self.target(capture)))).collect();
         let mut read = Touched::default();
         let mut segment = Segment::default();

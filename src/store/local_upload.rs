@@ -4,7 +4,7 @@
 //! may be written over; one with a row is made again from its units, with the same content.
 
 use super::local::{LocalDatabase, LocalError, LocalState};
-use crate::base::ids::{ByteHash, ContentHash, Epoch, FileNo, InstallId, TxnId, UnitNo};
+use crate::base::ids::{ByteHash, ContentHash, Epoch, FileNo, TxnId, UnitNo};
 use crate::dx::header::{DxDirection, Header};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 use std::str::FromStr;
@@ -205,7 +205,7 @@ impl LocalDatabase {
             last: TxnId(row.last.0.cast_signed()),
             revision: revision.first().map_or(state.revision, |unit| unit.head.revision),
             previous,
-            install_id: state.install_id.unwrap_or(InstallId::default()),
+            install_id: state.install_id.unwrap_or_default(),
             applied_unit: row.applied,
         })
     }
