@@ -30,5 +30,6 @@ mod serve_command;
 pub mod server_commands;
 pub mod status_view;
 mod sync_commands;
+mod sync_report;
 mod tick_command;
 mod verify_command;

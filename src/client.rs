@@ -10,6 +10,7 @@ pub mod inbox;
 pub mod init;
 pub mod local_applier;
 pub mod outbox;
+pub mod local_uploads;
 pub mod report;
 pub mod send;
 pub mod status;

@@ -5,6 +5,9 @@ use crate::cli::client_commands::DatabaseArgs;
 use crate::cli::exit::{Exit, Outcome};
 use crate::cli::output::{Output, bytes, count, some};
 use crate::client::daemon;
+use crate::base::limits::AWAIT_SECONDS_MAX;
+use crate::cli::sync_report;
+use crate::client::applier::Applier;
 use crate::client::exchange::{self, ExchangeOptions, SharedApplier};
 use crate::client::folder::ClientFolder;
 use crate::client::init::{self, InitOptions};
@@ -48,6 +51,8 @@ pub(crate) struct InitArgs {
 /// Which half of a sync to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Only {
+    /// Send what was changed here
+    Send,
     /// Fetch files into the inbox
     Receive,
     /// Apply what the inbox holds; needs no network
@@ -56,10 +61,24 @@ pub(crate) enum Only {
 
 /// Arguments of `sync`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Sends what was changed here, fetches what was changed elsewhere, and applies it. What the server made of your changes comes \
+with this sync if you wait for it, else with a later one.
+
+Examples:
+  remote-sync sync pos.db
+  remote-sync sync pos.db --wait 30       the server's answer comes with this sync, if it is ready within 30 s
+  remote-sync sync pos.db --only send")]
 pub(crate) struct SyncArgs {
     /// Do one half only
     #[arg(long, value_enum, value_name = "STEP")]
     only: Option<Only>,
+    /// Fetch nothing; `download = false` in remote-sync.toml does so for every sync
+    #[arg(long, conflicts_with = "only")]
+    no_download: bool,
+    /// Wait until the server has merged what was sent, at most so long
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=i64::from(AWAIT_SECONDS_MAX)))]
+    wait: Option<u32>,
     /// The local database
     #[arg(value_name = "DB")]
     database: PathBuf,
@@ -112,38 +131,56 @@ pub(crate) fn sync(args: &SyncArgs, output: Output) -> Outcome {
     let applier = Arc::new(Mutex::new(LocalApplier::open(&folder)?));
     let began = Instant::now();
     let mut report = SyncReport::default();
+    let sends = matches!(args.only, None | Some(Only::Send));
+    let fetches = config.download && !args.no_download && matches!(args.only, None | Some(Only::Receive));
+    if sends {
+        // Whoever answers or not: what was changed up to now is one unit, and no longer part of the next.
+        let uploads = lock(&applier).uploads();
+        if let Some(uploads) = uploads {
+            uploads.lock().unwrap_or_else(PoisonError::into_inner).cut().map_err(ExchangeError::Local)?;
+        }
+    }
     if args.only != Some(Only::Apply) {
-        let options = ExchangeOptions { apply: args.only.is_none(), ..ExchangeOptions::default() };
+        let options = ExchangeOptions {
+            apply: args.only.is_none(),
+            send: sends,
+            receive: fetches,
+            wait: args.wait.filter(|_| sends),
+            ..ExchangeOptions::default()
+        };
         let shared: SharedApplier = applier.clone();
         loop {
             let mut bars = Bars::new(output);
             let round = exchange::sync_once(&folder, &config, &shared, &options, &mut bars);
             bars.finish();
             let round = round.map_err(|error| stopped_first(&applier, error))?;
-            (report.files, report.bytes) = (report.files + round.files, report.bytes + round.bytes);
+            report = report.and(round);
             let again = lock(&applier).take_fetch_again();
-            report = SyncReport { files: report.files, bytes: report.bytes, ..round };
             if again.is_empty() {
                 break;
             }
             tracing::warn!(files = again.len(), "damaged in the inbox, fetched again");
         }
     }
-    if args.only != Some(Only::Receive) {
+    if matches!(args.only, None | Some(Only::Apply)) {
         lock(&applier).run()?;
     }
+    let sent = sync_report::Sent::of(&report.sent, &applier)?;
     let applier = lock(&applier);
     let total = applier.total();
     if output.is_json() {
         output.json(json!({
             "node": config.node.as_str(), "server": report.server_name, "files": report.files, "bytes": report.bytes,
             "units": total.units, "rows": total.rows, "applied_bytes": total.bytes, "applied_raw_bytes": total.raw_bytes, "applied_file": total.applied_file.0, "applied_unit": total.applied_unit.0,
-            "staged_units": total.staged, "longest_pause_ms": total.longest_pause.as_millis() as u64,
+            "staged_units": total.staged, "longest_pause_ms": total.longest_pause.as_millis() as u64, "sent": sent.json(),
         }))?;
-        return Ok(Exit::Done);
+        return Ok(sent.exit());
     }
     let took = began.elapsed().as_secs_f32();
-    let received = format!("Received {}, {}", some(report.files, "file", "files"), bytes(report.bytes));
+    let received = match fetches {
+        true => format!("Received {}, {}", some(report.files, "file", "files"), bytes(report.bytes)),
+        false => "Nothing fetched".to_owned(),
+    };
     // Small files gain nothing; then the figure would only puzzle.
     let ratio = match total.raw_bytes as f64 / (total.bytes.max(1) as f64) {
         ratio if ratio >= 1.05 => format!(" (compressed {ratio:.1} to 1)"),
@@ -158,14 +195,21 @@ pub(crate) fn sync(args: &SyncArgs, output: Output) -> Outcome {
         }
     };
     let applied = format!("applied {}{ratio}{pause}", some(total.rows, "row", "rows"));
+    let sent_text = sent.text();
     output.line(match args.only {
-        None => {
-            format!("In step with {} at txn {} in {took:.1} s. {received}; {applied}.", report.server_name, count(total.applied_unit.0))
+        None if fetches => {
+            let (server, unit) = (&report.server_name, count(total.applied_unit.0));
+            format!("In step with {server} at txn {unit} in {took:.1} s. {sent_text}{received}; {applied}.")
         }
+        None => format!("At txn {} in {took:.1} s. {sent_text}{received}; {applied}.", count(total.applied_unit.0)),
+        Some(Only::Send) => format!("{}Took {took:.1} s with {}.", sent.said(), report.server_name),
         Some(Only::Receive) => format!("{received} from {} in {took:.1} s; nothing applied.", report.server_name),
         Some(Only::Apply) => format!("At txn {}: {applied} in {took:.1} s.", count(total.applied_unit.0)),
     })?;
-    Ok(Exit::Done)
+    for line in sent.notes(args.wait) {
+        output.say(line)?;
+    }
+    Ok(sent.exit())
 }
 
 /// Stays in step until Ctrl-C.
@@ -178,7 +222,8 @@ pub(crate) fn watch(args: &DatabaseArgs, output: Output) -> Outcome {
     let shared: SharedApplier = applier.clone();
     let stop = signals::token()?;
     output.say(format!("{} stays in step with {}; Ctrl-C stops cleanly.", config.node, config.server))?;
-    daemon::watch(&folder, &config, &shared, &ExchangeOptions::default(), &mut Told, &stop)
+    let options = ExchangeOptions { receive: config.download, ..ExchangeOptions::default() };
+    daemon::watch(&folder, &config, &shared, &options, &mut Told, &stop)
         .map_err(|error| stopped_first(&applier, error))?;
     Ok(Exit::Done)
 }
@@ -205,15 +250,17 @@ struct Bars {
     output: Output,
     bar: Option<ProgressBar>,
     expected: u64,
+    sending: Option<ProgressBar>,
+    to_send: u64,
 }
 
 impl Bars {
     fn new(output: Output) -> Bars {
-        Bars { output, bar: None, expected: 0 }
+        Bars { output, bar: None, expected: 0, sending: None, to_send: 0 }
     }
 
     fn finish(&mut self) {
-        if let Some(bar) = self.bar.take() {
+        for bar in [self.sending.take(), self.bar.take()].into_iter().flatten() {
             bar.finish_and_clear();
         }
     }
@@ -226,6 +273,16 @@ impl Progress for Bars {
                 self.expected += bytes;
                 let output = self.output;
                 self.bar.get_or_insert_with(|| output.progress("receive", 0)).set_length(self.expected);
+            }
+            ProgressEvent::Sending { bytes, .. } => {
+                self.to_send += bytes;
+                let output = self.output;
+                self.sending.get_or_insert_with(|| output.progress("send", 0)).set_length(self.to_send);
+            }
+            ProgressEvent::SentBytes(bytes) => {
+                if let Some(bar) = &self.sending {
+                    bar.inc(*bytes);
+                }
             }
             ProgressEvent::Bytes(bytes) => {
                 if let Some(bar) = &self.bar {
@@ -258,6 +315,7 @@ impl Progress for Told {
             ProgressEvent::Connected { server, files } => {
                 tracing::info!("connected to {server}, {} waiting", some(*files, "file", "files"))
             }
+            ProgressEvent::Sent(file) => tracing::info!(%file, "sent, and durable on the server"),
             ProgressEvent::Applied(applied) => tracing::info!(file = %applied.file, "in step at txn {}", applied.unit),
             ProgressEvent::ApplyFailed(why) => tracing::error!("apply: {why}"),
             ProgressEvent::Damaged(file) => tracing::warn!("{} came damaged and is fetched again", file.file_name()),

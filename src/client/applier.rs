@@ -98,11 +98,9 @@ pub struct Outgoing {
     pub path: PathBuf,
 }
 
-/// What became of units that were sent.
+/// What became of units that were sent; those in neither number are finished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Fates {
-    /// Confirmed: they are on the server.
-    pub merged: u64,
     /// The server refused them; a person decides.
     pub refused: u64,
     /// Nothing was heard yet.

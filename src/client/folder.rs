@@ -191,6 +191,8 @@ pub struct RemoteConfig {
     pub node: NodeName,
     /// Server that the database belongs to; set by init, and no other server is talked to from then on.
     pub server_id: Option<ServerId>,
+    /// Whether files are fetched; changes made here are sent all the same (MI-22).
+    pub download: bool,
 }
 
 /// Layout of `remote-sync.toml`.
@@ -206,8 +208,8 @@ impl RemoteConfig {
     pub fn parse(text: &str) -> Result<RemoteConfig, String> {
         let document: DocumentMut = text.parse().map_err(|error: toml_edit::TomlError| error.to_string())?;
         for (name, _) in document.iter() {
-            if !["version", "server", "node", "server_id"].contains(&name) {
-                return Err(format!("`{name}` is not known here (known: version, server, node, server_id)"));
+            if !["version", "server", "node", "server_id", "download"].contains(&name) {
+                return Err(format!("`{name}` is not known here (known: version, server, node, server_id, download)"));
             }
         }
         let text_of = |name: &str| match document.get(name) {
@@ -226,7 +228,11 @@ impl RemoteConfig {
         }
         let node = text_of("node")?.ok_or("`node` is missing")?.parse().map_err(wrong)?;
         let server_id = text_of("server_id")?.map(str::parse).transpose().map_err(wrong)?;
-        Ok(RemoteConfig { server, node, server_id })
+        let download = match document.get("download") {
+            None => true,
+            Some(item) => item.as_bool().ok_or("`download` must be true or false")?,
+        };
+        Ok(RemoteConfig { server, node, server_id, download })
     }
 
     /// Returns the text of the file.
@@ -237,6 +243,9 @@ impl RemoteConfig {
         document["node"] = value(self.node.as_str());
         if let Some(server_id) = self.server_id {
             document["server_id"] = value(server_id.to_string());
+        }
+        if !self.download {
+            document["download"] = value(false);
         }
         document.to_string()
     }
@@ -271,7 +280,7 @@ mod tests {
         let folder = ClientFolder::of(home.path().join("pos.db"));
         assert!(matches!(folder.read_config(), Err(FolderError::NoConfig { .. })));
         let config =
-            RemoteConfig { server: "127.0.0.1:40400".into(), node: "SHOP-01".parse().unwrap(), server_id: Some(ServerId([9; 16])) };
+            RemoteConfig { server: "127.0.0.1:40400".into(), node: "SHOP-01".parse().unwrap(), server_id: Some(ServerId([9; 16])), download: false };
         folder.lock().unwrap().write_config(&config).unwrap();
         assert_eq!(folder.read_config().unwrap(), config);
     }
@@ -287,6 +296,7 @@ mod tests {
             ("version = 1\nserver = \"a:1\"\nnode = \"A\"\nserver_id = \"xy\"", "ServerId"),
             ("version = 1\nserver = \"a:1\"\nnode = \"A\"\nnod = \"B\"", "`nod`"),
             ("version = 1\nserver = 7\nnode = \"A\"", "server"),
+            ("version = 1\nserver = \"a:1\"\nnode = \"A\"\ndownload = \"no\"", "download"),
         ] {
             let problem = RemoteConfig::parse(text).unwrap_err();
             assert!(problem.contains(named), "{text}: {problem}");

@@ -161,7 +161,10 @@ fn put_in_place(folder: &LockedFolder, options: &InitOptions, fetched: &Fetched,
     }
     disk.sync_folder(&folder.inbox())?;
     crash::at(CrashPoint::InitEmptied);
-    let config = RemoteConfig { server: options.server.clone(), node: options.node.clone(), server_id: Some(fetched.welcome.server_id) };
+    // What the user chose for this folder outlives the database in it.
+    let download = folder.read_config().map_or(true, |former| former.download);
+    let (server, node, server_id) = (options.server.clone(), options.node.clone(), Some(fetched.welcome.server_id));
+    let config = RemoteConfig { server, node, server_id, download };
     folder.write_config(&config).map_err(ExchangeError::Folder)?;
     crash::at(CrashPoint::InitConfigured);
     let replaced = exists.then(|| folder.replaced_database());

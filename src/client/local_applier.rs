@@ -3,10 +3,13 @@
 use crate::base::folder;
 use crate::base::ids::{Epoch, FileNo, Incarnation, InstallId};
 use crate::client::apply::{self, ApplyError, ApplyFolders, ApplyReport};
-use crate::client::exchange::{Applier, BoxError, LocalPosition, Reports};
+use crate::client::applier::{Applier, BoxError, LocalPosition, Reports, SharedUploads};
 use crate::client::folder::ClientFolder;
+use crate::client::local_uploads::LocalUploads;
+use crate::client::outbox::OutboxError;
 use crate::session::message::AppliedTo;
 use crate::store::local::{LocalDatabase, LocalError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How long another program may keep the local database locked before the apply gives up for now.
@@ -30,20 +33,23 @@ pub enum ApplyFault {
 }
 
 /// Applies the inbox of one local database.
-#[derive(Debug)]
 pub struct LocalApplier {
     local: LocalDatabase,
     folders: ApplyFolders,
     total: ApplyReport,
     fetch_again: Vec<FileNo>,
+    uploads: SharedUploads,
 }
 
 impl LocalApplier {
     /// Opens the local database of a client folder.
-    pub fn open(folder: &ClientFolder) -> Result<LocalApplier, LocalError> {
+    pub fn open(folder: &ClientFolder) -> Result<LocalApplier, OutboxError> {
+        let folders = ApplyFolders::below(folder.path());
+        let uploads = LocalUploads::open(folder, &folders.disk)?;
         Ok(LocalApplier {
             local: LocalDatabase::open(folder.database())?,
-            folders: ApplyFolders::below(folder.path()),
+            folders,
+            uploads: Arc::new(Mutex::new(uploads)),
             total: ApplyReport::default(),
             fetch_again: Vec::new(),
         })
@@ -103,6 +109,10 @@ impl LocalApplier {
 }
 
 impl Applier for LocalApplier {
+    fn uploads(&mut self) -> Option<SharedUploads> {
+        Some(Arc::clone(&self.uploads))
+    }
+
     fn state(&mut self) -> Result<LocalPosition, BoxError> {
         let state = self.local.state()?;
         Ok(LocalPosition {

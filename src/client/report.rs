@@ -133,6 +133,21 @@ pub struct SentReport {
     pub remarks: Vec<String>,
 }
 
+impl SyncReport {
+    /// Returns this report with that of a later round.
+    #[must_use]
+    pub fn and(self, later: SyncReport) -> SyncReport {
+        let mut sent = later.sent;
+        sent.files += self.sent.files;
+        sent.bytes += self.sent.bytes;
+        sent.units += self.sent.units;
+        sent.ranges.splice(0..0, self.sent.ranges);
+        sent.remarks.splice(0..0, self.sent.remarks);
+        sent.merged = sent.merged.or(self.sent.merged);
+        SyncReport { files: self.files + later.files, bytes: self.bytes + later.bytes, sent, ..later }
+    }
+}
+
 impl SentReport {
     /// Counts the file that was begun last if the server has all files to `stored`.
     pub(super) fn count(&mut self, stored: FileNo) {

@@ -340,7 +340,7 @@ impl Client {
             revision: Revision(3),
         };
         let keeper = Arc::new(Mutex::new(Keeper { inbox: folder.inbox(), position, applied: applied.clone(), uploads: None }));
-        let config = RemoteConfig { server: address.to_string(), node: name(node), server_id: Some(SERVER_ID) };
+        let config = RemoteConfig { server: address.to_string(), node: name(node), server_id: Some(SERVER_ID), download: true };
         Client { home, folder, config, keeper, applied, options: options() }
     }
 
