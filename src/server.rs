@@ -32,6 +32,7 @@ mod syncupload;
 pub mod trail;
 pub mod txnproc;
 mod txnproc_queue;
+pub mod unmerged;
 pub mod verify;
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ pub mod local_cut;
 mod local_log;
 mod local_put_back;
 pub mod local_reshape;
+pub mod local_restored;
 pub mod local_rules;
 pub mod local_schema;
 pub mod local_stage;

@@ -12,6 +12,7 @@ use crate::model::dock::Dock;
 use crate::model::node::{Node, NodeState};
 use crate::model::value::Value;
 use crate::server::nodes::{self, NodeSettings};
+use crate::server::unmerged;
 use crate::store::sqlite::ServerDatabase;
 use anyhow::{Context as _, bail};
 use serde_json::{Value as Json, json};
@@ -233,7 +234,15 @@ fn delete(named: Option<&Path>, args: &DeleteArgs, output: Output) -> Outcome {
         output.say("Nothing was changed.")?;
         return Ok(Exit::Failed);
     }
+    let merged = database.merged_to(&args.name)?;
     nodes::delete(&database, &args.name)?;
+    let root = DockingRoot::open(&Settings::load(named)?.root, Access::Look)?;
+    let reason = format!("{} was deleted before this was merged", node.name);
+    let moved = unmerged::put_aside(&root, &node.name, merged.as_ref(), &reason)?;
+    if !moved.is_empty() {
+        let (files, folder) = (some(moved.len() as u64, "file", "files"), root.quarantine(&node.name));
+        output.say(format!("{files} that it sent and nobody merged: kept in {}", folder.display()))?;
+    }
     done(&node, &format!("{} is deleted", node.name), output)
 }
 

@@ -1,13 +1,13 @@
 //! `remote-sync init | sync | watch`: the commands that talk to the server, or apply what it sent.
 
 use crate::base::ids::NodeName;
+use crate::base::limits::AWAIT_SECONDS_MAX;
 use crate::cli::client_commands::DatabaseArgs;
 use crate::cli::exit::{Exit, Outcome};
 use crate::cli::output::{Output, bytes, count, some};
-use crate::client::daemon;
-use crate::base::limits::AWAIT_SECONDS_MAX;
 use crate::cli::sync_report;
 use crate::client::applier::Applier;
+use crate::client::daemon;
 use crate::client::exchange::{self, ExchangeOptions, SharedApplier};
 use crate::client::folder::ClientFolder;
 use crate::client::init::{self, InitOptions};
@@ -223,8 +223,7 @@ pub(crate) fn watch(args: &DatabaseArgs, output: Output) -> Outcome {
     let stop = signals::token()?;
     output.say(format!("{} stays in step with {}; Ctrl-C stops cleanly.", config.node, config.server))?;
     let options = ExchangeOptions { receive: config.download, ..ExchangeOptions::default() };
-    daemon::watch(&folder, &config, &shared, &options, &mut Told, &stop)
-        .map_err(|error| stopped_first(&applier, error))?;
+    daemon::watch(&folder, &config, &shared, &options, &mut Told, &stop).map_err(|error| stopped_first(&applier, error))?;
     Ok(Exit::Done)
 }
 

@@ -63,7 +63,8 @@ impl<'a> Sent<'a> {
     pub(crate) fn notes(&self, wait: Option<u32>) -> Vec<String> {
         let mut notes = self.report.remarks.clone();
         if let (Some(false), Some(seconds)) = (self.report.merged, wait) {
-            notes.push(format!("Not everything was merged within {seconds} s: the server goes on, and its answer comes with a later sync."));
+            notes
+                .push(format!("Not everything was merged within {seconds} s: the server goes on, and its answer comes with a later sync."));
         }
         if let Some(refused) = &self.report.refused {
             notes.push(format!("The server did not take {} ({}): {}", refused.file.file_name(), refused.code, refused.text));

@@ -336,7 +336,7 @@ impl Exchange<'_> {
     }
 
     fn start_apply(&self, running: &mut Running) {
-        if running.apply_due && running.applying.is_none() && running.machine.state() != "greeting" {
+        if running.apply_due && running.applying.is_none() && running.machine.state() != "greeting" && running.up.may_apply() {
             running.apply_due = false;
             running.apply_began = Instant::now();
             let applier = self.applier.clone();

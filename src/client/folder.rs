@@ -279,8 +279,12 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let folder = ClientFolder::of(home.path().join("pos.db"));
         assert!(matches!(folder.read_config(), Err(FolderError::NoConfig { .. })));
-        let config =
-            RemoteConfig { server: "127.0.0.1:40400".into(), node: "SHOP-01".parse().unwrap(), server_id: Some(ServerId([9; 16])), download: false };
+        let config = RemoteConfig {
+            server: "127.0.0.1:40400".into(),
+            node: "SHOP-01".parse().unwrap(),
+            server_id: Some(ServerId([9; 16])),
+            download: false,
+        };
         folder.lock().unwrap().write_config(&config).unwrap();
         assert_eq!(folder.read_config().unwrap(), config);
     }

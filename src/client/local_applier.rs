@@ -2,8 +2,8 @@
 
 use crate::base::folder;
 use crate::base::ids::{Epoch, FileNo, Incarnation, InstallId};
-use crate::client::apply::{self, ApplyError, ApplyFolders, ApplyReport};
 use crate::client::applier::{Applier, BoxError, LocalPosition, Reports, SharedUploads};
+use crate::client::apply::{self, ApplyError, ApplyFolders, ApplyReport};
 use crate::client::folder::ClientFolder;
 use crate::client::local_uploads::LocalUploads;
 use crate::client::outbox::OutboxError;
@@ -39,6 +39,12 @@ pub struct LocalApplier {
     total: ApplyReport,
     fetch_again: Vec<FileNo>,
     uploads: SharedUploads,
+}
+
+impl std::fmt::Debug for LocalApplier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LocalApplier").field("local", &self.local).field("total", &self.total).finish_non_exhaustive()
+    }
 }
 
 impl LocalApplier {

@@ -39,7 +39,12 @@ impl Uploads for LocalUploads {
     }
 
     fn agree(&mut self, known: &UploadState) -> Result<Option<String>, BoxError> {
-        Ok(self.outbox.agree(known.stored, known.hash, known.last_unit)?)
+        let Some(mut remark) = self.outbox.agree(known.stored, known.hash, known.last_unit)? else { return Ok(None) };
+        let moved = self.outbox.local().renumber_unsent(known.last_unit)?;
+        if moved > 0 {
+            remark.push_str(&format!("; {moved} that were not sent have new numbers, above {}", known.last_unit));
+        }
+        Ok(Some(remark))
     }
 
     fn next(&mut self, after: FileNo) -> Result<Option<Outgoing>, BoxError> {

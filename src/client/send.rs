@@ -39,6 +39,8 @@ pub(super) struct Up {
     sending: Option<Sending>,
     /// All files to this one are stored.
     stored: FileNo,
+    /// The numbers of what is here are above those that the server knows: only then confirms may be applied.
+    is_agreed: bool,
     /// Nothing more is to be sent for now.
     is_done: bool,
     is_awaiting: bool,
@@ -65,6 +67,11 @@ impl Up {
     /// Whether nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
         self.is_done && self.current.is_none()
+    }
+
+    /// Whether what came may be applied.
+    pub(super) fn may_apply(&self) -> bool {
+        self.is_agreed || self.is_done
     }
 
     /// Whether a sync need not wait for this half.
@@ -109,6 +116,7 @@ impl Exchange<'_> {
         })
         .await
         .map_err(ExchangeError::Local)?;
+        running.up.is_agreed = true;
         if let Some(remark) = remark {
             tracing::warn!("{remark}");
             self.report.sent.remarks.push(remark);

@@ -9,6 +9,7 @@ mod refusals;
 pub(crate) mod support;
 mod upload_kit;
 mod uploads;
+mod whole;
 
 use dockmaster::base::ids::*;
 use dockmaster::client::daemon::watch;

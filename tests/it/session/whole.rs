@@ -1,0 +1,136 @@
+//! What nodes send, through the programs as a user runs them: plain SQL on a node, `remote-sync`, a service, and its docking root.
+
+use crate::harness::Site;
+use dockmaster::base::ids::{FileNo, UnitNo};
+use dockmaster::dx::upload_reader::UploadReader;
+use serde_json::Value as Json;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+const DEFINITION: &str = "version = 1\n[server]\nname = \"HQ\"\ndatabase = \"hq.db\"\n[object.item]\nvisible.all = 'everyone'\n";
+
+/// A service with one node that has its database.
+fn site() -> Site {
+    let mut site = Site::new(
+        |path| {
+            let conn = rusqlite::Connection::open(path).unwrap();
+            conn.execute_batch("CREATE TABLE item(id INTEGER PRIMARY KEY, name TEXT); INSERT INTO item VALUES(1, 'a')").unwrap();
+        },
+        DEFINITION,
+    );
+    site.dockmaster_ok(&["deploy", "--yes"]);
+    site.dockmaster_ok(&["node", "add", "ANNA"]);
+    let address = site.serve();
+    site.remote_sync_ok(&["init", &address, "--node", "ANNA", "anna.db"]);
+    site
+}
+
+/// Units of the files of ANNA that the server has durable, whether they are merged or not.
+fn uploaded(site: &Site) -> Vec<(u64, u64, u64)> {
+    let conn = rusqlite::Connection::open(site.path("docking/sessions.db")).unwrap();
+    let mut statement = conn.prepare("SELECT file_no, first_unit, last_unit FROM upload ORDER BY file_no").unwrap();
+    let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64, row.get::<_, i64>(2)? as u64));
+    statement.query_map([], read).unwrap().map(Result::unwrap).collect()
+}
+
+fn sync_json(site: &Site, more: &[&str]) -> Json {
+    let mut arguments = vec!["sync", "anna.db", "--json"];
+    arguments.extend(more);
+    serde_json::from_slice(&site.remote_sync(&arguments).stdout).unwrap()
+}
+
+fn inbox(site: &Site) -> PathBuf {
+    site.path("docking/ANNA/inbox")
+}
+
+#[test]
+fn mi8_doe15_sr12_plain_sql_on_a_node_is_a_durable_file_on_the_server_after_one_sync() {
+    let site = site();
+    site.sqlite3("anna.db", "INSERT INTO item VALUES(100, 'of anna')");
+    let said = site.remote_sync_ok(&["sync", "anna.db", "--only", "send"]);
+    assert!(said.contains("Sent 1 transaction"), "{said}");
+    assert_eq!(uploaded(&site), [(1, 1, 1)]);
+    // The copy of the node is the very file.
+    let ours = fs::read(site.path("anna.db.sync/outbox/00000001.dx")).unwrap();
+    if let Ok(theirs) = fs::read(inbox(&site).join("00000001.dx")) {
+        assert_eq!(ours, theirs);
+    }
+    let mut reader = UploadReader::open(std::io::Cursor::new(ours)).unwrap();
+    assert_eq!(reader.header().file_no, FileNo(1));
+    let unit = reader.units().next().unwrap().unwrap();
+    assert_eq!((unit.head.number, unit.changes.len()), (UnitNo(1), 1));
+    assert_eq!(sync_json(&site, &["--only", "send"])["sent"]["units"], 0);
+}
+
+#[test]
+fn mi16_mi21_mi22_waiting_has_an_end_and_nothing_is_fetched_where_the_user_said_so() {
+    let site = site();
+    site.sqlite3("hq.db", "INSERT INTO item VALUES(2, 'b')");
+    site.sqlite3("anna.db", "INSERT INTO item VALUES(100, 'of anna')");
+    let told = sync_json(&site, &["--no-download"]);
+    assert_eq!((told["sent"]["units"].as_u64(), told["files"].as_u64()), (Some(1), Some(0)), "{told}");
+    let config = site.path("anna.db.sync/remote-sync.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("{text}download = false\n")).unwrap();
+    let told = sync_json(&site, &["--wait", "1"]);
+    assert_eq!(told["files"], 0, "{told}");
+    assert!(told["sent"]["in_time"].is_boolean(), "{told}");
+    fs::write(&config, text).unwrap();
+    assert!(sync_json(&site, &[])["files"].as_u64() > Some(0));
+}
+
+#[test]
+fn f19_a_database_restored_from_a_copy_numbers_its_changes_above_what_the_server_knows() {
+    let site = site();
+    site.sqlite3("anna.db", "INSERT INTO item VALUES(100, 'one')");
+    site.remote_sync_ok(&["sync", "anna.db", "--only", "send"]);
+    site.sqlite3("anna.db", "PRAGMA wal_checkpoint(TRUNCATE)");
+    fs::copy(site.path("anna.db"), site.path("copy.db")).unwrap();
+    site.sqlite3("anna.db", "INSERT INTO item VALUES(101, 'lost with the disk')");
+    site.remote_sync_ok(&["sync", "anna.db", "--only", "send"]);
+    for suffix in ["-wal", "-shm"] {
+        let _gone = fs::remove_file(site.path(&format!("anna.db{suffix}")));
+    }
+    fs::copy(site.path("copy.db"), site.path("anna.db")).unwrap();
+    site.sqlite3("anna.db", "INSERT INTO item VALUES(102, 'after the restore')");
+    let told = site.remote_sync(&["sync", "anna.db", "--only", "send"]);
+    let text = format!("{}{}", String::from_utf8_lossy(&told.stdout), String::from_utf8_lossy(&told.stderr));
+    assert!(told.status.success() && text.contains("restored from an older copy"), "{text}");
+    // Neither a number of a file nor one of a unit is used twice.
+    assert_eq!(uploaded(&site), [(1, 1, 1), (2, 2, 2), (3, 3, 3)]);
+}
+
+#[test]
+fn r22_mi10_watch_cuts_off_line_and_sends_when_there_is_a_line_again() {
+    let mut site = site();
+    let (_, address) = (0, site.address().to_owned());
+    site.stop();
+    let child = site.remote_sync_started(&["watch", "anna.db"]);
+    let units = |expected: i64| {
+        let began = Instant::now();
+        loop {
+            let conn = rusqlite::Connection::open(site.path("anna.db")).unwrap();
+            conn.busy_timeout(Duration::from_secs(5)).unwrap();
+            let found: i64 = conn.query_row("SELECT count(*) FROM dock_unit", [], |row| row.get(0)).unwrap();
+            if found >= expected {
+                assert_eq!(found, expected, "one unit for each commit");
+                return;
+            }
+            assert!(began.elapsed() < Duration::from_secs(20), "{found} of {expected} units");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    units(0);
+    std::thread::sleep(Duration::from_millis(500));
+    for number in 1..=3 {
+        site.sqlite3("anna.db", &format!("INSERT INTO item VALUES({}, 'x')", 200 + number));
+        units(number);
+    }
+    crate::harness::interrupt(child);
+    let config = site.path("anna.db.sync/remote-sync.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let now = site.serve();
+    fs::write(&config, text.replace(&address, &now)).unwrap();
+    assert_eq!(sync_json(&site, &["--only", "send"])["sent"]["units"], 3);
+}
