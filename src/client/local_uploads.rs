@@ -1,5 +1,6 @@
 //! The bridge from a session to the outbox: what is cut of the local database is sent, and kept for a while after it is merged.
 
+use crate::base::clock::now_seconds;
 use crate::base::disk::{Disk, DiskError};
 use crate::base::folder::{self, EntryKind};
 use crate::base::ids::{FileNo, UnitNo};
@@ -10,10 +11,10 @@ use crate::client::outbox::{Outbox, OutboxError};
 use crate::session::upload::{UploadFile, UploadState};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::UNIX_EPOCH;
 
-/// How long a file is kept after its units are merged.
-const KEPT: Duration = Duration::from_secs(7 * 24 * 3_600);
+/// How long a file is kept after its units are merged, in seconds.
+const KEPT_SECONDS: i64 = 7 * 24 * 3_600;
 
 /// What one local database sends. It has a connection of its own, so that a cut does not wait for files that are being applied.
 #[derive(Debug)]
@@ -39,8 +40,11 @@ impl Uploads for LocalUploads {
     }
 
     fn agree(&mut self, known: &UploadState) -> Result<Option<String>, BoxError> {
+        // Looked at first: whatever is sent again counts as not sent from then on.
+        let units = self.outbox.local().pending_units()?;
+        let sent = units.iter().filter(|unit| unit.state != "pending").map(|unit| unit.head.number).max().unwrap_or_default();
         let Some(mut remark) = self.outbox.agree(known.stored, known.hash, known.last_unit)? else { return Ok(None) };
-        let moved = self.outbox.local().renumber_unsent(known.last_unit)?;
+        let moved = self.outbox.local().renumber_unsent(sent, known.last_unit)?;
         if moved > 0 {
             remark.push_str(&format!("; {moved} that were not sent have new numbers, above {}", known.last_unit));
         }
@@ -93,7 +97,8 @@ impl Uploads for LocalUploads {
                 // The clock only says how long a copy is kept that nothing depends on.
                 let written = path.symlink_metadata().and_then(|found| found.modified());
                 let written = written.map_err(|source| DiskError::Io { operation: "look at", path: path.clone(), source })?;
-                let is_old = SystemTime::now().duration_since(written).is_ok_and(|age| age > KEPT);
+                let written = written.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
+                let is_old = now_seconds().saturating_sub(written) > KEPT_SECONDS;
                 if !is_old && newest.0 - file.0 < UPLOADS_REMEMBERED_MAX {
                     continue;
                 }

@@ -1,7 +1,7 @@
 //! `sessions.db`: what the Synchronization Manager remembers. It is the only writer; `status` reads.
 //!
 //! Tables of this file: `session` (one row for each session that a known node began, bounded), `mark` (how far each node said it is, for one
-//! incarnation) and `alert` (what a person must look at). Losing the file loses history and alerts, and the files that nodes have
+//! incarnation) and `alert` (what a person must look at); those of `docking::reports` and `docking::uploads` lie beside them. Losing the file loses history and alerts, and the files that nodes have
 //! acknowledged are kept a little longer; no row of data depends on it.
 //!
 //! **Invariants**: for one incarnation `applied_file <= received_file`; the local database that used an extract first keeps it.

@@ -8,15 +8,18 @@ use crate::base::ids::UnitNo;
 use rusqlite::{Transaction, TransactionBehavior};
 
 impl LocalDatabase {
-    /// Gives units that were never sent numbers above `last_unit`, if any of them has one that the server knows. Returns how many moved.
+    /// Gives pending units behind `sent`, the last one that was ever sent, numbers above `last_unit`, if any of them has one that the server
+    /// knows. Returns how many moved.
     ///
     /// # Errors
     /// Another program keeps the database locked, or a statement failed: then nothing was changed.
-    pub fn renumber_unsent(&self, last_unit: UnitNo) -> Result<u64, LocalError> {
+    pub fn renumber_unsent(&self, sent: UnitNo, last_unit: UnitNo) -> Result<u64, LocalError> {
         let sql = |source| LocalError::of_sql(self.path(), "number units anew", source);
         let transaction = Transaction::new_unchecked(self.connection(), TransactionBehavior::Immediate).map_err(sql)?;
-        let unsent = "SELECT min(unit), count(*) FROM main.dock_unit WHERE state = 'pending'";
-        let (first, units): (Option<i64>, i64) = transaction.query_row(unsent, [], |row| Ok((row.get(0)?, row.get(1)?))).map_err(sql)?;
+        let sent = sent.0.cast_signed();
+        let unsent = "SELECT min(unit), count(*) FROM main.dock_unit WHERE state = 'pending' AND unit > ?1";
+        let (first, units): (Option<i64>, i64) =
+            transaction.query_row(unsent, [sent], |row| Ok((row.get(0)?, row.get(1)?))).map_err(sql)?;
         let last = last_unit.0.cast_signed();
         let Some(first) = first.filter(|first| *first <= last) else { return Ok(0) };
         let by = last - first + 1;
@@ -24,16 +27,16 @@ impl LocalDatabase {
             // Their numbers are below those of no other unit, so a shift meets itself only: by way of negative numbers.
             transaction.execute(
                 "UPDATE main.dock_unit SET hidden = (
-                     SELECT json_group_array(value + iif(value IN (SELECT unit FROM main.dock_unit WHERE state = 'pending'), ?1, 0))
+                     SELECT json_group_array(value + iif(value IN (SELECT unit FROM main.dock_unit WHERE state = 'pending' AND unit > ?2), ?1, 0))
                      FROM json_each(hidden))
                  WHERE hidden <> '[]'",
-                [by],
+                [by, sent],
             )?;
             transaction.execute(
-                "UPDATE main.dock_change SET unit = -(unit + ?1) WHERE unit IN (SELECT unit FROM main.dock_unit WHERE state = 'pending')",
-                [by],
+                "UPDATE main.dock_change SET unit = -(unit + ?1) WHERE unit IN (SELECT unit FROM main.dock_unit WHERE state = 'pending' AND unit > ?2)",
+                [by, sent],
             )?;
-            transaction.execute("UPDATE main.dock_unit SET unit = -(unit + ?1) WHERE state = 'pending'", [by])?;
+            transaction.execute("UPDATE main.dock_unit SET unit = -(unit + ?1) WHERE state = 'pending' AND unit > ?2", [by, sent])?;
             transaction.execute("UPDATE main.dock_change SET unit = -unit WHERE unit < 0", [])?;
             transaction.execute("UPDATE main.dock_unit SET unit = -unit WHERE unit < 0", [])?;
             transaction.execute("UPDATE main.dock_state SET next_unit = max(next_unit, 1 + (SELECT max(unit) FROM main.dock_unit))", [])?;
@@ -87,14 +90,17 @@ mod tests {
     fn f19_units_that_were_never_sent_move_above_what_the_server_knows() {
         let folder = tempfile::tempdir().unwrap();
         let local = database(&folder);
-        assert_eq!(local.renumber_unsent(UnitNo(4)).unwrap(), 0);
-        assert_eq!(local.renumber_unsent(UnitNo(5)).unwrap(), 2);
+        assert_eq!(local.renumber_unsent(UnitNo(0), UnitNo(4)).unwrap(), 0);
+        assert_eq!(local.renumber_unsent(UnitNo(0), UnitNo(5)).unwrap(), 2);
         let read = |sql: &str| -> String { local.connection().query_row(sql, [], |row| row.get(0)).unwrap() };
         assert_eq!(read("SELECT group_concat(unit || state || hidden, ' ') FROM dock_unit"), "4sent[] 6pending[4] 7pending[4,6]");
         assert_eq!(read("SELECT group_concat(unit) FROM dock_change"), "4,6,7");
         assert_eq!(read("SELECT next_unit FROM dock_state"), "8");
         // Far above, and again nothing to do.
-        assert_eq!((local.renumber_unsent(UnitNo(90)).unwrap(), local.renumber_unsent(UnitNo(90)).unwrap()), (2, 0));
+        assert_eq!((local.renumber_unsent(UnitNo(0), UnitNo(90)).unwrap(), local.renumber_unsent(UnitNo(0), UnitNo(90)).unwrap()), (2, 0));
         assert_eq!(read("SELECT group_concat(unit) FROM dock_unit"), "4,91,92");
+        // What was sent once keeps its number, though it is sent again.
+        assert_eq!(local.renumber_unsent(UnitNo(91), UnitNo(95)).unwrap(), 1);
+        assert_eq!(read("SELECT group_concat(unit) FROM dock_unit"), "4,91,96");
     }
 }

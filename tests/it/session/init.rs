@@ -18,15 +18,11 @@ fn write_extract(outbox: &Path, node: &str, incarnation: u32, rows: u64) {
     let made = tempfile::tempdir().unwrap();
     let path = made.path().join("extract.db");
     let database = Connection::open(&path).unwrap();
-    database
-        .execute_batch(
-            "CREATE TABLE dock_state(server_id TEXT, server_name TEXT, epoch INTEGER, node TEXT, incarnation INTEGER, install_id TEXT,
-                applied_file INTEGER, applied_unit INTEGER, chain_hash TEXT, revision INTEGER);
-             CREATE TABLE sale(id INTEGER PRIMARY KEY, note BLOB);",
-        )
-        .unwrap();
+    database.execute_batch(include_str!("../../../sql/sqlite/local_0001.sql")).unwrap();
+    database.execute_batch("CREATE TABLE sale(id INTEGER PRIMARY KEY, note BLOB)").unwrap();
     let row = rusqlite::params![SERVER_ID.to_string(), "HQ", 1, node, incarnation, Option::<String>::None, 0, 500, "00", 3];
-    database.execute("INSERT INTO dock_state VALUES (?,?,?,?,?,?,?,?,?,?)", row).unwrap();
+    let columns = "server_id, server_name, epoch, node, incarnation, install_id, applied_file, applied_unit, chain_hash, revision";
+    database.execute(&format!("INSERT INTO dock_state(id, {columns}) VALUES (1,?,?,?,?,?,?,?,?,?,?)"), row).unwrap();
     for number in 0..rows {
         database.execute("INSERT INTO sale VALUES (?, ?)", rusqlite::params![number as i64, noise(number, 1_000)]).unwrap();
     }
