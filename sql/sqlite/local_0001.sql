@@ -77,6 +77,7 @@ CREATE TABLE dock_unit (
     reason    TEXT,                            -- why the server holds it
     changes   INTEGER NOT NULL
 ) STRICT;
+CREATE INDEX dock_unit_suspended ON dock_unit (unit) WHERE suspended IS NOT NULL;
 
 -- Their changes. Keys as model::keycode: `row_key` before the unit (of an inserted row its own), `new_key` after it if the unit changes
 -- the key. `body` as in the upload file.
@@ -125,9 +126,10 @@ CREATE TABLE dock_finished (
     PRIMARY KEY (install_id, unit)
 ) STRICT, WITHOUT ROWID;
 
--- Keys that the server replaced.
+-- Keys that the server replaced. Put into units that were cut before `seen` was applied, whenever they are read; goes with the last of them.
 CREATE TABLE dock_key_map (
-    unit       INTEGER NOT NULL,
+    unit       INTEGER NOT NULL,               -- the unit that gave the key
+    seen       INTEGER NOT NULL,               -- the server's unit that told of the new one
     table_name TEXT    NOT NULL,
     old_key    BLOB    NOT NULL,
     new_key    BLOB    NOT NULL
@@ -163,5 +165,9 @@ CREATE VIEW dock_conflicts AS
 -- What applications may look at.
 CREATE VIEW dock_status AS
     SELECT server_name, node, incarnation, applied_file, applied_unit, revision, applied_at,
-           CASE WHEN stopped IS NULL THEN 'ok' ELSE 'stopped' END AS state, stopped AS reason
+           CASE WHEN stopped IS NULL THEN 'ok' ELSE 'stopped' END AS state, stopped AS reason,
+           (SELECT count(*) FROM dock_unit) AS pending,
+           (SELECT count(*) FROM dock_unit WHERE suspended IS NOT NULL) AS suspended,
+           (SELECT count(*) FROM dock_unit WHERE state = 'held') AS held,
+           (SELECT count(*) FROM dock_conflict WHERE state = 'new') AS conflicts
     FROM dock_state;

@@ -372,7 +372,9 @@ impl<'d> Applier<'d> {
                 }
                 (None, None) => Ok(()),
             };
-            let applied = transaction.begin_controls(&controls).and_then(|()| write()).and_then(|()| transaction.end_controls(&controls));
+            let confirms = || transaction.confirm(size.txn, &controls.confirms).map_err(UnitError::from);
+            let applied = transaction.begin_controls(&controls).and_then(|()| write()).and_then(|()| confirms());
+            let applied = applied.and_then(|()| transaction.end_controls(&controls));
             match applied {
                 Ok(()) => {}
                 Err(UnitError::Local(error)) => return Err(error.into()),

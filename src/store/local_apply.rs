@@ -7,6 +7,7 @@
 //! - Every statement says OR ABORT: a conflict clause in the user's table may not delete or skip a row behind our back.
 
 use super::local::{self, LocalDatabase, LocalError, LocalState, Watermark};
+use super::local_rebase::Rebase;
 use super::local_table::{LocalTable, TableProblem};
 use super::sqlite::{SqlValue, value_of};
 use crate::base::ids::{ContentHash, FileNo, TxnId};
@@ -95,6 +96,8 @@ pub struct ApplyTransaction<'d> {
     /// Whether anything was written in it.
     begun: Cell<bool>,
     finished: bool,
+    /// What is pending here.
+    pub(super) rebase: Rebase,
 }
 
 impl LocalDatabase {
@@ -110,14 +113,17 @@ impl LocalDatabase {
             }
         };
         // From here on a drop rolls back.
-        let transaction =
-            ApplyTransaction { connection, path, catalogue: self.catalogue(), state, begun: Cell::new(false), finished: false };
+        let (begun, rebase) = (Cell::new(false), Rebase::default());
+        let transaction = ApplyTransaction { connection, path, catalogue: self.catalogue(), state, begun, finished: false, rebase };
         let version = transaction.schema_version()?;
         let mut catalogue = transaction.catalogue.borrow_mut();
         if catalogue.schema_version != Some(version) {
             *catalogue = Catalogue { schema_version: Some(version), ..Catalogue::default() };
         }
         drop(catalogue);
+        transaction.begin_rebase()?;
+        // So far it was only looked at.
+        transaction.begun.set(false);
         Ok(transaction)
     }
 }
@@ -182,6 +188,7 @@ impl<'d> ApplyTransaction<'d> {
 
     /// Stores the watermark and commits. The caller is at the end of a unit.
     pub fn commit(mut self, watermark: &Watermark) -> Result<(), LocalError> {
+        self.finish_rebase()?;
         local::store_watermark(self.connection, watermark).map_err(|source| self.sql("store the watermark", source))?;
         self.connection.execute_batch("COMMIT").map_err(|source| self.sql("commit", source))?;
         self.finished = true;
@@ -242,6 +249,9 @@ impl<'d> ApplyTransaction<'d> {
             table.check(operation).map_err(|reason| UnitError::Malformed { table: table.name.clone(), reason })?;
             work.push((table, *operation));
         }
+        if self.rebase.is_pending() {
+            return self.rebase_unit(unit, &work);
+        }
         let writer = UnitWriter { connection: self.connection, path: self.path };
         if self.begun.replace(true) {
             return writer.beside_others(unit, &work);
@@ -287,6 +297,7 @@ impl<'d> ApplyTransaction<'d> {
     /// Forgets what is known of the tables: their shape has changed.
     pub(super) fn forget_tables(&self) {
         *self.catalogue.borrow_mut() = Catalogue::default();
+        self.rebase.forget();
     }
 
     fn sql(&self, doing: &'static str, source: rusqlite::Error) -> LocalError {
@@ -294,7 +305,8 @@ impl<'d> ApplyTransaction<'d> {
     }
 }
 
-type Work<'a> = (&'a LocalTable, &'a Operation);
+/// An operation with the table that it is on.
+pub(super) type Work<'a> = (&'a LocalTable, &'a Operation);
 
 /// The statement that ran last: operations of one kind on one table mostly follow each other.
 struct Current<'c, 'w> {
@@ -303,9 +315,10 @@ struct Current<'c, 'w> {
     statement: CachedStatement<'c>,
 }
 
-struct UnitWriter<'c> {
-    connection: &'c Connection,
-    path: &'c Path,
+/// Writes operations as if nothing were pending.
+pub(super) struct UnitWriter<'c> {
+    pub(super) connection: &'c Connection,
+    pub(super) path: &'c Path,
 }
 
 impl<'c> UnitWriter<'c> {
@@ -318,7 +331,7 @@ impl<'c> UnitWriter<'c> {
     }
 
     /// Applies a unit in a transaction that holds others already, so that it alone can be undone.
-    fn beside_others(&self, unit: TxnId, work: &[Work<'_>]) -> Result<(), UnitError> {
+    pub(super) fn beside_others(&self, unit: TxnId, work: &[Work<'_>]) -> Result<(), UnitError> {
         self.savepoint("SAVEPOINT dock_unit")?;
         let result = match self.in_place(work) {
             Err(UnitError::Constraint { table, key, reason }) => {

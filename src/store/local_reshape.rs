@@ -26,9 +26,11 @@ impl ApplyTransaction<'_> {
     /// # Errors
     /// The server's statements do not fit this database, or SQLite refuses.
     pub fn begin_controls(&self, controls: &UnitControls) -> Result<(), UnitError> {
+        self.begin_ending(&controls.confirms)?;
         if !controls.reset && controls.schema.is_empty() {
             return Ok(());
         }
+        self.begin_reshape()?;
         let reshaper = Reshaper { connection: self.connection(), transaction: self };
         if controls.reset {
             reshaper.reset(&controls.schema)?;

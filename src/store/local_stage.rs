@@ -206,6 +206,7 @@ impl ApplyTransaction<'_> {
             let table = self.look_up(&staged.heading)?;
             targets.push(Target { number, staged, table });
         }
+        self.begin_staged(targets.iter().map(|target| target.table.name.as_str()))?;
         let writer = StageWriter { connection: stage.connection, path: stage.database, targets };
         writer.run("SAVEPOINT dock_unit")?;
         let result = match writer.in_place() {
@@ -217,7 +218,10 @@ impl ApplyTransaction<'_> {
             result => result,
         };
         match result {
-            Ok(()) => Ok(writer.run("RELEASE dock_unit")?),
+            Ok(()) => {
+                writer.run("RELEASE dock_unit")?;
+                Ok(self.end_staged(writer.targets.iter().map(|target| target.table.name.as_str()))?)
+            }
             Err(UnitError::Local(error)) => Err(error.into()),
             Err(error) => {
                 writer.run("ROLLBACK TO dock_unit")?;

@@ -183,6 +183,12 @@ impl LocalTable {
         self.key.iter().filter_map(|index| row.get(*index)).cloned().collect()
     }
 
+    /// Returns whether columns are the key.
+    pub(super) fn has_key_columns(&self, columns: &[String]) -> bool {
+        let is_key = |column: &String| self.key_names.iter().any(|name| name.eq_ignore_ascii_case(&quote_name(column)));
+        columns.len() == self.key_names.len() && columns.iter().all(is_key)
+    }
+
     /// Returns the values of a row that are written, in the order of `put_sql`.
     pub(super) fn written_values<'v>(&self, row: &'v [Value]) -> impl Iterator<Item = &'v Value> {
         row.iter().zip(&self.positions).filter(|(_, position)| position.is_some()).map(|(value, _)| value)

@@ -35,7 +35,15 @@ impl ApplyTransaction<'_> {
                 more: 0,
                 problem: String::new(),
             };
-            match digest(connection, theirs) {
+            let overlay = self.overlay(&theirs.heading.name)?.filter(|overlay| overlay.has_entries() && !self.rebase.at_base.get());
+            let columns = &theirs.heading.columns;
+            let names = || columns.iter().map(|name| quote_name(name)).collect::<Vec<_>>().join(", ");
+            let select = match overlay {
+                // What the server has, whatever is pending (R21).
+                Some(overlay) => overlay.server_view(columns),
+                None => format!("SELECT {} FROM main.{}", names(), quote_name(&theirs.heading.name)),
+            };
+            match digest(connection, theirs, &select) {
                 Ok((ours, keys)) => (outcome.buckets, outcome.found, outcome.more) = compare(theirs, &ours, &keys),
                 // Somebody has dropped or changed the table behind our back: the next unit on it will stop the node.
                 Err(rusqlite::Error::SqliteFailure(_, Some(text)) | rusqlite::Error::SqlInputError { msg: text, .. })
@@ -53,14 +61,13 @@ impl ApplyTransaction<'_> {
 
 type Digests = (Vec<crate::model::event::BucketDigest>, BTreeMap<u64, Vec<Value>>);
 
-fn digest(connection: &Connection, theirs: &TableDigest) -> rusqlite::Result<Digests> {
-    let columns: Vec<String> = theirs.heading.columns.iter().map(|name| quote_name(name)).collect();
-    let mut statement = connection.prepare(&format!("SELECT {} FROM main.{}", columns.join(", "), quote_name(&theirs.heading.name)))?;
+fn digest(connection: &Connection, theirs: &TableDigest, select: &str) -> rusqlite::Result<Digests> {
+    let mut statement = connection.prepare(select)?;
     let mut rows = statement.query([])?;
     let mut digester = Digester::for_question(theirs);
     let mut keys = BTreeMap::new();
     while let Some(row) = rows.next()? {
-        let row: Row = (0..columns.len()).map(|column| row.get_ref(column).map(value_of)).collect::<Result<_, _>>()?;
+        let row: Row = (0..theirs.heading.columns.len()).map(|column| row.get_ref(column).map(value_of)).collect::<Result<_, _>>()?;
         let key: Vec<Value> = theirs.heading.key.iter().filter_map(|column| row.get(usize::from(*column)).cloned()).collect();
         if let Some(hash) = digester.add(&key, &row) {
             keys.insert(hash, key);

@@ -1,0 +1,287 @@
+//! Units of local changes that are not finished, as they are read back to be done again.
+//!
+//! What stands in `dock_change.body` never changes: the server knows a unit by the hash of it (R16). Keys that the server replaced are
+//! put in while reading (R12); only `row_key`, by which changes are found, is rewritten.
+
+use super::local::LocalError;
+use super::local_overlay::{Image, Overlay};
+use super::local_references::References;
+use crate::dx::codec;
+use crate::model::keycode;
+use crate::model::merge_rules::{DeletePolicy, add_difference};
+use crate::model::upload::{FieldChange, KeyMapping, RowChange};
+use crate::model::value::{RowKey, Value, display_key};
+use rusqlite::{Connection, params};
+use std::path::Path;
+
+/// A unit, without its changes.
+#[derive(Debug, Clone)]
+pub(super) struct PendingUnit {
+    pub(super) number: i64,
+    pub(super) is_suspended: bool,
+    /// Units that were suspended when it was cut: a key that they gave means the server's row here.
+    pub(super) hidden: Vec<u64>,
+    /// Last unit of the server that was applied when it was cut.
+    pub(super) applied: i64,
+}
+
+impl PendingUnit {
+    /// Whether a key that another unit gave means that unit's row here.
+    pub(super) fn sees(&self, unit: i64) -> bool {
+        !self.hidden.contains(&unit.cast_unsigned())
+    }
+}
+
+/// A change of one.
+#[derive(Debug, Clone)]
+pub(super) struct PendingChange {
+    pub(super) table: String,
+    pub(super) key: RowKey,
+    /// Names of the columns that `change` numbers.
+    pub(super) columns: Vec<String>,
+    pub(super) change: RowChange,
+}
+
+/// A key that the server replaced, for units that had not seen it.
+#[derive(Debug, Clone)]
+pub(super) struct KnownMapping {
+    /// The unit that gave the key.
+    pub(super) unit: i64,
+    /// The unit of the server's stream that told of the new one.
+    pub(super) seen: i64,
+    pub(super) mapping: KeyMapping,
+}
+
+/// Reads pending units.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pending<'c> {
+    pub(super) connection: &'c Connection,
+    pub(super) path: &'c Path,
+}
+
+impl Pending<'_> {
+    fn sql(&self, source: rusqlite::Error) -> LocalError {
+        LocalError::of_sql(self.path, "read pending changes", source)
+    }
+
+    fn wrong(&self, column: &'static str, value: impl ToString) -> LocalError {
+        LocalError::State { path: self.path.to_owned(), column, value: value.to_string() }
+    }
+
+    /// Returns the units in order; only suspended ones if asked for.
+    pub(super) fn units(&self, only_suspended: bool) -> Result<Vec<PendingUnit>, LocalError> {
+        let condition = if only_suspended { "WHERE suspended IS NOT NULL" } else { "" };
+        let select = format!("SELECT unit, suspended IS NOT NULL, hidden, applied FROM dock_unit {condition} ORDER BY unit");
+        self.read_units(&select, &[])
+    }
+
+    fn read_units(&self, select: &str, values: &[&dyn rusqlite::ToSql]) -> Result<Vec<PendingUnit>, LocalError> {
+        let read = || -> rusqlite::Result<Vec<(PendingUnit, String)>> {
+            let mut statement = self.connection.prepare_cached(select)?;
+            let rows = statement.query_map(values, |row| {
+                let unit = PendingUnit { number: row.get(0)?, is_suspended: row.get(1)?, hidden: Vec::new(), applied: row.get(3)? };
+                Ok((unit, row.get(2)?))
+            })?;
+            rows.collect()
+        };
+        let units = read().map_err(|source| self.sql(source))?;
+        let hidden = |(unit, text): (PendingUnit, String)| match serde_json::from_str(&text) {
+            Ok(hidden) => Ok(PendingUnit { hidden, ..unit }),
+            Err(_) => Err(self.wrong("dock_unit.hidden", text)),
+        };
+        units.into_iter().map(hidden).collect()
+    }
+
+    /// Returns one unit.
+    pub(super) fn unit(&self, number: i64) -> Result<Option<PendingUnit>, LocalError> {
+        let select = "SELECT unit, suspended IS NOT NULL, hidden, applied FROM dock_unit WHERE unit = ?1";
+        Ok(self.read_units(select, params![number])?.pop())
+    }
+
+    /// Returns the changes of a unit, in their order.
+    pub(super) fn changes(&self, unit: i64) -> Result<Vec<PendingChange>, LocalError> {
+        let select = "SELECT table_name, row_key, columns, body FROM dock_change WHERE unit = ?1 ORDER BY place";
+        self.read_changes(select, params![unit])
+    }
+
+    /// Returns the changes of a row with their units, in the units' order.
+    pub(super) fn chain(&self, table: &str, key: &[Value]) -> Result<Vec<(PendingUnit, PendingChange)>, LocalError> {
+        let key = keycode::encode(key);
+        let units = self.read_units(
+            "SELECT u.unit, u.suspended IS NOT NULL, u.hidden, u.applied FROM dock_change AS c JOIN dock_unit AS u ON u.unit = c.unit
+             WHERE c.table_name = ?1 AND c.row_key = ?2 ORDER BY c.unit",
+            params![table, key],
+        )?;
+        let changes = self.read_changes(
+            "SELECT c.table_name, c.row_key, c.columns, c.body FROM dock_change AS c JOIN dock_unit AS u ON u.unit = c.unit
+             WHERE c.table_name = ?1 AND c.row_key = ?2 ORDER BY c.unit",
+            params![table, key],
+        )?;
+        Ok(units.into_iter().zip(changes).collect())
+    }
+
+    /// Returns whether another unit has a change of a row.
+    pub(super) fn is_named(&self, table: &str, key: &[Value], except: i64) -> Result<bool, LocalError> {
+        self.connection
+            .prepare_cached("SELECT EXISTS (SELECT 1 FROM dock_change WHERE table_name = ?1 AND row_key = ?2 AND unit <> ?3)")
+            .and_then(|mut statement| statement.query_row(params![table, keycode::encode(key), except], |row| row.get(0)))
+            .map_err(|source| self.sql(source))
+    }
+
+    /// Returns whether a later unit that is shown has a change of a row.
+    pub(super) fn is_shown_later(&self, table: &str, key: &[Value], unit: i64) -> Result<bool, LocalError> {
+        self.connection
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM dock_change AS c JOIN dock_unit AS u ON u.unit = c.unit
+                                WHERE c.table_name = ?1 AND c.row_key = ?2 AND c.unit > ?3 AND u.suspended IS NULL)",
+            )
+            .and_then(|mut statement| statement.query_row(params![table, keycode::encode(key), unit], |row| row.get(0)))
+            .map_err(|source| self.sql(source))
+    }
+
+    fn read_changes(&self, select: &str, values: &[&dyn rusqlite::ToSql]) -> Result<Vec<PendingChange>, LocalError> {
+        let read = || -> rusqlite::Result<Vec<(String, Vec<u8>, String, Vec<u8>)>> {
+            let mut statement = self.connection.prepare_cached(select)?;
+            let rows = statement.query_map(values, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
+            rows.collect()
+        };
+        let rows = read().map_err(|source| self.sql(source))?;
+        rows.into_iter()
+            .map(|(table, row_key, columns, body)| {
+                let key = keycode::decode(&row_key).ok_or_else(|| self.wrong("dock_change.row_key", hex::encode(&row_key)))?;
+                let columns = serde_json::from_str(&columns).map_err(|_| self.wrong("dock_change.columns", &columns))?;
+                let change = codec::decode("change", &body).map_err(|error| self.wrong("dock_change.body", error))?;
+                Ok(PendingChange { table, key, columns, change })
+            })
+            .collect()
+    }
+
+    /// Returns the keys that the server replaced.
+    pub(super) fn mappings(&self) -> Result<Vec<KnownMapping>, LocalError> {
+        let read = || -> rusqlite::Result<Vec<(i64, i64, String, Vec<u8>, Vec<u8>)>> {
+            let mut statement =
+                self.connection.prepare_cached("SELECT unit, seen, table_name, old_key, new_key FROM dock_key_map ORDER BY seen, unit")?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))?;
+            rows.collect()
+        };
+        let rows = read().map_err(|source| self.sql(source))?;
+        let key = |bytes: &[u8]| keycode::decode(bytes).ok_or_else(|| self.wrong("dock_key_map", hex::encode(bytes)));
+        rows.into_iter()
+            .map(|(unit, seen, table, old, new)| {
+                Ok(KnownMapping { unit, seen, mapping: KeyMapping { table, old: key(&old)?, new: key(&new)? } })
+            })
+            .collect()
+    }
+}
+
+impl KnownMapping {
+    /// Whether a unit was cut before its database knew of the new key, and means the row that got it.
+    pub(super) fn concerns(&self, unit: &PendingUnit) -> bool {
+        unit.number > self.unit && unit.applied < self.seen && unit.sees(self.unit)
+    }
+
+    /// Puts the new key into a change: into its own key, and into declared references. `key` are the key columns of the mapping's table.
+    pub(super) fn translate(&self, change: &mut PendingChange, key: &[String], references: &References) {
+        let KeyMapping { table, old, new } = &self.mapping;
+        if change.table.eq_ignore_ascii_case(table) {
+            replace(change, key, old, new);
+        }
+        let to_key = |reference: &&super::local_references::Reference| reference.parent.eq_ignore_ascii_case(table);
+        for reference in references.from(&change.table.clone()).filter(to_key) {
+            let place = |column: &String| key.iter().position(|key| key.eq_ignore_ascii_case(column));
+            let places: Option<Vec<usize>> = reference.referred.iter().map(place).collect();
+            let Some(places) = places.filter(|places| places.len() == key.len()) else { continue };
+            let ordered = |values: &RowKey| places.iter().filter_map(|place| values.get(*place)).cloned().collect::<RowKey>();
+            replace(change, &reference.columns, &ordered(old), &ordered(new));
+        }
+    }
+}
+
+/// Replaces values of some columns, all at once, wherever they stand in a change.
+fn replace(change: &mut PendingChange, columns: &[String], old: &[Value], new: &[Value]) {
+    let place = |column: &String| change.columns.iter().position(|known| known.eq_ignore_ascii_case(column));
+    let Some(places) = columns.iter().map(place).collect::<Option<Vec<usize>>>() else { return };
+    let in_row = |row: &mut [Value]| {
+        let same = places.iter().zip(old).all(|(place, old)| row.get(*place) == Some(old));
+        for (place, new) in places.iter().zip(new).filter(|_| same) {
+            if let Some(value) = row.get_mut(*place) {
+                *value = new.clone();
+            }
+        }
+    };
+    match &mut change.change {
+        RowChange::Insert { row } => in_row(row),
+        RowChange::Delete { before, base, .. } => std::iter::once(before).chain(base).for_each(|row| in_row(row)),
+        RowChange::Update { fields, whole, .. } => {
+            whole.iter_mut().for_each(|row| in_row(row));
+            let at = |place: &usize| fields.iter().position(|field| usize::from(field.column) == *place);
+            let Some(found) = places.iter().map(at).collect::<Option<Vec<usize>>>() else { return };
+            for value in [before_of, base_of, after_of] {
+                let same = found.iter().zip(old).all(|(at, old)| fields.get_mut(*at).is_some_and(|field| value(field) == old));
+                for (at, new) in found.iter().zip(new).filter(|_| same) {
+                    if let Some(field) = fields.get_mut(*at) {
+                        *value(field) = new.clone();
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn before_of(field: &mut FieldChange) -> &mut Value {
+    &mut field.before
+}
+
+fn base_of(field: &mut FieldChange) -> &mut Value {
+    &mut field.base
+}
+
+fn after_of(field: &mut FieldChange) -> &mut Value {
+    &mut field.after
+}
+
+/// What a row is after a change of it. An error says why the change cannot be done; it names table and key.
+pub(super) fn redo(overlay: &Overlay, change: &PendingChange, row: Option<Image>) -> Result<Option<Image>, String> {
+    let place = |column: usize| {
+        let name = change.columns.get(column).map(String::as_str).unwrap_or_default();
+        overlay.column(name).ok_or_else(|| refusal(change, &format!("the table has no column {name} any more")))
+    };
+    let whole = |row: &[Value]| -> Result<Image, String> {
+        let mut image: Image = vec![None; overlay.columns.len()];
+        for (column, value) in row.iter().enumerate() {
+            if let Some(slot) = image.get_mut(place(column)?) {
+                *slot = Some(value.clone());
+            }
+        }
+        Ok(image)
+    };
+    match (&change.change, row) {
+        (RowChange::Insert { row }, None) => Ok(Some(whole(row)?)),
+        (RowChange::Insert { row }, Some(there)) => {
+            let image = whole(row)?;
+            let same = image.iter().zip(&there).all(|(mine, there)| mine.is_none() || there.is_none() || mine == there);
+            if same { Ok(Some(there)) } else { Err(refusal(change, "another row has the key")) }
+        }
+        (RowChange::Update { whole: Some(row), .. }, None) if overlay.rules.delete == DeletePolicy::Resurrect => Ok(Some(whole(row)?)),
+        (RowChange::Update { .. }, None) => Err(refusal(change, "the row to change is gone")),
+        (RowChange::Update { fields, .. }, Some(mut image)) => {
+            for field in fields {
+                let place = place(usize::from(field.column))?;
+                let is_sum = overlay.columns.get(place).is_some_and(|column| column.is_sum);
+                if let Some(slot) = image.get_mut(place) {
+                    *slot = Some(match slot {
+                        Some(standing) if is_sum => add_difference(standing, &field.before, &field.after),
+                        _ => field.after.clone(),
+                    });
+                }
+            }
+            Ok(Some(image))
+        }
+        (RowChange::Delete { .. }, _) => Ok(None),
+    }
+}
+
+/// Says why a change cannot be done.
+pub(super) fn refusal(change: &PendingChange, reason: &str) -> String {
+    format!("table {}, key {}: {reason}", change.table, display_key(&change.key))
+}
