@@ -129,6 +129,17 @@ impl ApplyTransaction<'_> {
         if !self.write_rows(rows.iter().map(|row| (&*row.overlay, &row.key, row.is.as_ref(), row.to_be.as_ref())))? {
             return Ok(false);
         }
+        // A row that comes back may miss its parent, which another unit took away.
+        let references = self.references()?;
+        for row in rows.iter().filter(|row| row.to_be.is_some() && !is_same(row.to_be.as_ref(), row.is.as_ref())) {
+            let Some(now) = row.overlay.read_row(connection, &row.key).map_err(self.failed())? else { continue };
+            for reference in references.from(&row.overlay.table) {
+                let Some(values) = row.overlay.values(&now, &reference.columns) else { continue };
+                if !reference.is_satisfied(connection, &values).map_err(self.failed())? {
+                    return Ok(false);
+                }
+            }
+        }
         for Left { overlay, key, is, base, to_be } in &rows {
             if is.is_some() && !is_same(to_be.as_ref(), is.as_ref()) {
                 self.went_from(&overlay.table);

@@ -6,7 +6,8 @@
 use super::local::LocalError;
 use super::local_overlay::{Image, Overlay};
 use super::local_references::References;
-use crate::dx::codec;
+use crate::dx::upload::decode_change;
+use crate::model::event::TableHeading;
 use crate::model::keycode;
 use crate::model::merge_rules::{DeletePolicy, add_difference};
 use crate::model::upload::{FieldChange, KeyMapping, RowChange};
@@ -150,8 +151,10 @@ impl Pending<'_> {
             .map(|(table, row_key, columns, body)| {
                 let key = keycode::decode(&row_key).ok_or_else(|| self.wrong("dock_change.row_key", hex::encode(&row_key)))?;
                 let columns = serde_json::from_str(&columns).map_err(|_| self.wrong("dock_change.columns", &columns))?;
-                let change = codec::decode("change", &body).map_err(|error| self.wrong("dock_change.body", error))?;
-                Ok(PendingChange { table, key, columns, change })
+                // Which columns are the key does not matter for reading, only how many.
+                let heading = TableHeading { name: table, columns, key: (0u16..).take(key.len()).collect() };
+                let change = decode_change(&heading, &body).map_err(|error| self.wrong("dock_change.body", error))?;
+                Ok(PendingChange { table: heading.name, key, columns: heading.columns, change })
             })
             .collect()
     }

@@ -42,6 +42,8 @@ mod oracle_random;
 mod oracle_router;
 mod oracle_schemas;
 mod pipeline;
+mod rebase_kit;
+mod rebase_random;
 mod rebuild;
 mod reconcile;
 mod recover;
