@@ -111,11 +111,13 @@ impl ApplyTransaction<'_> {
             let chain = self.chain(&overlay, &change.key)?;
             let ending = self.rebase.ending.borrow();
             let remaining = || chain.iter().filter(|(other, _)| !ending.contains(&other.number)).map(|(_, change)| change);
-            let all = fold(&overlay, &entry.key, entry.row.as_ref(), chain.iter().map(|(_, change)| change));
             // An operation on it, or another confirm, may have taken this unit out of the row already.
-            let without = fold(&overlay, &entry.key, entry.row.as_ref(), remaining());
-            let expected = |image: &Option<Option<Image>>| image.as_ref().is_some_and(|image| is_same(image.as_ref(), is.as_ref()));
-            if !expected(&all) && !expected(&without) {
+            let is_computed = self.rebase.computed.borrow().contains(&(overlay.table.clone(), overlay.fold_key(&entry.key)));
+            let shown = match is_computed {
+                true => fold(&overlay, &entry.key, entry.row.as_ref(), false, remaining()),
+                false => fold(&overlay, &entry.key, entry.row.as_ref(), true, chain.iter().map(|(_, change)| change)),
+            };
+            if !shown.is_some_and(|shown| is_same(shown.as_ref(), is.as_ref())) {
                 return Ok(false);
             }
             let mut base = entry.row;
@@ -123,7 +125,7 @@ impl ApplyTransaction<'_> {
                 let Some(own) = own_base(&overlay, change, base.take()) else { return Ok(false) };
                 base = own;
             }
-            let Some(to_be) = fold(&overlay, &entry.key, base.as_ref(), remaining()) else { return Ok(false) };
+            let Some(to_be) = fold(&overlay, &entry.key, base.as_ref(), false, remaining()) else { return Ok(false) };
             rows.push(Left { overlay, key: entry.key, is, base, to_be });
         }
         if !self.write_rows(rows.iter().map(|row| (&*row.overlay, &row.key, row.is.as_ref(), row.to_be.as_ref())))? {
@@ -141,6 +143,7 @@ impl ApplyTransaction<'_> {
             }
         }
         for Left { overlay, key, is, base, to_be } in &rows {
+            self.rebase.computed.borrow_mut().insert((overlay.table.clone(), overlay.fold_key(key)));
             if is.is_some() && !is_same(to_be.as_ref(), is.as_ref()) {
                 self.went_from(&overlay.table);
             }

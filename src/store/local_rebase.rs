@@ -14,7 +14,7 @@ use super::local_pending::{KnownMapping, Pending, PendingChange, PendingUnit, re
 use super::local_references::References;
 use crate::base::ids::TxnId;
 use crate::model::operation::Operation;
-use crate::model::upload::Confirm;
+use crate::model::upload::{Confirm, RowChange};
 use crate::model::value::{Row, RowKey, Value};
 use rusqlite::{Connection, ErrorCode};
 use std::cell::{Cell, RefCell};
@@ -35,6 +35,8 @@ pub(super) struct Rebase {
     orphaned: RefCell<BTreeSet<String>>,
     /// Units that end with the server's unit that is being applied.
     pub(super) ending: RefCell<BTreeSet<i64>>,
+    /// Rows that were computed without them already.
+    pub(super) computed: RefCell<HashSet<(String, Vec<u8>)>>,
     overlays: RefCell<HashMap<String, Option<Rc<Overlay>>>>,
     references: RefCell<Option<Rc<References>>>,
     mappings: RefCell<Option<Rc<Vec<KnownMapping>>>>,
@@ -174,6 +176,7 @@ impl ApplyTransaction<'_> {
     pub(super) fn begin_ending(&self, confirms: &[Confirm]) -> Result<(), LocalError> {
         let mut ending = self.rebase.ending.borrow_mut();
         ending.clear();
+        self.rebase.computed.borrow_mut().clear();
         if self.rebase.is_pending() {
             let ours = confirms.iter().filter(|confirm| confirm.outcome.is_final() && Some(confirm.unit.install) == self.state().install_id);
             ending.extend(ours.map(|confirm| confirm.unit.number.0.cast_signed()));
@@ -369,13 +372,16 @@ impl ApplyTransaction<'_> {
         };
         let chain = self.chain(&overlay, &entry.key)?;
         let is = overlay.read_row(self.connection(), &entry.key).map_err(self.failed())?;
-        let all = fold(&overlay, &entry.key, entry.row.as_ref(), chain.iter().map(|(_, change)| change));
+        let all = fold(&overlay, &entry.key, entry.row.as_ref(), true, chain.iter().map(|(_, change)| change));
         if !all.is_some_and(|expected| is_same(expected.as_ref(), is.as_ref())) {
             return Ok(None); // Another unit's change of another key reaches it.
         }
         let ending = self.rebase.ending.borrow();
         let remaining = chain.iter().filter(|(unit, _)| !ending.contains(&unit.number)).map(|(_, change)| change);
-        let Some(to_be) = fold(&overlay, &entry.key, base.as_ref(), remaining) else { return Ok(None) };
+        let Some(to_be) = fold(&overlay, &entry.key, base.as_ref(), false, remaining) else { return Ok(None) };
+        if !ending.is_empty() {
+            self.rebase.computed.borrow_mut().insert((overlay.table.clone(), overlay.fold_key(&entry.key)));
+        }
         Ok(Some(Shown { overlay, entry, is, base, to_be }))
     }
 
@@ -548,15 +554,20 @@ fn key_of(table: &super::local_table::LocalTable, operation: &Operation) -> RowK
     }
 }
 
-/// What a row is after changes of it, as long as they leave its key alone. `None` = that cannot be said by them alone.
+/// What a row is after changes of it, as long as they leave its key alone. `None` = that cannot be said by them alone. `is_as_made`: the
+/// changes were made upon that base.
 pub(super) fn fold<'c>(
     overlay: &Overlay,
     key: &RowKey,
     base: Option<&Row>,
+    is_as_made: bool,
     changes: impl Iterator<Item = &'c PendingChange>,
 ) -> Option<Option<Image>> {
     let mut image: Option<Image> = base.map(|row| row.iter().cloned().map(Some).collect());
     for change in changes {
+        if is_as_made && image.is_none() && matches!(change.change, RowChange::Delete { .. }) {
+            return None; // What it deleted came under this key by another row's change.
+        }
         image = redo(overlay, change, image).ok()?;
         if image.as_ref().is_some_and(|image| overlay.key_of(image).as_ref() != Some(key)) {
             return None;
