@@ -9,6 +9,7 @@ pub mod client_commands;
 pub mod config;
 pub mod confirm;
 mod conflict_commands;
+mod conflicts_command;
 pub mod definition_commands;
 pub mod dockmaster;
 pub mod dx_commands;

@@ -2,7 +2,7 @@
 
 use crate::cli::exit::{self, Outcome};
 use crate::cli::output::Output;
-use crate::cli::{client_commands, logging, sync_commands};
+use crate::cli::{client_commands, conflicts_command, logging, sync_commands};
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -55,6 +55,8 @@ enum Command {
     Status(client_commands::DatabaseArgs),
     /// List local changes that the server has not confirmed
     Pending(client_commands::DatabaseArgs),
+    /// Look at changes of this node that were lost or refused, and write them once more
+    Conflicts(conflicts_command::ConflictsArgs),
 }
 
 /// Runs the program.
@@ -77,5 +79,6 @@ fn run(arguments: &Arguments) -> Outcome {
         Command::Watch(args) => sync_commands::watch(args, output),
         Command::Status(args) => client_commands::status(args, output),
         Command::Pending(args) => client_commands::pending(args, output),
+        Command::Conflicts(args) => conflicts_command::conflicts(args, output),
     }
 }

@@ -171,6 +171,11 @@ impl LocalDatabase {
             .map_err(|source| LocalError::of_sql(&self.path, "look for other writers", source))
     }
 
+    /// Returns how many rows this connection has written since it was opened: what applying costs, for tests and measures.
+    pub fn rows_written(&self) -> u64 {
+        self.connection.total_changes()
+    }
+
     /// Returns the committed state.
     pub fn state(&self) -> Result<LocalState, LocalError> {
         read_state(&self.connection, &self.path)

@@ -7,6 +7,7 @@ use super::capture::key_condition;
 use super::local::LocalError;
 use super::local_base::key_terms;
 use super::local_capture::LocalCapture;
+use super::local_pending::{self, Translator};
 use super::local_rules::TableRules;
 use super::local_units::{key_after, parse_heading};
 use super::sqlite::{SqlValue, quote_name, value_of};
@@ -143,6 +144,8 @@ pub(super) struct Pending<'c> {
     pub(super) path: &'c Path,
     /// Units that are not shown.
     pub(super) suspended: Vec<UnitNo>,
+    /// Keys that the server replaced: units keep those that they were sent with (R12).
+    pub(super) keys: Translator,
 }
 
 type Change = (TableHeading, RowChange);
@@ -227,9 +230,24 @@ impl Pending<'_> {
             let body = row.get_ref(4).and_then(|body| Ok(body.as_blob()?)).map_err(sql)?;
             let change =
                 decode_change(&heading, body).map_err(|source| LocalError::Unit { path: self.path.to_owned(), unit: number, source })?;
+            let change = self.with_new_keys(unit, &heading, change)?;
             found.push(((unit, place), (heading, change)));
         }
         Ok(found)
+    }
+}
+
+impl Pending<'_> {
+    fn with_new_keys(&self, unit: i64, heading: &TableHeading, change: RowChange) -> Result<RowChange, LocalError> {
+        if self.keys.is_empty() {
+            return Ok(change);
+        }
+        let units = local_pending::Pending { connection: self.connection, path: self.path };
+        let Some(unit) = units.unit(unit)? else { return Ok(change) };
+        let (table, columns) = (heading.name.clone(), heading.columns.clone());
+        let mut read = local_pending::PendingChange { table, key: change.key(&heading.key), columns, change };
+        self.keys.translate(&unit, &mut read);
+        Ok(read.change)
     }
 }
 

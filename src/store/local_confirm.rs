@@ -102,7 +102,7 @@ impl ApplyTransaction<'_> {
         let mut rows = Vec::with_capacity(changes.len());
         for change in changes {
             let Some(overlay) = self.overlay(&change.table)? else { continue };
-            if new_key(&overlay, change).is_some() {
+            if new_key(&overlay, change).is_some() || self.pending().is_moved_to(&overlay.table, &change.key, 0)? {
                 return Ok(false);
             }
             let entry = overlay.entry(connection, &change.key).map_err(self.failed())?;
@@ -201,6 +201,10 @@ impl ApplyTransaction<'_> {
                 self.write(
                     "UPDATE dock_change SET row_key = ?4, key_text = ?5 WHERE unit = ?1 AND table_name = ?2 COLLATE NOCASE AND row_key = ?3",
                     params![later.number, table, old_key, new_key, display_key(new)],
+                )?;
+                self.write(
+                    "UPDATE dock_change SET new_key = ?4 WHERE unit = ?1 AND table_name = ?2 COLLATE NOCASE AND new_key = ?3",
+                    params![later.number, table, old_key, new_key],
                 )?;
             }
         }

@@ -12,6 +12,7 @@ use super::local_apply::ApplyTransaction;
 use super::local_before::{CutTable, Held, Pending};
 use super::local_capture::{active, ensure_capture, read_local_captures};
 use super::local_log::{Last, LogReader, Segment, Touched};
+use super::local_pending::Translator;
 use super::local_put_back::{Listed, PutBack, list};
 use super::local_rules::{RulesError, read_rules};
 use super::local_units::{next_unit, store_change, store_head, suspended};
@@ -69,6 +70,9 @@ impl ApplyTransaction<'_> {
         let (connection, path) = (self.connection(), self.path());
         let made = ensure_capture(connection, &[]).map_err(|source| LocalError::of_capture(path, source))?;
         let report = cut(connection, path, (self.state().applied_unit, self.state().revision))?;
+        self.begin_rebase()?;
+        // A new unit may have taken away what kept a suspended one from being shown.
+        self.rebase.retry.set(true);
         // What was made now may be rolled back: then it is to be looked at again.
         if !made {
             self.note_captured()?;
@@ -96,7 +100,7 @@ fn cut(connection: &Connection, path: &Path, (applied, revision): (TxnId, Revisi
         reader,
         tables: &tables,
         touched: &touched,
-        pending: Pending { connection, path, suspended: suspended(connection, path)? },
+        pending: Pending { connection, path, suspended: suspended(connection, path)?, keys: Translator::read(connection, path)? },
         report: CutReport::default(),
         next: next_unit(connection, path)?,
     };

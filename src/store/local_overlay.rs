@@ -6,7 +6,9 @@
 //! - Only columns that are captured and still in the table take part; other columns are the local programs' own.
 
 use super::local::LocalError;
+use super::local_rules::{RulesError, read_rules};
 use super::sqlite::{SqlValue, quote_name, value_of};
+use crate::model::dock::Direction;
 use crate::model::merge_rules::{ConflictPolicy, MergeRules};
 use crate::model::value::{Collation, Row, RowKey, Value};
 use rusqlite::{Connection, OptionalExtension, params_from_iter};
@@ -84,14 +86,12 @@ impl Overlay {
         let row_key: Vec<usize> = parse(path, "dock_capture.row_key", &row_key)?;
         let (name, present) = table_columns(connection, table).map_err(sql)?;
         let Some(name) = name else { return Ok(None) };
-        let rules: Option<(String, String)> = connection
-            .query_row("SELECT direction, rules FROM dock_merge_rules WHERE table_name = ?1", [&name], |row| Ok((row.get(0)?, row.get(1)?)))
-            .optional()
-            .map_err(sql)?;
-        let (direction, rules) = match rules {
-            Some((direction, rules)) => (direction, parse(path, "dock_merge_rules.rules", &rules)?),
-            None => (String::new(), MergeRules::default()),
-        };
+        let rules = read_rules(connection).map_err(|error| match error {
+            RulesError::Sql(source) => sql(source),
+            error => LocalError::State { path: path.to_owned(), column: "dock_merge_rules", value: error.to_string() },
+        })?;
+        let rules = rules.into_iter().find(|rules| rules.table.eq_ignore_ascii_case(&name));
+        let (direction, rules) = rules.map(|found| (found.direction, found.rules)).unwrap_or_default();
         let is_there = |column: &str| present.iter().find(|there| there.name.eq_ignore_ascii_case(column));
         let mut kept = Vec::new();
         let mut columns = Vec::new();
@@ -124,7 +124,7 @@ impl Overlay {
             stored: present.into_iter().map(|column| column.name).collect(),
             places,
             rules,
-            upload_only: direction == "upload",
+            upload_only: direction == Direction::Upload,
             has_entries: Cell::new(false),
         };
         let any = format!("SELECT EXISTS (SELECT 1 FROM main.{})", overlay.base);

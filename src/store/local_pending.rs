@@ -121,21 +121,29 @@ impl Pending<'_> {
         Ok(units.into_iter().zip(changes).collect())
     }
 
-    /// Returns whether another unit has a change of a row.
+    /// Returns whether another unit has to do with a row.
     pub(super) fn is_named(&self, table: &str, key: &[Value], except: i64) -> Result<bool, LocalError> {
-        self.connection
-            .prepare_cached("SELECT EXISTS (SELECT 1 FROM dock_change WHERE table_name = ?1 AND row_key = ?2 AND unit <> ?3)")
-            .and_then(|mut statement| statement.query_row(params![table, keycode::encode(key), except], |row| row.get(0)))
-            .map_err(|source| self.sql(source))
+        let named = "SELECT EXISTS (SELECT 1 FROM dock_change WHERE table_name = ?1 AND row_key = ?2 AND unit <> ?3)";
+        Ok(self.asks(named, table, key, except)? || self.is_moved_to(table, key, except)?)
     }
 
-    /// Returns whether a later unit that is shown has a change of a row.
+    /// Returns whether another unit gives a row that key.
+    pub(super) fn is_moved_to(&self, table: &str, key: &[Value], except: i64) -> Result<bool, LocalError> {
+        let moved = "SELECT EXISTS (SELECT 1 FROM dock_change WHERE table_name = ?1 AND new_key = ?2 AND new_key IS NOT NULL AND unit <> ?3)";
+        self.asks(moved, table, key, except)
+    }
+
+    /// Returns whether a later unit that is shown has to do with a row.
     pub(super) fn is_shown_later(&self, table: &str, key: &[Value], unit: i64) -> Result<bool, LocalError> {
+        let later = "SELECT EXISTS (SELECT 1 FROM dock_change AS c JOIN dock_unit AS u ON u.unit = c.unit
+                                    WHERE c.table_name = ?1 AND c.unit > ?3 AND u.suspended IS NULL";
+        let (named, moved) = ("c.row_key = ?2)", "c.new_key = ?2 AND c.new_key IS NOT NULL)");
+        Ok(self.asks(&format!("{later} AND {named}"), table, key, unit)? || self.asks(&format!("{later} AND {moved}"), table, key, unit)?)
+    }
+
+    fn asks(&self, select: &str, table: &str, key: &[Value], unit: i64) -> Result<bool, LocalError> {
         self.connection
-            .prepare_cached(
-                "SELECT EXISTS (SELECT 1 FROM dock_change AS c JOIN dock_unit AS u ON u.unit = c.unit
-                                WHERE c.table_name = ?1 AND c.row_key = ?2 AND c.unit > ?3 AND u.suspended IS NULL)",
-            )
+            .prepare_cached(select)
             .and_then(|mut statement| statement.query_row(params![table, keycode::encode(key), unit], |row| row.get(0)))
             .map_err(|source| self.sql(source))
     }
@@ -187,6 +195,11 @@ impl KnownMapping {
     pub(super) fn translate(&self, change: &mut PendingChange, key: &[String], references: &References) {
         let KeyMapping { table, old, new } = &self.mapping;
         if change.table.eq_ignore_ascii_case(table) {
+            if let RowChange::Update { key, .. } | RowChange::Delete { key, .. } = &mut change.change
+                && key == old
+            {
+                key.clone_from(new);
+            }
             replace(change, key, old, new);
         }
         let to_key = |reference: &&super::local_references::Reference| reference.parent.eq_ignore_ascii_case(table);
@@ -196,6 +209,42 @@ impl KnownMapping {
             let Some(places) = places.filter(|places| places.len() == key.len()) else { continue };
             let ordered = |values: &RowKey| places.iter().filter_map(|place| values.get(*place)).cloned().collect::<RowKey>();
             replace(change, &reference.columns, &ordered(old), &ordered(new));
+        }
+    }
+}
+
+/// Puts keys that the server replaced into changes as they are read: for whoever looks at single rows.
+#[derive(Debug)]
+pub(super) struct Translator {
+    known: Vec<(KnownMapping, Vec<String>)>,
+    references: References,
+}
+
+impl Translator {
+    /// Returns what is known of replaced keys; mostly nothing.
+    pub(super) fn read(connection: &Connection, path: &Path) -> Result<Translator, LocalError> {
+        let pending = Pending { connection, path };
+        let mut known = Vec::new();
+        for mapping in pending.mappings()? {
+            let key = Overlay::look_up(connection, path, &mapping.mapping.table)?.map(|overlay| overlay.key_names()).unwrap_or_default();
+            known.push((mapping, key));
+        }
+        let references = match known.is_empty() {
+            true => References::default(),
+            false => References::read(connection).map_err(|source| pending.sql(source))?,
+        };
+        Ok(Translator { known, references })
+    }
+
+    /// Whether no key was replaced.
+    pub(super) fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+
+    /// Puts them into a change of a unit.
+    pub(super) fn translate(&self, unit: &PendingUnit, change: &mut PendingChange) {
+        for (mapping, key) in self.known.iter().filter(|(mapping, _)| mapping.concerns(unit)) {
+            mapping.translate(change, key, &self.references);
         }
     }
 }

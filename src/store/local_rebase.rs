@@ -10,7 +10,7 @@
 use super::local::LocalError;
 use super::local_apply::{ApplyTransaction, UnitError, UnitWriter, Work};
 use super::local_overlay::{Entry, Image, Overlay, OwnValues};
-use super::local_pending::{KnownMapping, Pending, PendingChange, PendingUnit, redo};
+use super::local_pending::{Pending, PendingChange, PendingUnit, Translator, redo};
 use super::local_references::References;
 use crate::base::ids::TxnId;
 use crate::model::operation::Operation;
@@ -39,7 +39,7 @@ pub(super) struct Rebase {
     pub(super) computed: RefCell<HashSet<(String, Vec<u8>)>>,
     overlays: RefCell<HashMap<String, Option<Rc<Overlay>>>>,
     references: RefCell<Option<Rc<References>>>,
-    mappings: RefCell<Option<Rc<Vec<KnownMapping>>>>,
+    mappings: RefCell<Option<Rc<Translator>>>,
     watched: RefCell<Option<Rc<HashSet<String>>>>,
     own: RefCell<HashMap<(String, Vec<u8>), OwnValues>>,
 }
@@ -54,6 +54,7 @@ impl Rebase {
     pub(super) fn forget(&self) {
         self.overlays.borrow_mut().clear();
         self.references.borrow_mut().take();
+        self.mappings.borrow_mut().take();
         self.watched.borrow_mut().take();
     }
 
@@ -150,16 +151,12 @@ impl ApplyTransaction<'_> {
         let known = match known {
             Some(known) => known,
             None => {
-                let found = Rc::new(self.pending().mappings()?);
+                let found = Rc::new(Translator::read(self.connection(), self.path())?);
                 *self.rebase.mappings.borrow_mut() = Some(Rc::clone(&found));
                 found
             }
         };
-        for mapping in known.iter().filter(|mapping| mapping.concerns(unit)) {
-            if let Some(overlay) = self.overlay(&mapping.mapping.table)? {
-                mapping.translate(change, &overlay.key_names(), &*self.references()?);
-            }
-        }
+        known.translate(unit, change);
         Ok(())
     }
 
@@ -370,6 +367,9 @@ impl ApplyTransaction<'_> {
                 Some(row)
             }
         };
+        if self.pending().is_moved_to(&overlay.table, &entry.key, 0)? {
+            return Ok(None);
+        }
         let chain = self.chain(&overlay, &entry.key)?;
         let is = overlay.read_row(self.connection(), &entry.key).map_err(self.failed())?;
         let all = fold(&overlay, &entry.key, entry.row.as_ref(), true, chain.iter().map(|(_, change)| change));

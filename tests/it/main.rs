@@ -42,6 +42,7 @@ mod oracle_random;
 mod oracle_router;
 mod oracle_schemas;
 mod pipeline;
+mod rebase;
 mod rebase_kit;
 mod rebase_random;
 mod rebuild;

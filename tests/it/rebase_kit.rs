@@ -1,24 +1,23 @@
 //! A local database with pending work beside a model of the server's tables: what the tests of rebasing stand on.
 //!
-//! The server is an ordinary database in memory; a unit of it is what a transaction changed there. Local units are cut here by comparing
-//! the tables before and after an edit, apart from the code that does it in earnest.
+//! The server is an ordinary database in memory; a unit of it is what a transaction changed there.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use crate::node_kit::{Kit, START, open, rows};
 use dockmaster::base::ids::{ContentHash, FileNo, InstallId, Revision, TxnId, UnitNo};
-use dockmaster::dx::upload::encode_change;
+
 use dockmaster::model::event::{TableHeading, UnitControls};
-use dockmaster::model::keycode;
+
 use dockmaster::model::merge_rules::MergeRules;
 use dockmaster::model::operation::Operation;
-use dockmaster::model::upload::{Confirm, FieldChange, KeyMapping, Outcome, RowChange, UnitId};
-use dockmaster::model::value::{Row, RowKey, Value, display_key};
+use dockmaster::model::upload::{Confirm, KeyMapping, Outcome, RowChange, UnitId};
+use dockmaster::model::value::{Row, RowKey, Value};
 use dockmaster::store::local::{LocalDatabase, Watermark};
 use dockmaster::store::local_apply::{TableOperation, UnitError};
 use dockmaster::store::local_capture::{ensure_capture, read_local_captures};
 use rusqlite::{Connection, params};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 pub(crate) const INSTALL: InstallId = InstallId([9; 16]);
 
@@ -42,7 +41,6 @@ pub(crate) struct Desk {
     pub(crate) pending: Vec<LocalUnit>,
     pub(crate) rules: BTreeMap<String, MergeRules>,
     pub(crate) headings: Vec<TableHeading>,
-    next: u64,
 }
 
 impl Desk {
@@ -58,7 +56,7 @@ impl Desk {
         server.execute_batch(&format!("{ddl}; PRAGMA foreign_keys = ON")).unwrap();
         let local = LocalDatabase::open(&kit.path("pos.db")).unwrap();
         let headings = tables.iter().map(|table| kit.heading(table)).collect();
-        Desk { kit, app, server, local, unit: START, pending: Vec::new(), rules: BTreeMap::new(), headings, next: 1 }
+        Desk { kit, app, server, local, unit: START, pending: Vec::new(), rules: BTreeMap::new(), headings }
     }
 
     pub(crate) fn rule(&mut self, table: &str, direction: &str, rules: MergeRules) {
@@ -97,109 +95,14 @@ impl Desk {
 
     /// Runs local SQL and cuts what it changed into a unit. Returns its number; `None` if nothing changed or SQLite refused.
     pub(crate) fn edit(&mut self, sql: &str) -> Option<u64> {
-        self.edit_moving(sql, &[])
-    }
-
-    /// As [`Desk::edit`]; rows of these tables got another key.
-    pub(crate) fn edit_moving(&mut self, sql: &str, moved: &[(&str, RowKey, RowKey)]) -> Option<u64> {
-        let before = self.tables(&self.app);
         transact(&self.app, sql);
-        let after = self.tables(&self.app);
-        let mut changes = Vec::new();
-        for heading in &self.headings {
-            let (mut old, mut new) = (before[&heading.name].clone(), after[&heading.name].clone());
-            let server = |key: &RowKey| self.server_row(heading, key);
-            for (table, from, to) in moved {
-                if *table == heading.name
-                    && let (Some(was), Some(is)) = (old.get(from).cloned(), new.get(to).cloned())
-                    && !new.contains_key(from)
-                {
-                    (old.remove(from), new.remove(to));
-                    let base = server(from).unwrap_or_else(|| was.clone());
-                    changes.push((heading.name.clone(), update(heading, from, &was, &base, &is)));
-                }
-            }
-            for (key, was) in &old {
-                let base = server(key);
-                match new.remove(key) {
-                    None => changes.push((
-                        heading.name.clone(),
-                        RowChange::Delete { key: key.clone(), before: was.clone(), base: base.filter(|base| base != was) },
-                    )),
-                    Some(is) if is != *was => {
-                        let base = base.unwrap_or_else(|| was.clone());
-                        changes.push((heading.name.clone(), update(heading, key, was, &base, &is)));
-                    }
-                    Some(_) => {}
-                }
-            }
-            changes.extend(new.into_values().map(|row| (heading.name.clone(), RowChange::Insert { row })));
+        let report = self.local.cut().unwrap();
+        for number in &report.units {
+            let unit = self.local.pending_unit(*number).unwrap().unwrap();
+            let changes = unit.changes.into_iter().map(|(heading, change)| (heading.name.clone(), change)).collect();
+            self.pending.push(LocalUnit { number: number.0, changes });
         }
-        let number = self.store(&changes);
-        self.settle();
-        number
-    }
-
-    /// The server's row as the local database knows it.
-    fn server_row(&self, heading: &TableHeading, key: &RowKey) -> Option<Row> {
-        self.overlaid()[&heading.name].get(key).cloned()
-    }
-
-    fn store(&mut self, changes: &[(String, RowChange)]) -> Option<u64> {
-        if changes.is_empty() {
-            return None;
-        }
-        let number = self.next;
-        self.next += 1;
-        let hidden: Vec<u64> = self.suspended().into_keys().collect();
-        self.app
-            .execute(
-                "INSERT INTO dock_unit(unit, state, applied, revision, cut_at, hidden, changes)
-                 SELECT ?1, 'pending', applied_unit, revision, 0, ?2, ?3 FROM dock_state",
-                params![number as i64, serde_json::to_string(&hidden).unwrap(), changes.len() as i64],
-            )
-            .unwrap();
-        for (place, (table, change)) in changes.iter().enumerate() {
-            let heading = self.heading(table);
-            let key = change.key(&heading.key);
-            let op = match change {
-                RowChange::Insert { .. } => "insert",
-                RowChange::Update { .. } => "update",
-                RowChange::Delete { .. } => "delete",
-            };
-            let (columns, body) = (serde_json::to_string(&heading.columns).unwrap(), encode_change(heading, change).unwrap());
-            self.app
-                .execute(
-                    "INSERT INTO dock_change VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-                    params![number as i64, place as i64, table, keycode::encode(&key), display_key(&key), op, columns, body],
-                )
-                .unwrap();
-        }
-        self.pending.push(LocalUnit { number, changes: changes.to_vec() });
-        Some(number)
-    }
-
-    /// What a cut does at its end: the log goes, and entries that no unit names.
-    fn settle(&self) {
-        self.app.execute_batch("DELETE FROM dock_txn_log").unwrap();
-        for capture in read_local_captures(&self.app).unwrap() {
-            let heading = self.heading(&capture.table);
-            let mut named: BTreeSet<Vec<String>> = BTreeSet::new();
-            for unit in &self.pending {
-                for (_, change) in unit.changes.iter().filter(|(table, _)| *table == capture.table) {
-                    named.extend([folded(&change.key(&heading.key)), folded(&key_after(heading, change))]);
-                }
-            }
-            let key: Vec<String> = capture.key.iter().map(|place| format!("c{}", place + 1)).collect();
-            for mut row in rows(&self.app, &format!("SELECT rowid, {} FROM dock_base_{}", key.join(", "), capture.id)) {
-                let Value::Integer(id) = row.remove(0) else { panic!() };
-                let sql = match named.contains(&folded(&row)) {
-                    true => format!("UPDATE dock_base_{} SET settled = 1 WHERE rowid = ?1", capture.id),
-                    false => format!("DELETE FROM dock_base_{} WHERE rowid = ?1", capture.id),
-                };
-                self.app.execute(&sql, [id]).unwrap();
-            }
-        }
+        report.units.last().map(|number| number.0)
     }
 
     /// Suspended units with their reasons.
@@ -356,31 +259,7 @@ pub(crate) fn merged_with(number: u64, keys: &[KeyMapping]) -> Confirm {
 }
 
 pub(crate) fn ensure(connection: &Connection) {
-    ensure_capture(connection).unwrap();
-}
-
-fn update(heading: &TableHeading, key: &RowKey, was: &Row, base: &Row, is: &Row) -> RowChange {
-    let _ = heading;
-    let fields = (0u16..).zip(was).zip(is).filter(|((_, was), is)| was != is);
-    let fields = fields.map(|((column, was), is)| FieldChange {
-        column,
-        before: was.clone(),
-        base: base[usize::from(column)].clone(),
-        after: is.clone(),
-    });
-    RowChange::Update { key: key.clone(), fields: fields.collect(), whole: None }
-}
-
-fn key_after(heading: &TableHeading, change: &RowChange) -> RowKey {
-    let mut key = change.key(&heading.key);
-    if let RowChange::Update { fields, .. } = change {
-        for (place, column) in heading.key.iter().enumerate() {
-            if let Some(field) = fields.iter().find(|field| field.column == *column) {
-                key[place] = field.after.clone();
-            }
-        }
-    }
-    key
+    ensure_capture(connection, &[]).unwrap();
 }
 
 fn select(heading: &TableHeading) -> String {
