@@ -185,9 +185,10 @@ impl Desk {
         let broken = rows(&self.app, "PRAGMA foreign_key_check");
         assert_eq!(broken, Vec::<Row>::new(), "{:#?} {suspended:?} {:?} {:?}", self.pending, self.tables(&self.app), self.tables(&self.server));
         assert!(suspended.values().all(|reason| reason.contains("table ")), "{suspended:?}");
+        // One that nothing was logged after (an insert that was ignored) stays until the next cut.
         if self.pending.is_empty() {
             for capture in read_local_captures(&self.app).unwrap() {
-                let left = rows(&self.app, &format!("SELECT * FROM dock_base_{}", capture.id));
+                let left = rows(&self.app, &format!("SELECT * FROM dock_base_{} WHERE settled IS NOT NULL", capture.id));
                 assert_eq!(left, Vec::<Row>::new(), "entries of table {} that no unit names", capture.table);
             }
         }
