@@ -71,14 +71,19 @@ pub(crate) fn conflicts(args: &ConflictsArgs, output: Output) -> Outcome {
         }
         ConflictsCommand::Show(one) => {
             let entry = one_of(one)?;
-            if output.is_json() { output.json(to_object(&entry))? } else { output.line(shown(&entry))? }
+            if output.is_json() {
+                output.json(to_object(&entry))?
+            } else {
+                output.line(shown(&entry))?
+            }
             Ok(Exit::Done)
         }
         ConflictsCommand::Resubmit { one, set } => {
             let set = set.iter().map(|text| assignment(text)).collect::<anyhow::Result<Vec<_>>>()?;
             let written = open(&one.database)?.resubmit(one.id, &set)?;
             if output.is_json() {
-                let values: serde_json::Map<String, Json> = written.values.iter().map(|(name, value)| (name.clone(), to_json(value))).collect();
+                let values: serde_json::Map<String, Json> =
+                    written.values.iter().map(|(name, value)| (name.clone(), to_json(value))).collect();
                 let key: Vec<Json> = written.key.iter().map(to_json).collect();
                 output.json(json!({ "table": written.table, "key": key, "op": written.op, "values": values }))?;
             } else {

@@ -164,7 +164,8 @@ impl LocalDatabase {
     /// There is no such entry, a column is not there, or the row does not fit.
     pub fn resubmit(&self, id: i64, set: &[(String, Value)]) -> Result<Resubmitted, ResubmitError> {
         let entry = self.conflict(id)?.ok_or(ResubmitError::Unknown { id })?;
-        let impossible = |reason: String| ResubmitError::Impossible { id, table: entry.table.clone(), key: display_key(&entry.key), reason };
+        let impossible =
+            |reason: String| ResubmitError::Impossible { id, table: entry.table.clone(), key: display_key(&entry.key), reason };
         let sql = |doing| move |source| LocalError::of_sql(self.path(), doing, source);
         let connection = self.connection();
         let heading = self.key_heading(&entry.table)?.ok_or_else(|| impossible("the table is not in this database".to_owned()))?;
@@ -197,7 +198,9 @@ impl LocalDatabase {
         }
         if !there && !is_delete {
             let key = heading.key.iter().filter_map(|place| heading.columns.get(usize::from(*place))).zip(&entry.key);
-            for (name, value) in key.filter(|(name, _)| !values.iter().any(|(known, _)| known.eq_ignore_ascii_case(name))).collect::<Vec<_>>() {
+            for (name, value) in
+                key.filter(|(name, _)| !values.iter().any(|(known, _)| known.eq_ignore_ascii_case(name))).collect::<Vec<_>>()
+            {
                 values.push((name.clone(), value.clone()));
             }
         }

@@ -176,8 +176,7 @@ impl Overlay {
 
     /// Whether the server has a row with those values that the table may not show.
     pub(super) fn is_hidden(&self, connection: &Connection, columns: &[String], values: &[Value]) -> rusqlite::Result<bool> {
-        let bases: Option<Vec<&str>> =
-            columns.iter().map(|name| Some(self.columns.get(self.column(name)?)?.base.as_str())).collect();
+        let bases: Option<Vec<&str>> = columns.iter().map(|name| Some(self.columns.get(self.column(name)?)?.base.as_str())).collect();
         let Some(bases) = bases else { return Ok(false) };
         let terms: Vec<String> = bases.iter().enumerate().map(|(place, base)| format!("{base} = ?{}", place + 1)).collect();
         let select = format!("SELECT EXISTS (SELECT 1 FROM main.{} WHERE present = 1 AND {})", self.base, terms.join(" AND "));
@@ -191,9 +190,8 @@ impl Overlay {
     /// `b.c1 COLLATE "BINARY" = ..`, which the index of the base table serves.
     fn base_key(&self, value: impl Fn(usize, &OverlayColumn) -> String) -> String {
         let terms = self.key_columns().zip(&self.collations).enumerate();
-        let terms = terms.map(|(place, (column, collation))| {
-            format!("b.{} COLLATE {} = {}", column.base, quote_name(collation), value(place, column))
-        });
+        let terms = terms
+            .map(|(place, (column, collation))| format!("b.{} COLLATE {} = {}", column.base, quote_name(collation), value(place, column)));
         terms.collect::<Vec<_>>().join(" AND ")
     }
 
@@ -251,7 +249,8 @@ impl Overlay {
         };
         let present = Value::Integer(i64::from(row.is_some()));
         let values = std::iter::once(&present).chain(values);
-        let terms: Vec<String> = self.columns.iter().enumerate().map(|(place, column)| format!("{} = ?{}", column.base, place + 2)).collect();
+        let terms: Vec<String> =
+            self.columns.iter().enumerate().map(|(place, column)| format!("{} = ?{}", column.base, place + 2)).collect();
         let condition = self.base_key(|place, _| format!("?{}", place + values.clone().count() + 1));
         let update = format!("UPDATE main.{} AS b SET present = ?1, {} WHERE {condition}", self.base, terms.join(", "));
         let bound = values.clone().chain(key).map(SqlValue);
@@ -348,7 +347,13 @@ impl Overlay {
     }
 
     /// Makes the row of a key what it is to be, given what it is. Local programs' columns of a row that stays are left alone.
-    pub(super) fn write_row(&self, connection: &Connection, key: &[Value], is: Option<&Row>, to_be: Option<&Image>) -> rusqlite::Result<()> {
+    pub(super) fn write_row(
+        &self,
+        connection: &Connection,
+        key: &[Value],
+        is: Option<&Row>,
+        to_be: Option<&Image>,
+    ) -> rusqlite::Result<()> {
         match (is, to_be) {
             (None, None) => Ok(()),
             (Some(_), None) => self.delete_row(connection, key).map(drop),

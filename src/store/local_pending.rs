@@ -129,7 +129,8 @@ impl Pending<'_> {
 
     /// Returns whether another unit gives a row that key.
     pub(super) fn is_moved_to(&self, table: &str, key: &[Value], except: i64) -> Result<bool, LocalError> {
-        let moved = "SELECT EXISTS (SELECT 1 FROM dock_change WHERE table_name = ?1 AND new_key = ?2 AND new_key IS NOT NULL AND unit <> ?3)";
+        let moved =
+            "SELECT EXISTS (SELECT 1 FROM dock_change WHERE table_name = ?1 AND new_key = ?2 AND new_key IS NOT NULL AND unit <> ?3)";
         self.asks(moved, table, key, except)
     }
 

@@ -85,9 +85,9 @@ impl ApplyTransaction<'_> {
         let mut any: bool = self.read("SELECT EXISTS (SELECT 1 FROM dock_unit)")?;
         if !any {
             let ids = || -> rusqlite::Result<Vec<i64>> {
-                let mut statement = self.connection().prepare_cached(
-                    "SELECT c.id FROM dock_capture AS c JOIN sqlite_master AS m ON m.name = 'dock_base_' || c.id",
-                )?;
+                let mut statement = self
+                    .connection()
+                    .prepare_cached("SELECT c.id FROM dock_capture AS c JOIN sqlite_master AS m ON m.name = 'dock_base_' || c.id")?;
                 statement.query_map([], |row| row.get(0))?.collect()
             };
             for id in ids().map_err(self.failed())? {
@@ -175,7 +175,8 @@ impl ApplyTransaction<'_> {
         ending.clear();
         self.rebase.computed.borrow_mut().clear();
         if self.rebase.is_pending() {
-            let ours = confirms.iter().filter(|confirm| confirm.outcome.is_final() && Some(confirm.unit.install) == self.state().install_id);
+            let ours =
+                confirms.iter().filter(|confirm| confirm.outcome.is_final() && Some(confirm.unit.install) == self.state().install_id);
             ending.extend(ours.map(|confirm| confirm.unit.number.0.cast_signed()));
         }
         Ok(())

@@ -155,7 +155,8 @@ impl ApplyTransaction<'_> {
                     .collect();
                 let Some(key) = key.filter(|key| key.len() == reference.referred.len()) else { continue };
                 if let Some((other, _)) = taint.find(&name_of(&parent, &key), unit, true) {
-                    let why = format!("it waits for unit {other}, which inserts the row of {} that it refers to and is not shown", parent.table);
+                    let why =
+                        format!("it waits for unit {other}, which inserts the row of {} that it refers to and is not shown", parent.table);
                     return Ok(Some(refusal(change, &why)));
                 }
             }

@@ -130,7 +130,10 @@ fn r30_mi9_mi23_each_outcome_alone_and_out_of_order_takes_out_its_own_unit() {
     let mut desk = shop();
     let units: Vec<u64> = ["a1", "a2", "a3", "a4"]
         .iter()
-        .map(|note| desk.edit(&format!("UPDATE customer SET note = '{note}' WHERE id = 1; UPDATE orders SET stock = stock + 1 WHERE id = 20")).unwrap())
+        .map(|note| {
+            desk.edit(&format!("UPDATE customer SET note = '{note}' WHERE id = 1; UPDATE orders SET stock = stock + 1 WHERE id = 20"))
+                .unwrap()
+        })
         .collect();
     desk.apply(Vec::new(), vec![confirm(units[0], Outcome::Held { reason: "no right".to_owned() })]);
     assert_eq!(shown(&desk, "SELECT unit, state, reason FROM dock_unit WHERE state = 'held'"), format!("{}|'held'|'no right'", units[0]));
@@ -158,7 +161,10 @@ fn r30_mi9_mi23_each_outcome_alone_and_out_of_order_takes_out_its_own_unit() {
     assert_eq!(shown(&desk, "SELECT note FROM customer WHERE id = 1"), "'a2'");
     desk.apply(Vec::new(), vec![confirm(units[0], Outcome::Ignored { reason: "never".to_owned() })]);
     assert_eq!(shown(&desk, "SELECT note FROM customer WHERE id = 1"), "'a2'");
-    let listed = shown(&desk, "SELECT rule, reason, column_name, server, client FROM dock_conflict WHERE rule <> 'server-wins' AND table_name = 'customer'");
+    let listed = shown(
+        &desk,
+        "SELECT rule, reason, column_name, server, client FROM dock_conflict WHERE rule <> 'server-wins' AND table_name = 'customer'",
+    );
     assert_eq!(listed, "'returned'|'look again'|'note'|'\"one\"'|'\"a3\"' 'ignored'|'never'|'note'|'\"one\"'|'\"a1\"'");
     let operations = desk.on_server("UPDATE customer SET note = 'a2' WHERE id = 1; UPDATE orders SET stock = 22 WHERE id = 20");
     desk.apply(operations, vec![merged(units[1])]);
@@ -195,7 +201,11 @@ fn r32_f40_f46_differences_are_added_and_other_columns_stay_as_the_user_wrote_th
     desk.edit("UPDATE customer SET note = 'mine' WHERE id = 1").unwrap();
     desk.serve("UPDATE orders SET stock = 7 WHERE id = 10; UPDATE customer SET note = 'theirs', email = 'new' WHERE id = 1");
     assert_eq!(shown(&desk, "SELECT stock FROM orders WHERE id = 10"), "5");
-    assert_eq!(shown(&desk, "SELECT note, email FROM customer WHERE id = 1"), "'mine'|'new'", "the edit stays visible until it is answered");
+    assert_eq!(
+        shown(&desk, "SELECT note, email FROM customer WHERE id = 1"),
+        "'mine'|'new'",
+        "the edit stays visible until it is answered"
+    );
     // The next edit builds on what is shown: its difference is 1, not -2.
     let unit = desk.edit("UPDATE orders SET stock = 6 WHERE id = 10").unwrap();
     let fields = format!("{:?}", desk.local.pending_unit(UnitNo(unit)).unwrap().unwrap());

@@ -124,7 +124,9 @@ impl Desk {
         let mut operations = Vec::new();
         for heading in &self.headings {
             let (old, new) = (&before[&heading.name], &after[&heading.name]);
-            operations.extend(old.keys().filter(|key| !new.contains_key(*key)).map(|key| (heading.clone(), Operation::Delete { key: key.clone() })));
+            operations.extend(
+                old.keys().filter(|key| !new.contains_key(*key)).map(|key| (heading.clone(), Operation::Delete { key: key.clone() })),
+            );
             for (key, row) in new {
                 match old.get(key) {
                     Some(was) if was == row => {}
@@ -153,7 +155,9 @@ impl Desk {
         }
         let reached = Watermark { file: FileNo(0), chain_hash: ContentHash::default(), unit: TxnId(self.unit), revision: Revision(1) };
         transaction.commit(&reached)?;
-        for confirm in units.iter().flat_map(|(_, confirms)| confirms).filter(|confirm| confirm.outcome.is_final() && confirm.unit.install == INSTALL) {
+        for confirm in
+            units.iter().flat_map(|(_, confirms)| confirms).filter(|confirm| confirm.outcome.is_final() && confirm.unit.install == INSTALL)
+        {
             self.pending.retain(|unit| unit.number != confirm.unit.number.0);
         }
         Ok(())
@@ -183,7 +187,14 @@ impl Desk {
         }
         assert_eq!(self.tables(&self.app), model, "the tables are the server's with the units that are shown; suspended: {suspended:?}");
         let broken = rows(&self.app, "PRAGMA foreign_key_check");
-        assert_eq!(broken, Vec::<Row>::new(), "{:#?} {suspended:?} {:?} {:?}", self.pending, self.tables(&self.app), self.tables(&self.server));
+        assert_eq!(
+            broken,
+            Vec::<Row>::new(),
+            "{:#?} {suspended:?} {:?} {:?}",
+            self.pending,
+            self.tables(&self.app),
+            self.tables(&self.server)
+        );
         assert!(suspended.values().all(|reason| reason.contains("table ")), "{suspended:?}");
         // One that nothing was logged after (an insert that was ignored) stays until the next cut.
         if self.pending.is_empty() {
@@ -215,7 +226,9 @@ impl Desk {
                         let sums = self.rules.get(table).is_some_and(|rules| rules.policy_of(name).to_string() == "sum");
                         let slot = &mut row[usize::from(field.column)];
                         *slot = match (&*slot, &field.before, &field.after) {
-                            (Value::Integer(is), Value::Integer(before), Value::Integer(after)) if sums => Value::Integer(is + after - before),
+                            (Value::Integer(is), Value::Integer(before), Value::Integer(after)) if sums => {
+                                Value::Integer(is + after - before)
+                            }
                             _ => field.after.clone(),
                         };
                     }

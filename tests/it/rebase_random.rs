@@ -88,7 +88,10 @@ fn merge(desk: &Desk, number: u64) -> Outcome {
         let heading = desk.heading(table);
         let key = |first: usize| {
             let terms = heading.key.iter().enumerate();
-            terms.map(|(place, column)| format!("{} = ?{}", quote_name(&heading.columns[usize::from(*column)]), place + first)).collect::<Vec<_>>().join(" AND ")
+            terms
+                .map(|(place, column)| format!("{} = ?{}", quote_name(&heading.columns[usize::from(*column)]), place + first))
+                .collect::<Vec<_>>()
+                .join(" AND ")
         };
         let (sql, values): (String, Vec<Value>) = match change {
             RowChange::Delete { key: of, .. } => (format!("DELETE FROM {table} WHERE {}", key(1)), of.clone()),
@@ -110,7 +113,9 @@ fn merge(desk: &Desk, number: u64) -> Outcome {
         }
     }
     match refused {
-        None if rows(&desk.server, "PRAGMA foreign_key_check").is_empty() && desk.server.execute_batch("COMMIT").is_ok() => Outcome::Merged { conflicts: Vec::new(), keys: Vec::new() },
+        None if rows(&desk.server, "PRAGMA foreign_key_check").is_empty() && desk.server.execute_batch("COMMIT").is_ok() => {
+            Outcome::Merged { conflicts: Vec::new(), keys: Vec::new() }
+        }
         refused => {
             desk.server.execute_batch("ROLLBACK").unwrap();
             Outcome::Held { reason: refused.unwrap_or_else(|| "at commit".to_owned()) }
@@ -161,9 +166,13 @@ fn run(seed: u64) -> (usize, usize) {
                         desk.on_server(&schema.statements(&mut rng));
                     }
                     // Each unit is confirmed once in a transaction, as what is pending is only known after it.
-                    let named: Vec<u64> = units.iter().flat_map(|(_, confirms): &(_, Vec<Confirm>)| confirms).map(|confirm| confirm.unit.number.0).collect();
-                    let confirms: Vec<Confirm> =
-                        if rng.u32(0..3) == 0 { some_confirm(&desk, &mut rng).filter(|confirm| !named.contains(&confirm.unit.number.0)).into_iter().collect() } else { Vec::new() };
+                    let named: Vec<u64> =
+                        units.iter().flat_map(|(_, confirms): &(_, Vec<Confirm>)| confirms).map(|confirm| confirm.unit.number.0).collect();
+                    let confirms: Vec<Confirm> = if rng.u32(0..3) == 0 {
+                        some_confirm(&desk, &mut rng).filter(|confirm| !named.contains(&confirm.unit.number.0)).into_iter().collect()
+                    } else {
+                        Vec::new()
+                    };
                     units.push((desk.difference(&before), confirms));
                 }
                 desk.try_apply(&units).unwrap();
