@@ -106,21 +106,12 @@ pub struct Confirm {
 impl Confirm {
     /// Returns about how many bytes it takes in memory, which is more than in a file: a reader bounds both.
     pub fn size(&self) -> usize {
-        let of = |values: &[Value]| values.iter().map(|value| size_of::<Value>() + value.size()).sum::<usize>();
-        let value = |value: &Option<Value>| value.as_ref().map_or(1, Value::size);
         64 + match &self.outcome {
             Outcome::Merged { conflicts, keys } => {
-                let conflicts = conflicts.iter().map(|conflict| {
-                    let texts = conflict.table.len() + conflict.rule.len() + conflict.column.as_ref().map_or(0, String::len);
-                    size_of::<Conflict>()
-                        + texts
-                        + of(&conflict.key)
-                        + value(&conflict.base)
-                        + value(&conflict.server)
-                        + value(&conflict.client)
-                });
-                let keys = keys.iter().map(|mapping| size_of::<KeyMapping>() + mapping.table.len() + of(&mapping.old) + of(&mapping.new));
-                conflicts.sum::<usize>() + keys.sum::<usize>()
+                let of_key = |mapping: &KeyMapping| {
+                    size_of::<KeyMapping>() + mapping.table.len() + size_of_values(&mapping.old) + size_of_values(&mapping.new)
+                };
+                conflicts.iter().map(Conflict::size).sum::<usize>() + keys.iter().map(of_key).sum::<usize>()
             }
             Outcome::Held { reason } | Outcome::Ignored { reason } | Outcome::Returned { reason } => reason.len(),
         }
@@ -147,9 +138,14 @@ impl Confirm {
             }
         }
         if size > limit {
-            let each = size.div_ceil(conflicts.len().max(1));
-            let out = (size - limit).div_ceil(each.max(1)).saturating_add(2).min(conflicts.len());
-            conflicts.truncate(conflicts.len() - out);
+            // Room for the one that says so.
+            let mut out = 0;
+            while size + 2 * size_of::<Conflict>() > limit
+                && let Some(last) = conflicts.pop()
+            {
+                size -= last.size();
+                out += 1;
+            }
             let rule = format!("{out} more conflicts are listed on the server");
             conflicts.push(Conflict {
                 id: 0,
@@ -243,6 +239,18 @@ pub struct Conflict {
     pub rule: String,
     /// When, microseconds since 1970, by the server's clock.
     pub at_micros: i64,
+}
+
+impl Conflict {
+    fn size(&self) -> usize {
+        let value = |value: &Option<Value>| value.as_ref().map_or(0, |value| size_of::<Value>() + value.size());
+        let texts = self.table.len() + self.rule.len() + self.column.as_ref().map_or(0, String::len);
+        size_of::<Conflict>() + texts + size_of_values(&self.key) + value(&self.base) + value(&self.server) + value(&self.client)
+    }
+}
+
+fn size_of_values(values: &[Value]) -> usize {
+    values.iter().map(|value| size_of::<Value>() + value.size()).sum()
 }
 
 /// Whose value stands after a conflict.
