@@ -19,6 +19,7 @@ use crate::docking::room::NoRoom;
 use crate::server::deploy::DeployError;
 use crate::server::explain::ExplainError;
 use crate::server::merger::MergerError;
+use crate::server::merger::RuleError;
 use crate::server::messages::MessageError;
 use crate::server::nodes::NodeError;
 use crate::server::pass::ServeError;
@@ -78,6 +79,7 @@ fn spoken_for(cause: Cause<'_>) -> Option<Cause<'_>> {
         VerifyError: Store, Node, Docking, Sessions, Trail;
         NodeError: Store, Name;
         MessageError: Store;
+        RuleError: Store;
         DeployError: Store, Cds, TxnProc;
         ServeError: TxnProc, Router, Extract, Merger, Sync, Node, Store;
         MergerError: Store, Disk, Docking, Sessions, Node;
@@ -116,7 +118,7 @@ fn hint(cause: Cause<'_>) -> Option<String> {
     first! {
         ConfigError: config; StoreError: store; NodeError: node; DeployError: deploy; CdsError: data_store; LocalError: local; DockingError: docking;
         ExplainError: explain; DiskError: disk; FolderError: folder; ExchangeError: exchange; InitError: init; TcpError: tcp; IdError: id;
-        MessageError: message; ResolveRefused: conflict;
+        MessageError: message; RuleError: ruling; ResolveRefused: conflict;
     }
     if is_out_of_room(cause) {
         return some(MAKE_ROOM);
@@ -204,6 +206,14 @@ fn message(error: &MessageError) -> Option<String> {
         MessageError::Several { .. } => some("name it whole: NODE:UNIT:INSTALL"),
         MessageError::File { .. } => some("look at the disk; dockmaster dx verify FILE tells more"),
         MessageError::Store(_) => None,
+    }
+}
+
+fn ruling(error: &RuleError) -> Option<String> {
+    match error {
+        RuleError::Refused { node, .. } => Some(format!("dockmaster messages list --node {node} shows what is in which status")),
+        RuleError::File { .. } => some("its node sends it again, and then it can be decided on"),
+        RuleError::Store(_) => None,
     }
 }
 

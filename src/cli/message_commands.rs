@@ -1,17 +1,20 @@
 //! `messages ...`: units of nodes, listed by their heads, shown with their content, and decided on by a person (MI-4, MI-53, MI-63).
 
-use crate::base::clock::now_seconds;
+use crate::base::clock::{now_micros, now_seconds};
 use crate::base::ids::NodeName;
 use crate::cli::exit::{Exit, Outcome};
 use crate::cli::node_commands::time;
 use crate::cli::output::{Output, ago, some, table};
+use crate::cli::person::PersonArgs;
 use crate::cli::project::Settings;
 use crate::docking::root::{Access, DockingRoot};
 use crate::model::event::TableHeading;
 use crate::model::upload::{MessageStatus, RowChange};
 use crate::model::value::{Value, display_key};
 use crate::model::value_json::to_json;
+use crate::server::merger;
 use crate::server::messages::{MessageName, content, find};
+use crate::store::merge_units::{Person, Ruling};
 use crate::store::messages::{ConflictFilter, MessageEvent, MessageFilter, MessageHead};
 use crate::store::sqlite::ServerDatabase;
 use serde_json::{Value as Json, json};
@@ -30,6 +33,22 @@ pub(crate) enum MessageCommand {
     List(ListArgs),
     /// Show one message: its head, what was done to it, its conflicts, and its changes with all their values
     Show(ShowArgs),
+    /// Execute a message in error once more, after its cause was dealt with
+    Retry(RuleArgs),
+    /// Take out a message that waits or is in error: it is never executed, and its author is told
+    Ignore(RuleArgs),
+    /// Send a message in error back to its author, who may correct it and send it again
+    Return(RuleArgs),
+}
+
+/// Arguments of `messages retry`, `ignore` and `return`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RuleArgs {
+    /// The message, as `messages list` names it
+    #[arg(value_name = "NODE:UNIT")]
+    message: MessageName,
+    #[command(flatten)]
+    person: PersonArgs,
 }
 
 /// Arguments of `messages list`.
@@ -66,7 +85,32 @@ pub(crate) fn messages(named: Option<&Path>, command: &MessageCommand, output: O
     match command {
         MessageCommand::List(args) => list(named, args, output),
         MessageCommand::Show(args) => show(named, args, output),
+        MessageCommand::Retry(args) => rule(named, args, Ruling::Retry, output),
+        MessageCommand::Ignore(args) => rule(named, args, Ruling::Ignore, output),
+        MessageCommand::Return(args) => rule(named, args, Ruling::Return, output),
     }
+}
+
+/// Carries a decision out. The service may run meanwhile: the status decides within the transaction that changes it.
+fn rule(named: Option<&Path>, args: &RuleArgs, ruling: Ruling, output: Output) -> Outcome {
+    let settings = Settings::load(named)?;
+    let database = ServerDatabase::open(&settings.database)?;
+    let head = find(&database, &args.message)?;
+    let root = DockingRoot::open(&settings.root, Access::Look)?;
+    let who = args.person.who()?;
+    let person = Person { who: &who, reason: &args.person.reason, now_micros: now_micros() };
+    merger::rule(&database, &root, &head.node, &head.row(), ruling, &person)?;
+    if output.is_json() {
+        output.json(head_json(&find(&database, &MessageName { install: Some(head.id.install.to_string()), ..MessageName::of(&head) })?))?;
+        return Ok(Exit::Done);
+    }
+    let (name, node) = (MessageName::of(&head), &head.node);
+    output.say(match ruling {
+        Ruling::Retry => format!("{name} waits again, and is executed as soon as the merger runs: dockmaster serve, or dockmaster run"),
+        Ruling::Ignore => format!("{name} is ignored; {node} is told with the next sync, and keeps its values in dock_conflicts"),
+        Ruling::Return => format!("{name} goes back to {node} with the next sync; its values stand in dock_conflicts there"),
+    })?;
+    Ok(Exit::Done)
 }
 
 fn list(named: Option<&Path>, args: &ListArgs, output: Output) -> Outcome {

@@ -6,6 +6,7 @@ use crate::model::dock::Dock;
 use crate::model::upload::{MessageStatus, UnitId};
 use crate::model::value::{RowKey, Value, display_key};
 use crate::model::value_json::from_json;
+use crate::store::merge_units::UnitRow;
 use crate::store::sqlite::{ServerDatabase, SqlValue, StoreError, quote_name, value_of};
 use rusqlite::{OptionalExtension, params};
 use serde_json::Value as Json;
@@ -56,6 +57,20 @@ pub struct MessageHead {
     pub stored_at: i64,
     /// When it got its status; `None` = it never left the first one.
     pub done_at: Option<i64>,
+}
+
+impl MessageHead {
+    /// Returns what the Merger knows the unit by.
+    pub fn row(&self) -> UnitRow {
+        UnitRow {
+            id: self.id,
+            incarnation: self.incarnation,
+            file: self.file,
+            status: self.status,
+            reason: self.reason.clone(),
+            waits_for: self.waits_for,
+        }
+    }
 }
 
 /// Something that was done to a message or conflict.

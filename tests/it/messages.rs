@@ -5,10 +5,16 @@ use dockmaster::base::ids::{ContentHash, Epoch, FileNo, Incarnation, InstallId, 
 use dockmaster::dx::header::{DxDirection, Header};
 use dockmaster::dx::upload_writer::UploadWriter;
 use dockmaster::model::event::TableHeading;
-use dockmaster::model::upload::{FieldChange, RowChange, UploadHead, UploadUnit};
+use dockmaster::model::upload::{FieldChange, RowChange, UnitId, UploadHead, UploadUnit};
 use dockmaster::model::value::Value;
+use dockmaster::store::control::Control;
+use dockmaster::store::merge::{MergeDatabase, MergeJob};
+use dockmaster::store::merge_units::{Person, Ruling};
+use dockmaster::store::sqlite::ServerDatabase;
 use rusqlite::{Connection, params};
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const TABLES: &str = "
 CREATE TABLE shop(id INTEGER PRIMARY KEY, name TEXT);
@@ -274,4 +280,145 @@ fn mi60_x39_conflicts_are_listed_shown_and_resolved_with_who_and_why() {
     let id = other.to_string();
     assert_eq!(said(&site, &["conflicts", "resolve", &id, "--take", "server"]).0, 2);
     assert_eq!(said(&site, &["conflicts", "resolve", &id, "--take", "server", "--reason", " "]).0, 2);
+}
+
+#[test]
+fn mi53_mi61_mi62_mi63_a_person_retries_ignores_or_returns_what_is_in_error_and_nothing_else() {
+    let (site, app) = site();
+    store(&site, &app, INSTALL, 1, &(1..=5).map(|number| unit(number, vec![insert(100 + number.cast_signed())])).collect::<Vec<_>>());
+    for number in [2, 3, 4] {
+        hold(&app, number, "refused");
+    }
+    app.execute_batch("UPDATE dock_unit SET status = 'finished' WHERE unit = 5; UPDATE dock_unit SET waits_for = 3 WHERE unit = 4")
+        .unwrap();
+    let rule = |what: &str, unit: u64| {
+        said(&site, &["messages", what, &format!("SHOP-1:{unit}"), "--by", "eva", "--reason", "the shop is closed"])
+    };
+    let (code, text) = rule("retry", 2);
+    assert!(code == 0 && text.contains("SHOP-1:2 waits again"), "{text}");
+    let (code, text) = rule("retry", 2);
+    assert!(code == 2 && text.contains("unit 2 of SHOP-1: it is waiting") && text.contains("hint:"), "{text}");
+    assert_eq!(rule("return", 1).0, 2, "it may still be merged");
+    assert_eq!(rule("ignore", 1).0, 0);
+    assert_eq!(rule("return", 3).0, 0);
+    for what in ["retry", "ignore", "return"] {
+        for unit in [1, 3, 5] {
+            assert_eq!(rule(what, unit).0, 2, "{what} {unit}: what is final stays so");
+        }
+    }
+    let statuses = crate::node_kit::text(&app, "SELECT unit, status, outcome FROM dock_unit ORDER BY unit");
+    assert_eq!(
+        statuses, "1|'ignored'|'ignored' 2|'waiting'|NULL 3|'ignored'|'returned' 4|'waiting'|'held' 5|'finished'|NULL",
+        "who waited for a unit that is gone is tried again"
+    );
+    let shown = json(&site, &["messages", "show", "SHOP-1:3"]);
+    let event = &shown["events"][0];
+    assert_eq!(
+        (&event["from"], &event["to"], &event["who"], &event["reason"]),
+        (&"error".into(), &"ignored".into(), &"eva".into(), &"the shop is closed".into())
+    );
+    // Without --by it is whoever calls.
+    hold(&app, 2, "refused");
+    let mut command = site.command(crate::harness::Program::Dockmaster, &["messages", "ignore", "SHOP-1:2", "--reason", "r", "--json"]);
+    let output = command.env_remove("SUDO_USER").env("USER", "otto").output().unwrap();
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&document["status"], &document["version"]), (&"ignored".into(), &1.into()));
+    assert_eq!(crate::node_kit::text(&app, "SELECT who FROM dock_message_event ORDER BY id DESC LIMIT 1"), "'otto'");
+    let mut nobody = site.command(crate::harness::Program::Dockmaster, &["messages", "ignore", "SHOP-1:4", "--reason", "r"]);
+    let output = nobody.env_remove("SUDO_USER").env_remove("USER").env_remove("LOGNAME").output().unwrap();
+    assert!(String::from_utf8(output.stderr).unwrap().contains("name yourself with --by NAME"));
+    let confirms = outcomes(&app);
+    assert_eq!(confirms[&1], ["ignored"]);
+    assert_eq!(confirms[&3], ["returned"]);
+}
+
+/// What the nodes are told of each unit, in order.
+fn outcomes(app: &Connection) -> BTreeMap<u64, Vec<&'static str>> {
+    let mut told: BTreeMap<u64, Vec<&'static str>> = BTreeMap::new();
+    for row in crate::node_kit::rows(app, "SELECT c1 FROM dock_txn_log WHERE tbl = 0 ORDER BY id") {
+        let Value::Text(json) = &row[0] else { panic!("{row:?}") };
+        if let Control::Confirm { confirm, .. } = serde_json::from_slice(json).unwrap() {
+            told.entry(confirm.unit.number.0).or_default().push(confirm.outcome.name());
+        }
+    }
+    told
+}
+
+#[test]
+fn f34_decisions_that_race_with_the_merger_end_each_unit_once() {
+    const UNITS: u64 = 60;
+    let (site, app) = site();
+    site.dockmaster_ok(&["extract", "SHOP-1"]);
+    // Every third one is refused whenever it is tried.
+    let row = |number: u64| {
+        let amount = if number.is_multiple_of(3) { -1 } else { 1 };
+        RowChange::Insert {
+            row: vec![Value::Integer(1_000 + number.cast_signed()), Value::Integer(1), Value::Integer(amount), Value::Null],
+        }
+    };
+    let units: Vec<UploadUnit> = (1..=UNITS).map(|number| unit(number, vec![row(number)])).collect();
+    store(&site, &app, INSTALL, 1, &units);
+    let path = site.path("hq.db");
+    let persons = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for seed in 0..2u64 {
+            let (path, persons) = (&path, &persons);
+            scope.spawn(move || {
+                let database = ServerDatabase::open(path).unwrap();
+                let mut rng = fastrand::Rng::with_seed(seed);
+                for _ in 0..150 {
+                    let id = UnitId { install: INSTALL, number: UnitNo(rng.u64(1..=UNITS)) };
+                    let ruling = [Ruling::Retry, Ruling::Retry, Ruling::Ignore, Ruling::Return][rng.usize(0..4)];
+                    let person = Person { who: "eva", reason: "r", now_micros: 1 };
+                    // What is not possible from where the unit is now is refused.
+                    let _ = database.rule(id, ruling, &[], &person).unwrap();
+                }
+                persons.fetch_add(1, Ordering::SeqCst);
+            });
+        }
+        scope.spawn(|| {
+            let mut merger = MergeDatabase::open(&path).unwrap().unwrap();
+            let node = merger.database().node(&"SHOP-1".parse().unwrap()).unwrap().unwrap();
+            loop {
+                let is_last = persons.load(Ordering::SeqCst) == 2;
+                for unit in &units {
+                    let job = MergeJob {
+                        node: &node,
+                        install: INSTALL,
+                        incarnation: Incarnation(1),
+                        file: FileNo(1),
+                        file_hash: ContentHash::default(),
+                        unit,
+                        held: &[],
+                        day: 20_000,
+                        now_micros: 2,
+                    };
+                    merger.merge(&job).unwrap();
+                }
+                if is_last {
+                    break;
+                }
+            }
+        });
+    });
+    let told = outcomes(&app);
+    let mut seen = BTreeMap::new();
+    for number in 1..=UNITS {
+        let one = |sql: &str| text(&app, &sql.replace("?", &number.to_string()));
+        let status = one("SELECT status FROM dock_unit WHERE unit = ?");
+        let is_there = one("SELECT count(*) FROM stock WHERE id = 1000 + ?") == "1";
+        let last: Vec<&str> = told.get(&number).into_iter().flatten().copied().filter(|outcome| *outcome != "held").collect();
+        let taken_out = one("SELECT count(*) FROM dock_message_event WHERE unit = ? AND to_status = 'ignored'");
+        match status.as_str() {
+            "'finished'" => assert!(is_there && last == ["merged"] && taken_out == "0", "{number}: {last:?} {taken_out}"),
+            "'ignored'" => {
+                assert!(!is_there && last.len() == 1 && last[0] != "merged" && taken_out == "1", "{number}: {last:?} {taken_out}")
+            }
+            "'error'" => assert!(!is_there && last.is_empty() && number.is_multiple_of(3), "{number}: {last:?}"),
+            other => panic!("{number} is {other}"),
+        }
+        *seen.entry(status).or_insert(0) += 1;
+    }
+    assert!(seen.len() >= 2, "{seen:?}");
+    assert!(told.values().flatten().any(|outcome| *outcome == "held"), "{told:?}");
 }
