@@ -1,6 +1,7 @@
 //! Layer 3: SQL on the server database and on local databases.
 
 pub mod capture;
+pub mod conflicts;
 pub mod control;
 pub mod counts;
 pub mod coverage;

@@ -10,7 +10,7 @@ use crate::cli::person::PersonArgs;
 use crate::cli::project::Settings;
 use crate::model::value::{Value, display_key};
 use crate::model::value_json::{from_json, to_json};
-use crate::store::messages::{ConflictFilter, ConflictRow, Decision, ResolveRefused, Take};
+use crate::store::conflicts::{ConflictFilter, ConflictRow, Decision, ResolveRefused, Take};
 use crate::store::sqlite::{ServerDatabase, StoreError};
 use serde_json::{Value as Json, json};
 use std::path::Path;
