@@ -47,7 +47,7 @@ pub enum MergerError {
         /// The unit.
         unit: UnitNo,
         /// Why.
-        source: MergeError,
+        source: Box<MergeError>,
     },
     /// A file or folder.
     #[error(transparent)]
@@ -75,8 +75,12 @@ impl MergerError {
     /// Returns whether trying again may help: another program held a lock.
     pub fn is_transient(&self) -> bool {
         match self {
-            MergerError::Store(error) | MergerError::Unit { source: MergeError::Store(error), .. } => error.is_busy(),
-            MergerError::Unit { source: MergeError::Rights(error), .. } => error.is_busy(),
+            MergerError::Store(error) => error.is_busy(),
+            MergerError::Unit { source, .. } => match &**source {
+                MergeError::Store(error) => error.is_busy(),
+                MergeError::Rights(error) => error.is_busy(),
+                MergeError::TableStopped { .. } | MergeError::NotResolved { .. } => false,
+            },
             _ => false,
         }
     }
@@ -329,7 +333,7 @@ impl Merger {
                 day,
                 now_micros: clock::now_micros(),
             };
-            let fault = |source| MergerError::Unit { node: name.clone(), unit: next.id.number, source };
+            let fault = |source| MergerError::Unit { node: name.clone(), unit: next.id.number, source: Box::new(source) };
             let merged = self.database.merge(&job).map_err(fault)?;
             self.merged += 1;
             self.note(&node, &next, &path, merged)?;
@@ -411,7 +415,7 @@ impl Merger {
                     continue;
                 }
             };
-            let fault = |source| MergerError::Unit { node: name.clone(), unit: row.id.number, source };
+            let fault = |source| MergerError::Unit { node: name.clone(), unit: row.id.number, source: Box::new(source) };
             let footprint = Arc::new(self.database.footprint(install, &unit).map_err(fault)?);
             self.held.insert(row.id, Arc::clone(&footprint));
             found.push((row.id.number, footprint));
@@ -421,7 +425,7 @@ impl Merger {
 
     /// Leaves a node alone for a while; the others go on.
     fn block(&mut self, node: NodeName, error: &MergerError) -> Result<(), MergerError> {
-        if matches!(error, MergerError::Unit { source: MergeError::TableStopped { .. }, .. }) {
+        if matches!(error, MergerError::Unit { source, .. } if matches!(**source, MergeError::TableStopped { .. })) {
             // Mostly the Transaction Processor takes the table up again by itself; what it cannot is a need of its own.
             tracing::warn!(stage = "merger", %node, "{error}");
         } else {
@@ -445,7 +449,7 @@ impl Merger {
 /// Whether an error concerns one node: what it writes to is stopped, or its rights cannot be evaluated.
 fn is_of_node(error: &MergerError) -> bool {
     match error {
-        MergerError::Unit { source, .. } => match source {
+        MergerError::Unit { source, .. } => match &**source {
             MergeError::TableStopped { .. } | MergeError::NotResolved { .. } => true,
             MergeError::Rights(error) => !error.is_busy(),
             MergeError::Store(_) => false,
@@ -458,7 +462,7 @@ fn is_of_node(error: &MergerError) -> bool {
 #[derive(Debug, thiserror::Error)]
 pub enum RuleError {
     /// It is not possible.
-    #[error("unit {unit} of {node}: {refused}")]
+    #[error("message {node}:{unit}: {refused}")]
     Refused {
         /// The node.
         node: NodeName,
@@ -468,7 +472,7 @@ pub enum RuleError {
         refused: RulingRefused,
     },
     /// Its file cannot be read.
-    #[error("unit {unit} of {node}: its file {reason}")]
+    #[error("message {node}:{unit}: its file {reason}")]
     File {
         /// The node.
         node: NodeName,

@@ -210,7 +210,8 @@ impl Reading<'_> {
     }
 }
 
-fn aside_name(incarnation: Incarnation, file: FileNo) -> String {
+/// Returns the name under which a file of a former incarnation goes on.
+pub(super) fn aside_name(incarnation: Incarnation, file: FileNo) -> String {
     format!("{incarnation}-{}", file.file_name())
 }
 

@@ -1,5 +1,6 @@
 //! What people do about units of nodes: find one by the name that they type, and look into the file that it lies in.
 
+use super::mergerinbox::aside_name;
 use crate::base::ids::{IdError, NodeName, UnitNo};
 use crate::docking::root::DockingRoot;
 use crate::dx::error::DxError;
@@ -127,7 +128,11 @@ pub fn content(
     head: &MessageHead,
     mut each: impl FnMut(&Arc<TableHeading>, RowChange) -> bool,
 ) -> Result<bool, MessageError> {
-    let path = root.inbox(&head.node).join(head.file.file_name());
+    let mut path = root.inbox(&head.node).join(head.file.file_name());
+    let aside = root.inbox(&head.node).join(aside_name(head.incarnation, head.file));
+    if aside.exists() {
+        path = aside;
+    }
     let failed = |source| MessageError::File { name: MessageName::of(head), path: path.clone(), source };
     let file = match File::open(&path) {
         Ok(file) => file,

@@ -267,6 +267,12 @@ fn execute<'a>(
             heading.columns.iter().map(|name| declared.column(name).and_then(|at| row.get(at).cloned()).unwrap_or(Value::Null)).collect()
         };
         let server: Option<Row> = server.map(pick);
+        if server.is_none()
+            && matches!(change, RowChange::Update { .. })
+            && let Some(unit) = database.taken_out(job, &declared.name, &change.key(&heading.key))?
+        {
+            return Ok(Err(refuse(&format!("unit {unit} would have inserted it, and that was taken out"))));
+        }
         let facts = Facts { heading, change, server: server.as_ref(), rules: &declared.merge, view };
         let decision = match decide(&facts) {
             Ok(decision) => decision,

@@ -4,7 +4,7 @@ use crate::base::ids::{ContentHash, FileNo, Incarnation, InstallId, NodeName, Un
 use crate::base::limits::MERGE_LARGE_CHANGES;
 use crate::model::keycode;
 use crate::model::upload::{MessageStatus, Outcome, UnitId, UploadHead};
-use crate::model::value::RowKey;
+use crate::model::value::{RowKey, Value};
 use crate::store::merge::{MergeDatabase, MergeJob};
 use crate::store::merge_keys::signed;
 use crate::store::sqlite::{ServerDatabase, StoreError};
@@ -298,6 +298,23 @@ impl ServerDatabase {
     /// A row is damaged, or a statement failed.
     pub fn held_units(&self, node: &NodeName) -> Result<Vec<UnitRow>, StoreError> {
         self.units(&format!("{SELECT} WHERE node = ?1 AND status = 'error' ORDER BY install_id, unit"), [node.as_str()])
+    }
+
+    /// Returns the unit that would have inserted a row, if it was taken out and the node did not know that when it cut this one.
+    pub(super) fn taken_out(&self, job: &MergeJob<'_>, table: &str, key: &[Value]) -> Result<Option<UnitNo>, StoreError> {
+        let number = signed(job.unit.head.number);
+        let found: Option<i64> = self
+            .connection
+            .prepare_cached(
+                "SELECT max(unit) FROM main.dock_key_map WHERE install_id = ?1 AND table_name = ?2 AND old_key = ?3 AND new_key IS NULL
+                 AND log_id > ?4 AND unit < ?5",
+            )
+            .and_then(|mut statement| {
+                let install = job.install.to_string();
+                statement.query_row((install, table, keycode::encode(key), job.unit.head.applied.0, number), |row| row.get(0))
+            })
+            .map_err(self.fault("looking for units that were taken out"))?;
+        Ok(found.map(|unit| UnitNo(unit.unsigned_abs())).filter(|unit| !job.unit.head.hidden.contains(unit)))
     }
 
     /// Returns whether the tables of uploads are there: an older program deployed without them.

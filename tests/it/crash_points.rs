@@ -10,9 +10,8 @@ use dockmaster::base::ids::{ContentHash, FileNo, InstallId, NodeName, TxnId, Uni
 use dockmaster::dx::header::{DxDirection, Header};
 use dockmaster::dx::upload_writer::UploadWriter;
 use dockmaster::model::event::TableHeading;
-use dockmaster::model::upload::{RowChange, UnitId, UploadHead, UploadUnit};
+use dockmaster::model::upload::{RowChange, UploadHead, UploadUnit};
 use dockmaster::model::value::Value;
-use dockmaster::store::merge_units::{Person, Ruling};
 use dockmaster::store::sqlite::ServerDatabase;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
@@ -244,9 +243,7 @@ fn merged_once(site: &Site, at: &str) {
     let confirms = "SELECT count(*) || '' FROM dock_txn_log WHERE tbl = 0 AND c1 LIKE '{\"confirm\"%'";
     assert_eq!(one(confirms), "2", "{at}");
     // Nobody has to do anything at the end.
-    let server = ServerDatabase::open(site.path("hq.db")).unwrap();
-    let unit = UnitId { install: InstallId([9; 16]), number: UnitNo(2) };
-    server.rule(unit, Ruling::Ignore, &[], &Person { who: "test", reason: "of a test", now_micros: 1 }).unwrap().unwrap();
+    site.dockmaster_ok(&["messages", "ignore", "ANNA:2", "--reason", "of a test", "--by", "test"]);
 }
 
 /// The administrator dies while nodes are active and the service runs: what stands in the log comes to pass all the same.

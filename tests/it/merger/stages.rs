@@ -7,6 +7,7 @@ use dockmaster::model::upload::{Outcome, RowChange};
 use dockmaster::model::value::Value;
 use dockmaster::rules::definition::MergeErrors;
 use dockmaster::server::merger::{self, RuleError};
+use dockmaster::server::messages::{MessageName, find};
 use dockmaster::store::merge_units::{Person, Ruling};
 
 const TABLES: &str = "
@@ -29,9 +30,8 @@ fn person() -> Person<'static> {
 
 fn rule(yard: &Yard, number: u64, ruling: Ruling) -> Result<(), RuleError> {
     let (database, node) = (yard.server(), "ANNA".parse().unwrap());
-    let mut units = database.held_units(&node).unwrap();
-    let unit = units.iter().position(|unit| unit.id.number == UnitNo(number)).map(|at| units.remove(at)).unwrap();
-    merger::rule(&database, &yard.root, &node, &unit, ruling, &person())
+    let head = find(&database, &MessageName { node, unit: UnitNo(number), install: None }).unwrap();
+    merger::rule(&database, &yard.root, &head.node, &head.row(), ruling, &person())
 }
 
 #[test]
@@ -186,7 +186,9 @@ fn mi62_mi63_r29_r30_f35_an_ignored_unit_is_confirmed_and_what_waited_for_it_goe
     assert_eq!(yard.text("SELECT v FROM item WHERE id = 'a'"), "5");
     assert_eq!(yard.text("SELECT count(*) FROM dock_conflict WHERE unit = 2"), "0");
     // What is about a row that never came to be is not lost in silence.
-    assert_eq!(yard.text("SELECT status FROM dock_unit ORDER BY unit"), "'ignored' 'finished' 'error' 'finished'");
+    assert_eq!(yard.text("SELECT status FROM dock_unit ORDER BY unit"), "'ignored' 'finished' 'error' 'error'");
+    let reason = yard.text("SELECT reason FROM dock_unit WHERE unit = 4");
+    assert!(reason.contains("unit 1 would have inserted it, and that was taken out"), "{reason}");
     assert!(yard.text("SELECT reason FROM dock_unit WHERE unit = 3").contains("FOREIGN KEY"));
     // mi63: what is final stays so.
     let database = yard.server();
