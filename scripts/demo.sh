@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The main job, step by step: builds both programs, makes a customer database with three nodes in ./playground, inserts one
-# row with plain SQL, and shows what each of the ten steps of a synchronisation leaves behind. Checks what it shows: it ends
-# with an error where a step did not do its work.
+# row with plain SQL, and shows what each of the ten steps of a synchronisation leaves behind. A second act goes the other way:
+# records edited offline on two nodes and the server, a conflict, a refusal, numbers that collide. Checks what it shows: it
+# ends with an error where a step did not do its work.
 #
 #   PLAYGROUND=DIR   another place than ./playground (it is emptied first, if this script made it)
 #   BIN=DIR          programs that are built already
@@ -77,6 +78,10 @@ cd "$playground"
 touch .made-by-demo
 
 sql hq.db < "$top/examples/crm.sql"
+# A rule of the server's own application, which no node knows.
+sql hq.db "CREATE TABLE credit(highest NUMERIC); INSERT INTO credit VALUES (100000);
+  CREATE TRIGGER credit_limit BEFORE UPDATE OF amount ON opportunity WHEN NEW.amount > (SELECT highest FROM credit)
+  BEGIN SELECT RAISE(ABORT, 'the amount is above the credit limit'); END"
 { sed '/^\[server\]/,/^$/d' "$top/examples/crm.toml"; printf '\n[server]\nname = "HQ"\ndatabase = "hq.db"\nlisten = "127.0.0.1:%s"\n' "$port"; } > dockmaster.toml
 show dockmaster check
 show dockmaster deploy --yes
@@ -169,5 +174,76 @@ expect "rows at ANNA" "$(sql anna.db 'SELECT count(*) FROM opportunity WHERE id 
 expect "rows at BERT" "$(sql bert.db 'SELECT count(*) FROM opportunity WHERE id = 5000')" 0
 expect "row at CORA" "$(sql cora.db 'SELECT position_id FROM opportunity WHERE id = 5000')" 8
 show dockmaster status
+
+# --- the second act --------------------------------------------------------------------------------------------------------
+step "Second act. 11. One record, edited on the server and on two nodes that are not connected.   MI-8 DOE-1 DOE-11"
+show sqlite3 hq.db "INSERT INTO opportunity VALUES (5001, 9, 5, 'Hotel Adler, bar', 20000, NULL)"
+show dockmaster run
+start_service
+for node in anna bert; do show remote-sync sync "$node.db" --quiet; done
+stop_service
+show sqlite3 hq.db "UPDATE opportunity SET account_id = 18 WHERE id = 5001"
+show sqlite3 anna.db "UPDATE opportunity SET name = 'Hotel Adler, bar and kitchen', amount = 32000 WHERE id = 5001"
+show sqlite3 bert.db "UPDATE opportunity SET name = 'Adler (Bert)', closed_at = date('now') WHERE id = 5001"
+show remote-sync pending anna.db || true
+show remote-sync pending bert.db
+
+step "12. They synchronise, ANNA first. Different fields come together; the name was changed by both, and the server's stands.   MI-59 MI-60 X-4"
+start_service
+show remote-sync sync anna.db --wait 30
+show remote-sync sync bert.db --wait 30
+show remote-sync sync anna.db
+merged="18|Hotel Adler, bar and kitchen|32000|$(date -u +%F)"
+for database in hq anna bert; do
+    row=$(sql $database.db "SELECT account_id, name, amount, closed_at FROM opportunity WHERE id = 5001")
+    printf '  %s.db: %s\n' "$database" "$row"
+    expect "the merged row in $database.db" "$row" "$merged"
+done
+show dockmaster conflicts list || true
+show remote-sync conflicts list bert.db || true
+expect "conflicts on the server" "$(sql hq.db "SELECT count(*) FROM dock_conflict WHERE column_name = 'name' AND node = 'BERT'")" 1
+expect "conflicts at BERT" "$(sql bert.db "SELECT client FROM dock_conflicts WHERE column_name = 'name'")" '"Adler (Bert)"'
+
+step "13. A change that the server refuses: it waits with its reason, the node keeps it, everything else goes on.   MI-61 MI-63 F34"
+show sqlite3 anna.db "UPDATE opportunity SET amount = 250000 WHERE id = 5001"
+show remote-sync sync anna.db --wait 30 || true
+show dockmaster messages list --status error || true
+message=ANNA:$(sql hq.db "SELECT unit FROM dock_unit WHERE node = 'ANNA' AND status = 'error'")
+show dockmaster messages show "$message" || true
+show remote-sync pending anna.db || true
+expect "amount on the server" "$(sql hq.db 'SELECT amount FROM opportunity WHERE id = 5001')" 32000
+expect "amount at ANNA" "$(sql anna.db 'SELECT amount FROM opportunity WHERE id = 5001')" 250000
+
+step "14. Somebody raises the limit and has it tried again.   MI-53"
+show sqlite3 hq.db "UPDATE credit SET highest = 300000"
+show dockmaster messages retry "$message" --reason "limit raised"
+for _ in $(seq 100); do
+    [ "$(sql hq.db "SELECT status FROM dock_unit WHERE node = 'ANNA' ORDER BY unit DESC LIMIT 1")" = finished ] && break
+    sleep 0.1
+done
+show remote-sync sync anna.db
+expect "amount on the server" "$(sql hq.db 'SELECT amount FROM opportunity WHERE id = 5001')" 250000
+expect "pending at ANNA" "$(sql anna.db 'SELECT count(*) FROM dock_pending')" 0
+stop_service
+
+step "15. Both make a new opportunity with its lines, offline, under the same number. One number changes, and the lines follow.   X-33 R12"
+for node in anna bert; do
+    show sqlite3 "$node.db" "INSERT INTO opportunity(account_id, position_id, name, amount) VALUES (9, 5, 'Made offline at ${node^^}', 100);
+      INSERT INTO opportunity_line(opportunity_id, product_id, quantity) VALUES (last_insert_rowid(), 1, 2), ((SELECT max(id) FROM opportunity), 2, 3)"
+    printf '  %s.db: %s\n' "$node" "$(sql $node.db "SELECT id, name FROM opportunity WHERE name LIKE 'Made offline%'" | paste -sd' ')"
+done
+start_service
+show remote-sync sync anna.db --wait 30
+show remote-sync sync bert.db --wait 30
+show remote-sync sync anna.db
+stop_service
+wanted=$(sql hq.db "SELECT o.id, o.name, count(l.id), sum(l.quantity) FROM opportunity AS o JOIN opportunity_line AS l ON l.opportunity_id = o.id WHERE o.name LIKE 'Made offline%' GROUP BY o.id ORDER BY o.id")
+expect "opportunities with their lines" "$(printf '%s\n' "$wanted" | cut -d'|' -f2- | sort | paste -sd' ')" "Made offline at ANNA|2|5 Made offline at BERT|2|5"
+for database in hq anna bert; do
+    found=$(sql $database.db "SELECT o.id, o.name, count(l.id), sum(l.quantity) FROM opportunity AS o JOIN opportunity_line AS l ON l.opportunity_id = o.id WHERE o.name LIKE 'Made offline%' GROUP BY o.id ORDER BY o.id")
+    printf '  %s.db: %s\n' "$database" "$(printf '%s' "$found" | paste -sd'  ')"
+    expect "opportunities in $database.db" "$found" "$wanted"
+done
+show dockmaster status || true
 
 step "Done. The playground is $playground; README.md says what to try next in it."

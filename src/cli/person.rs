@@ -21,11 +21,22 @@ impl PersonArgs {
     pub(crate) fn who(&self) -> anyhow::Result<String> {
         let named =
             self.by.clone().or_else(|| NAMES.iter().filter_map(|name| std::env::var(name).ok()).find(|name| !name.trim().is_empty()));
-        match named {
+        match named.or_else(account) {
             Some(name) => Ok(name),
             None => bail!("it is not known who calls: name yourself with --by NAME"),
         }
     }
+}
+
+/// Returns the account that runs the program: under cron and in containers the environment names nobody.
+#[cfg(unix)]
+fn account() -> Option<String> {
+    Some(format!("uid {}", rustix::process::getuid().as_raw()))
+}
+
+#[cfg(not(unix))]
+fn account() -> Option<String> {
+    None
 }
 
 /// A text that says something.
