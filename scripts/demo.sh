@@ -191,7 +191,7 @@ show remote-sync pending bert.db
 step "12. They synchronise, ANNA first. Different fields come together; the name was changed by both, and the server's stands.   MI-59 MI-60 X-4"
 start_service
 show remote-sync sync anna.db --wait 30
-show remote-sync sync bert.db --wait 30
+show remote-sync sync bert.db --wait 30 || true
 show remote-sync sync anna.db
 merged="18|Hotel Adler, bar and kitchen|32000|$(date -u +%F)"
 for database in hq anna bert; do
@@ -234,7 +234,7 @@ for node in anna bert; do
 done
 start_service
 show remote-sync sync anna.db --wait 30
-show remote-sync sync bert.db --wait 30
+show remote-sync sync bert.db --wait 30 || true
 show remote-sync sync anna.db
 stop_service
 wanted=$(sql hq.db "SELECT o.id, o.name, count(l.id), sum(l.quantity) FROM opportunity AS o JOIN opportunity_line AS l ON l.opportunity_id = o.id WHERE o.name LIKE 'Made offline%' GROUP BY o.id ORDER BY o.id")

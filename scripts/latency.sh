@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Prints commit-on-server to visible-in-a-watching-client beside the bare commit in the same run.
+# Prints commit-on-server to visible-in-a-watching-client, and commit-on-a-node to visible on the server and on a second
+# watching node, beside the bare commit in the same run.
 # Usage: scripts/latency.sh [ROUNDS]
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,5 +1,6 @@
 //! `bench latency`: how long a row takes from its commit on the server until another program can read it on a client that
-//! watches, beside the bare commit of the same row in a database of its own, alternating, on the same disk in the same run.
+//! watches, and from a commit on a node until it is on the server and on a second node, beside the bare commit of the same row in
+//! a database of its own, alternating, on the same disk in the same run.
 //!
 //! Runs the two programs as they are installed, in a folder of its own that is removed at the end.
 
@@ -21,11 +22,13 @@ const CONSTANT_MAX: Duration = Duration::from_millis(10);
 const GIVE_UP: Duration = Duration::from_secs(30);
 /// Rows that are not counted: caches fill, threads start.
 const WARM_UP: i64 = 5;
+/// Rows that the node inserts have numbers from here on.
+const UP_FIRST: i64 = 1_000_000;
 
 /// The subcommands of `bench`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum BenchCommand {
-    /// Measure commit on the server until visible on a client that watches
+    /// Measure commit until visible elsewhere: server to a client that watches, and node to server and second node
     Latency(LatencyArgs),
 }
 
@@ -69,10 +72,16 @@ impl Drop for Folder {
     }
 }
 
+#[derive(Default)]
 struct Measured {
     bare: Vec<Duration>,
     commit: Vec<Duration>,
     visible: Vec<Duration>,
+    /// The way up: a commit on the node, seen in the server database ..
+    up_commit: Vec<Duration>,
+    up_server: Vec<Duration>,
+    /// .. and on a second node that watches.
+    up_node: Vec<Duration>,
 }
 
 fn latency(args: &LatencyArgs, output: Output) -> Outcome {
@@ -83,14 +92,22 @@ fn latency(args: &LatencyArgs, output: Output) -> Outcome {
     let (bare, median) = (percentile(&measured.bare, 50), percentile(&measured.visible, 50));
     let limit = bare * BARE_COMMITS_MAX + CONSTANT_MAX;
     let well = median <= limit;
-    let lines = [("bare commit", &measured.bare), ("captured commit", &measured.commit), ("visible on the client", &measured.visible)];
+    let lines = [
+        ("bare commit", &measured.bare),
+        ("captured commit", &measured.commit),
+        ("visible on the client", &measured.visible),
+        ("captured commit on a node", &measured.up_commit),
+        ("visible on the server", &measured.up_server),
+        ("visible on a second node", &measured.up_node),
+    ];
     if output.is_json() {
         let micros = |times: &[Duration]| {
             json!({ "p50_us": percentile(times, 50).as_micros(), "p95_us": percentile(times, 95).as_micros(),
                                                   "p99_us": percentile(times, 99).as_micros(), "max_us": percentile(times, 100).as_micros() })
         };
         output.json(json!({ "rounds": args.rounds, "bare_commit": micros(&measured.bare), "captured_commit": micros(&measured.commit),
-                            "visible": micros(&measured.visible), "limit_us": limit.as_micros(), "ok": well }))?;
+                            "visible": micros(&measured.visible), "node_commit": micros(&measured.up_commit),
+                            "visible_on_server": micros(&measured.up_server), "visible_on_second_node": micros(&measured.up_node), "limit_us": limit.as_micros(), "ok": well }))?;
     } else {
         let row = |(name, times): &(&str, &Vec<Duration>)| {
             let mut cells = vec![(*name).to_owned()];
@@ -119,15 +136,29 @@ fn measure(folder: &Path, rounds: u32, output: Output) -> anyhow::Result<Measure
     let server = Probe::create(&folder.join("hq.db"))?;
     let bare = Probe::create(&folder.join("bare.db"))?;
     command(&programs, folder, &["deploy", "--yes", "--quiet"])?;
-    command(&programs, folder, &["node", "add", "NODE", "--set", "number=1", "--quiet"])?;
+    for node in ["NODE", "SECOND"] {
+        command(&programs, folder, &["node", "add", node, "--set", "number=1", "--quiet"])?;
+    }
     let (_service, address) = serve(&programs, folder)?;
-    command(&remote_sync, folder, &["init", &address, "--node", "NODE", "node.db", "--quiet"])?;
-    let client = Probe::open(&folder.join("node.db"))?;
-    let watching = Command::new(&remote_sync).args(["watch", "node.db", "--quiet"]).current_dir(folder).stdout(Stdio::null()).spawn();
-    let _watching = Running(watching.with_context(|| format!("start {}", remote_sync.display()))?);
+    let mut watching = Vec::new();
+    for (node, database) in [("NODE", "node.db"), ("SECOND", "second.db")] {
+        command(&remote_sync, folder, &["init", &address, "--node", node, database, "--quiet"])?;
+        let watch = Command::new(&remote_sync).args(["watch", database, "--quiet"]).current_dir(folder).stdout(Stdio::null()).spawn();
+        watching.push(Running(watch.with_context(|| format!("start {}", remote_sync.display()))?));
+    }
+    let (client, second) = (Probe::open(&folder.join("node.db"))?, Probe::open(&folder.join("second.db"))?);
 
     let bar = output.progress("rows", u64::from(rounds));
-    let mut measured = Measured { bare: Vec::new(), commit: Vec::new(), visible: Vec::new() };
+    let mut measured = Measured::default();
+    let until = |there: &Probe, id: i64, since: Instant, place: &str| -> anyhow::Result<Duration> {
+        while !there.has(id)? {
+            if since.elapsed() > GIVE_UP {
+                bail!("row {id} did not reach {place} within {} s", GIVE_UP.as_secs());
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        Ok(since.elapsed())
+    };
     for id in 1 - WARM_UP..=i64::from(rounds) {
         let began = Instant::now();
         bare.insert(id)?;
@@ -135,14 +166,17 @@ fn measure(folder: &Path, rounds: u32, output: Output) -> anyhow::Result<Measure
         let began = Instant::now();
         server.insert(id)?;
         let committed = Instant::now();
-        while !client.has(id)? {
-            if committed.elapsed() > GIVE_UP {
-                bail!("row {id} did not reach the client within {} s", GIVE_UP.as_secs());
-            }
-            std::thread::sleep(Duration::from_micros(100));
-        }
-        let visible_took = committed.elapsed();
+        let visible_took = until(&client, id, committed, "the client")?;
+        let up = id + UP_FIRST;
+        let up_began = Instant::now();
+        client.insert(up)?;
+        let up_committed = Instant::now();
+        let on_server = until(&server, up, up_committed, "the server")?;
+        let on_second = until(&second, up, up_committed, "the second node")?;
         if id > 0 {
+            measured.up_commit.push(up_committed - up_began);
+            measured.up_server.push(on_server);
+            measured.up_node.push(on_second);
             measured.bare.push(bare_took);
             measured.commit.push(committed - began);
             measured.visible.push(visible_took);
@@ -152,7 +186,8 @@ fn measure(folder: &Path, rounds: u32, output: Output) -> anyhow::Result<Measure
         std::thread::sleep(Duration::from_millis(3 + id.unsigned_abs() % 7));
     }
     bar.finish_and_clear();
-    for times in [&mut measured.bare, &mut measured.commit, &mut measured.visible] {
+    let Measured { bare, commit, visible, up_commit, up_server, up_node } = &mut measured;
+    for times in [bare, commit, visible, up_commit, up_server, up_node] {
         times.sort_unstable();
     }
     Ok(measured)

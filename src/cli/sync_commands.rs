@@ -165,7 +165,7 @@ pub(crate) fn sync(args: &SyncArgs, output: Output) -> Outcome {
     if matches!(args.only, None | Some(Only::Apply)) {
         lock(&applier).run()?;
     }
-    let sent = sync_report::Sent::of(&report.sent, &applier)?;
+    let sent = sync_report::Sent::of(&report.sent, &applier, folder.database())?;
     let applier = lock(&applier);
     let total = applier.total();
     if output.is_json() {

@@ -6,17 +6,20 @@ use crate::client::applier::{Applier, Fates};
 use crate::client::local_applier::LocalApplier;
 use crate::client::report::{ExchangeError, SentReport};
 use serde_json::json;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 /// What was sent, and what is known of it by now.
 pub(crate) struct Sent<'a> {
     report: &'a SentReport,
     fates: Fates,
+    /// How the commands name the local database.
+    database: String,
 }
 
 impl<'a> Sent<'a> {
     /// Looks what became of what was sent.
-    pub(crate) fn of(report: &'a SentReport, applier: &Mutex<LocalApplier>) -> Result<Sent<'a>, ExchangeError> {
+    pub(crate) fn of(report: &'a SentReport, applier: &Mutex<LocalApplier>, database: &Path) -> Result<Sent<'a>, ExchangeError> {
         let uploads = applier.lock().unwrap_or_else(PoisonError::into_inner).uploads();
         let fates = match uploads {
             Some(uploads) if !report.ranges.is_empty() => {
@@ -24,7 +27,7 @@ impl<'a> Sent<'a> {
             }
             _ => Fates::default(),
         };
-        Ok(Sent { report, fates })
+        Ok(Sent { report, fates, database: database.display().to_string() })
     }
 
     fn merged(&self) -> u64 {
@@ -35,7 +38,7 @@ impl<'a> Sent<'a> {
     pub(crate) fn json(&self) -> serde_json::Value {
         json!({
             "files": self.report.files, "bytes": self.report.bytes, "units": self.report.units, "merged": self.merged(),
-            "refused": self.fates.refused, "waiting": self.fates.waiting, "in_time": self.report.merged,
+            "refused": self.fates.refused, "waiting": self.fates.waiting, "conflicts": self.fates.conflicts, "in_time": self.report.merged,
             "not_taken": self.report.refused.as_ref().map(|refused| json!({
                 "file": refused.file.0, "code": refused.code.to_string(), "text": refused.text,
             })),
@@ -69,6 +72,13 @@ impl<'a> Sent<'a> {
         if let Some(refused) = &self.report.refused {
             notes.push(format!("The server did not take {} ({}): {}", refused.file.file_name(), refused.code, refused.text));
         }
+        if self.fates.conflicts > 0 {
+            let conflicts = some(self.fates.conflicts, "conflict", "conflicts");
+            notes.push(format!("{conflicts} with changes of others: remote-sync conflicts list {}", self.database));
+        }
+        if self.fates.refused > 0 {
+            notes.push(format!("What was refused waits for a person on the server: remote-sync pending {}", self.database));
+        }
         if self.report.is_unknown_to_server {
             notes.push("The server takes no changes of nodes: its program is older. What was changed here waits.".to_owned());
         }
@@ -80,7 +90,7 @@ impl<'a> Sent<'a> {
         match &self.report.refused {
             Some(refused) if refused.code.is_passing() => Exit::TryAgain,
             Some(_) => Exit::NeedsPerson,
-            None if self.fates.refused > 0 => Exit::NeedsPerson,
+            None if self.fates.refused + self.fates.conflicts > 0 => Exit::NeedsPerson,
             None => Exit::Done,
         }
     }

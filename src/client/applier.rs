@@ -105,6 +105,8 @@ pub struct Fates {
     pub refused: u64,
     /// Nothing was heard yet.
     pub waiting: u64,
+    /// Entries of the conflict list that are about them and that nobody has looked at.
+    pub conflicts: u64,
 }
 
 /// The part that sends: cuts local changes into units and files. Calls block; they are made on threads for that.

@@ -77,6 +77,7 @@ impl Uploads for LocalUploads {
                 *(if unit.state == "held" { &mut fates.refused } else { &mut fates.waiting }) += 1;
             }
         }
+        fates.conflicts = self.outbox.local().new_conflicts_of(sent)?;
         Ok(fates)
     }
 

@@ -5,6 +5,7 @@
 use super::local::{LocalDatabase, LocalError};
 use super::local_table::LocalTable;
 use super::sqlite::{SqlValue, quote_name, value_of};
+use crate::base::ids::UnitNo;
 use crate::model::event::TableHeading;
 use crate::model::keycode;
 use crate::model::value::{RowKey, Value, display_key};
@@ -95,6 +96,23 @@ impl LocalDatabase {
     pub fn conflicts(&self, only_new: bool, limit: u32) -> Result<Vec<ConflictEntry>, LocalError> {
         let condition = if only_new { "WHERE state = 'new'" } else { "" };
         self.read_conflicts(&format!("{SELECT} {condition} ORDER BY id DESC LIMIT ?1"), &[&limit])
+    }
+
+    /// Returns how many entries about units of those ranges nobody has looked at.
+    ///
+    /// # Errors
+    /// A statement failed.
+    pub fn new_conflicts_of(&self, ranges: &[(UnitNo, UnitNo)]) -> Result<u64, LocalError> {
+        let sql = |source| LocalError::of_sql(self.path(), "count the conflicts of units", source);
+        let mut count = self
+            .connection()
+            .prepare_cached("SELECT count(*) FROM dock_conflict WHERE state = 'new' AND unit BETWEEN ?1 AND ?2")
+            .map_err(sql)?;
+        let mut found = 0;
+        for (first, last) in ranges {
+            found += count.query_row((first.0 as i64, last.0 as i64), |row| row.get::<_, i64>(0)).map_err(sql)?.unsigned_abs();
+        }
+        Ok(found)
     }
 
     /// Returns one entry.

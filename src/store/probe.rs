@@ -24,12 +24,12 @@ impl Probe {
         Ok(probe)
     }
 
-    /// Opens a database that has the table, for reading.
+    /// Opens a database that has the table.
     ///
     /// # Errors
     /// SQLite refuses.
     pub fn open(path: &Path) -> Result<Probe, StoreError> {
-        Ok(Probe { path: path.to_owned(), connection: open_connection(path, OpenFlags::SQLITE_OPEN_READ_ONLY)? })
+        Ok(Probe { path: path.to_owned(), connection: open_connection(path, OpenFlags::SQLITE_OPEN_READ_WRITE)? })
     }
 
     fn fault(&self, action: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError + use<> {
