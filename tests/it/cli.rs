@@ -118,7 +118,7 @@ fn comparable(text: &str, port: u16) -> String {
             .map(|(at, word)| {
                 let unit = words
                     .get(at + 1)
-                    .is_some_and(|next| ["B", "kB", "MB", "B,", "kB,", "kB.", "B;", "kB;", "s", "s.", "s,"].contains(next));
+                    .is_some_and(|next| ["B", "kB", "MB", "B:", "kB:", "B,", "kB,", "kB.", "B;", "kB;", "s", "s.", "s,"].contains(next));
                 if unit && word.starts_with(|c: char| c.is_ascii_digit()) { "N".to_owned() } else { (*word).to_owned() }
             })
             .map(|word| if ["kB", "MB"].contains(&word.as_str()) { "B".to_owned() } else { word })
