@@ -8,7 +8,7 @@ use fastrand::Rng;
 
 const UNITS: usize = 10_000;
 /// Units that go all the way through the Merger.
-const MERGED_UNITS: usize = 2_000;
+const MERGED_UNITS: usize = 10_000;
 /// The kind of forgery that the Merger takes apart: values of unknown columns go to the conflict list, the rest of the unit is judged.
 const UNKNOWN_COLUMN: &str = "a column that the node does not have";
 

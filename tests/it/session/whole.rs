@@ -1,11 +1,13 @@
 //! What nodes send, through the programs as a user runs them: plain SQL on a node, `remote-sync`, a service, and its docking root.
 
+use super::support::Proxy;
 use crate::harness::Site;
 use dockmaster::base::ids::{FileNo, UnitNo};
 use dockmaster::dx::upload_reader::UploadReader;
 use serde_json::Value as Json;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 const DEFINITION: &str = "version = 1\n[server]\nname = \"HQ\"\ndatabase = \"hq.db\"\n[object.item]\nvisible.all = 'everyone'\n";
@@ -61,6 +63,55 @@ fn mi8_doe15_sr12_plain_sql_on_a_node_is_a_durable_file_on_the_server_after_one_
     let unit = reader.units().next().unwrap().unwrap();
     assert_eq!((unit.head.number, unit.changes.len()), (UnitNo(1), 1));
     assert_eq!(sync_json(&site, &["--only", "send"])["sent"]["units"], 0);
+}
+
+/// Cut before, within and after each message of the session, in both directions: one order each time, executed once, and the node knows.
+#[test]
+fn mi1_mi52_f7_an_order_is_one_order_wherever_the_connection_breaks() {
+    let site = site();
+    // Every execution leaves a row, so that a second one could not hide behind the same key.
+    site.sqlite3("hq.db", "CREATE TABLE executed(name TEXT)");
+    site.sqlite3("hq.db", "CREATE TRIGGER audit BEFORE INSERT ON item BEGIN INSERT INTO executed VALUES(NEW.name); END");
+    site.dockmaster_ok(&["deploy", "--yes"]);
+    site.remote_sync_ok(&["sync", "anna.db"]);
+    let proxy = Proxy::to(site.address().parse().unwrap());
+    let config = site.path("anna.db.sync/remote-sync.toml");
+    let straight = fs::read_to_string(&config).unwrap();
+    let through_proxy = straight.replace(site.address(), &proxy.address.to_string());
+    let order = |number: i64| format!("INSERT INTO item VALUES({}, 'order {number}')", 1_000 + number);
+    site.sqlite3("anna.db", &order(0));
+    fs::write(&config, &through_proxy).unwrap();
+    site.remote_sync_ok(&["sync", "anna.db", "--wait", "30"]);
+    let ends = proxy.ends.lock().unwrap().clone();
+    assert!(ends.len() >= 6, "{ends:?}");
+    let mut cuts = Vec::new();
+    let mut before = 0;
+    for end in ends {
+        cuts.extend([(before, true), ((before + end) / 2, true), (end - 1, true)]);
+        before = end;
+    }
+    cuts.extend((0..before + 400).step_by(60).map(|bytes| (bytes, false)));
+    for (number, (bytes, from_node)) in (1i64..).zip(cuts) {
+        site.sqlite3("anna.db", &order(number));
+        (if from_node { &proxy.cut_up_after } else { &proxy.cut_after }).store(bytes, Ordering::SeqCst);
+        fs::write(&config, &through_proxy).unwrap();
+        let _cut = site.remote_sync(&["sync", "anna.db", "--wait", "30"]);
+        proxy.cut_up_after.store(-1, Ordering::SeqCst);
+        proxy.cut_after.store(-1, Ordering::SeqCst);
+        fs::write(&config, &straight).unwrap();
+        site.remote_sync_ok(&["sync", "anna.db", "--wait", "30"]);
+        let name = format!("order {number}");
+        let count = |database: &str, sql: &str| -> i64 {
+            let conn = rusqlite::Connection::open(site.path(database)).unwrap();
+            conn.busy_timeout(Duration::from_secs(5)).unwrap();
+            conn.query_row(sql, [&name], |row| row.get(0)).unwrap()
+        };
+        let place = format!("cut after {bytes} bytes, from the node: {from_node}");
+        assert_eq!(count("hq.db", "SELECT count(*) FROM executed WHERE name = ?1"), 1, "{place}: executed");
+        assert_eq!(count("hq.db", "SELECT count(*) FROM item WHERE name = ?1"), 1, "{place}: on the server");
+        assert_eq!(count("anna.db", "SELECT count(*) FROM item WHERE name = ?1"), 1, "{place}: on the node");
+        assert_eq!(count("anna.db", "SELECT count(*) FROM dock_unit WHERE ?1 <> ''"), 0, "{place}: pending");
+    }
 }
 
 #[test]
