@@ -79,8 +79,8 @@ CREATE TABLE dock_unit (
 ) STRICT;
 CREATE INDEX dock_unit_suspended ON dock_unit (unit) WHERE suspended IS NOT NULL;
 
--- Their changes. Keys as model::keycode: `row_key` before the unit (of an inserted row its own), `new_key` after it if the unit changes
--- the key. `body` as in the upload file.
+-- Their changes. Keys as model::keycode, folded as the primary key compares them: `row_key` before the unit (of an inserted row its own),
+-- `new_key` after it if the unit changes the key. `body` as in the upload file, with the keys as they are spelled.
 CREATE TABLE dock_change (
     unit       INTEGER NOT NULL,
     place      INTEGER NOT NULL,

@@ -423,7 +423,6 @@ impl<'d> Applier<'d> {
             // Another process of ours applies too; what we read is old. The next step begins at the new watermark.
             return Err(LocalError::Busy { path: self.local.path().to_owned() });
         }
-        transaction.cut()?;
         let reached = self.watermark;
         Ok(slice.insert(Slice { transaction, begun: Instant::now(), rows: 0, units: 0, reached, finished: Vec::new() }))
     }

@@ -101,8 +101,19 @@ pub struct ApplyTransaction<'d> {
 }
 
 impl LocalDatabase {
-    /// Takes the write lock. Waits for other programs, but not for ever: [`LocalError::Busy`].
+    /// Takes the write lock, and cuts: whoever applies units has all local changes as units before, since rows may be set to what the server
+    /// has. Waits for other programs, but not for ever: [`LocalError::Busy`].
+    ///
+    /// # Errors
+    /// As [`LocalDatabase::cut`].
     pub fn begin(&self) -> Result<ApplyTransaction<'_>, LocalError> {
+        let transaction = self.begin_uncut()?;
+        transaction.cut()?;
+        Ok(transaction)
+    }
+
+    /// Takes the write lock. Nothing may be applied before [`ApplyTransaction::cut`].
+    pub(super) fn begin_uncut(&self) -> Result<ApplyTransaction<'_>, LocalError> {
         let (connection, path) = (self.connection(), self.path());
         connection.execute_batch("BEGIN IMMEDIATE").map_err(|source| LocalError::of_sql(path, "take the write lock", source))?;
         let state = match local::read_state(connection, path) {

@@ -193,7 +193,7 @@ impl Pending<'_> {
             to_look.push(entry.key);
         }
         while let Some(key) = to_look.pop() {
-            let code = keycode::encode(&key);
+            let code = keycode::encode(&table.fold(&key));
             if !looked.insert(code.clone()) {
                 continue;
             }
@@ -245,7 +245,7 @@ impl Pending<'_> {
         let units = local_pending::Pending { connection: self.connection, path: self.path };
         let Some(unit) = units.unit(unit)? else { return Ok(change) };
         let (table, columns) = (heading.name.clone(), heading.columns.clone());
-        let mut read = local_pending::PendingChange { table, key: change.key(&heading.key), columns, change };
+        let mut read = local_pending::PendingChange { place: 0, table, key: change.key(&heading.key), columns, change };
         self.keys.translate(&unit, &mut read);
         Ok(read.change)
     }

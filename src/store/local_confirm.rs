@@ -8,8 +8,8 @@ use super::local::LocalError;
 use super::local_apply::ApplyTransaction;
 use super::local_overlay::{Image, Overlay};
 use super::local_pending::{PendingChange, PendingUnit, redo};
-use super::local_rebase::{fold, is_same};
 use super::local_redo::new_key;
+use super::local_shown::{fold, is_same};
 use crate::base::ids::TxnId;
 use crate::model::keycode;
 use crate::model::upload::{Confirm, Conflict, KeyMapping, Outcome, RowChange};
@@ -102,7 +102,7 @@ impl ApplyTransaction<'_> {
         let mut rows = Vec::with_capacity(changes.len());
         for change in changes {
             let Some(overlay) = self.overlay(&change.table)? else { continue };
-            if new_key(&overlay, change).is_some() || self.pending().is_moved_to(&overlay.table, &change.key, 0)? {
+            if new_key(&overlay, change).is_some() || self.pending().is_moved_to(&overlay, &change.key, 0)? {
                 return Ok(false);
             }
             let entry = overlay.entry(connection, &change.key).map_err(self.failed())?;
@@ -147,7 +147,7 @@ impl ApplyTransaction<'_> {
             if is.is_some() && !is_same(to_be.as_ref(), is.as_ref()) {
                 self.went_from(&overlay.table);
             }
-            if self.pending().is_named(&overlay.table, key, unit.number)? {
+            if self.pending().is_named(overlay, key, unit.number)? {
                 overlay.put_entry(connection, key, base.as_deref()).map_err(self.failed())?;
             } else {
                 overlay.delete_entry(connection, key).map_err(self.failed())?;
@@ -190,11 +190,13 @@ impl ApplyTransaction<'_> {
     /// Takes note of a key that the server replaced. The server's row under the new one has come, and later units are done again.
     fn replace_key(&self, seen: TxnId, unit: &PendingUnit, mapping: &KeyMapping) -> Result<(), LocalError> {
         let KeyMapping { table, old, new } = mapping;
-        let (old_key, new_key) = (keycode::encode(old), keycode::encode(new));
         self.write(
             "INSERT INTO dock_key_map(unit, seen, table_name, old_key, new_key) VALUES (?1, ?2, ?3, ?4, ?5)",
-            params![unit.number, seen.0, table, old_key, new_key],
+            params![unit.number, seen.0, table, keycode::encode(old), keycode::encode(new)],
         )?;
+        let overlay = self.overlay(table)?;
+        let code = |key: &RowKey| overlay.as_ref().map_or_else(|| keycode::encode(key), |overlay| overlay.fold_key(key));
+        let (old_key, new_key) = (code(old), code(new));
         for later in self.pending().units(false)? {
             if later.number > unit.number && later.applied < seen.0 && later.sees(unit.number) {
                 // The body stays as it was sent; it is read with the new key.

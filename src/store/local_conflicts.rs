@@ -126,7 +126,8 @@ impl LocalDatabase {
     fn read_conflicts(&self, select: &str, values: &[&dyn rusqlite::ToSql]) -> Result<Vec<ConflictEntry>, LocalError> {
         let path = self.path();
         let wrong = |column: &'static str, value: String| LocalError::State { path: path.to_owned(), column, value };
-        let read = || -> rusqlite::Result<Vec<(ConflictEntry, Vec<u8>, [Option<String>; 3])>> {
+        type Stored = (ConflictEntry, Vec<u8>, [Option<String>; 3]);
+        let read = || -> rusqlite::Result<Vec<Stored>> {
             let mut statement = self.connection().prepare_cached(select)?;
             let rows = statement.query_map(values, |row| {
                 let entry = ConflictEntry {

@@ -51,7 +51,7 @@ impl LocalDatabase {
         if self.is_cut()? {
             return Ok(CutReport::default());
         }
-        let transaction = self.begin()?;
+        let transaction = self.begin_uncut()?;
         let report = transaction.cut()?;
         transaction.commit_cut()?;
         Ok(report)
@@ -60,10 +60,7 @@ impl LocalDatabase {
 
 impl ApplyTransaction<'_> {
     /// As [`LocalDatabase::cut`], within the transaction.
-    ///
-    /// # Errors
-    /// As [`LocalDatabase::cut`].
-    pub fn cut(&self) -> Result<CutReport, LocalError> {
+    pub(super) fn cut(&self) -> Result<CutReport, LocalError> {
         if self.is_cut()? {
             return Ok(CutReport::default());
         }
@@ -162,7 +159,7 @@ impl Cutter<'_> {
             };
             let Some(change) = net_change(table, before, after) else { continue };
             let at = (head.number, head.changes);
-            match store_change(self.connection, self.path, at, &table.heading, &change)? {
+            match store_change(self.connection, self.path, at, table, &change)? {
                 Ok(()) => head.changes += 1,
                 Err(reason) => self.unsendable(table, &change, &reason)?,
             }
@@ -262,7 +259,7 @@ impl Cutter<'_> {
     /// Settles the base entries that were written since the last cut: those of rows that no unit names go.
     fn settle(&self) -> Result<(), LocalError> {
         let sql = |source| LocalError::of_sql(self.path, "settle what the server has", source);
-        for (place, table) in self.tables.iter().enumerate() {
+        for table in self.tables {
             let base = table.capture.base_table();
             let key: Vec<String> = table.capture.key.iter().map(|place| format!("c{}", place + 1)).collect();
             let select = format!("SELECT rowid, {} FROM main.{base} WHERE settled IS NULL", key.join(", "));
@@ -275,10 +272,7 @@ impl Cutter<'_> {
                 .and_then(Iterator::collect)
                 .map_err(sql)?;
             for (rowid, key) in entries {
-                let number = self.touched.number(place, table.fold(&key));
-                let mut keys = vec![key];
-                keys.extend(number.and_then(|row| self.touched.rows.get(row)).into_iter().flat_map(|row| row.keys.iter().cloned()));
-                let named = self.is_named(table, &keys)?;
+                let named = self.is_named(table, &key)?;
                 let verb = if named { format!("UPDATE main.{base} SET settled = 1") } else { format!("DELETE FROM main.{base}") };
                 self.connection
                     .prepare_cached(&format!("{verb} WHERE rowid = ?1"))
@@ -289,22 +283,15 @@ impl Cutter<'_> {
         Ok(())
     }
 
-    fn is_named(&self, table: &CutTable, keys: &[Vec<Value>]) -> Result<bool, LocalError> {
-        for key in keys {
-            let code = keycode::encode(key);
-            let named: bool = self
-                .connection
-                .prepare_cached(
-                    "SELECT EXISTS (SELECT 1 FROM main.dock_change WHERE table_name = ?1 AND row_key = ?2)
-                         OR EXISTS (SELECT 1 FROM main.dock_change WHERE table_name = ?1 AND new_key = ?2 AND new_key IS NOT NULL)",
-                )
-                .and_then(|mut statement| statement.query_row((&table.capture.table, code), |row| row.get(0)))
-                .map_err(|source| LocalError::of_sql(self.path, "look whether a row is pending", source))?;
-            if named {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+    fn is_named(&self, table: &CutTable, key: &[Value]) -> Result<bool, LocalError> {
+        let code = keycode::encode(&table.fold(key));
+        self.connection
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM main.dock_change WHERE table_name = ?1 AND row_key = ?2)
+                     OR EXISTS (SELECT 1 FROM main.dock_change WHERE table_name = ?1 AND new_key = ?2 AND new_key IS NOT NULL)",
+            )
+            .and_then(|mut statement| statement.query_row((&table.capture.table, code), |row| row.get(0)))
+            .map_err(|source| LocalError::of_sql(self.path, "look whether a row is pending", source))
     }
 }
 

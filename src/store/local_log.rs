@@ -268,11 +268,6 @@ impl Touched {
         number
     }
 
-    /// Returns the number of the row of a key, if the log names it.
-    pub(super) fn number(&self, table: usize, folded: RowKey) -> Option<usize> {
-        self.numbers.get(&(table, folded)).copied()
-    }
-
     fn end(&mut self, segment: Segment) {
         if !segment.order.is_empty() {
             self.segments.push(segment);

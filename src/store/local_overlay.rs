@@ -105,7 +105,8 @@ impl Overlay {
         let key: Vec<usize> = row_key.iter().filter_map(|place| kept.iter().position(|kept| kept == place)).collect();
         let mut declared: Vec<&str> = present.iter().filter(|column| column.pk > 0).map(|column| column.name.as_str()).collect();
         let mut ours: Vec<&str> = key.iter().filter_map(|place| columns.get(*place)).map(|column| column.name.as_str()).collect();
-        (declared.sort_unstable(), ours.sort_unstable());
+        declared.sort_unstable();
+        ours.sort_unstable();
         if ours.is_empty() || declared != ours {
             return Ok(None); // Another key: another table, as far as entries are concerned.
         }

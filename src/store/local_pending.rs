@@ -1,13 +1,14 @@
 //! Units of local changes that are not finished, as they are read back to be done again.
 //!
 //! What stands in `dock_change.body` never changes: the server knows a unit by the hash of it (R16). Keys that the server replaced are
-//! put in while reading (R12); only `row_key`, by which changes are found, is rewritten.
+//! put in while reading (R12); only `row_key` and `new_key`, by which changes are found, are rewritten. They hold a key as the primary key
+//! compares it, so that all spellings of one key are found.
 
 use super::local::LocalError;
 use super::local_overlay::{Image, Overlay};
 use super::local_references::References;
+use super::local_units::parse_heading;
 use crate::dx::upload::decode_change;
-use crate::model::event::TableHeading;
 use crate::model::keycode;
 use crate::model::merge_rules::{DeletePolicy, add_difference};
 use crate::model::upload::{FieldChange, KeyMapping, RowChange};
@@ -36,6 +37,8 @@ impl PendingUnit {
 /// A change of one.
 #[derive(Debug, Clone)]
 pub(super) struct PendingChange {
+    /// Its place in the unit.
+    pub(super) place: i64,
     pub(super) table: String,
     pub(super) key: RowKey,
     /// Names of the columns that `change` numbers.
@@ -101,76 +104,76 @@ impl Pending<'_> {
 
     /// Returns the changes of a unit, in their order.
     pub(super) fn changes(&self, unit: i64) -> Result<Vec<PendingChange>, LocalError> {
-        let select = "SELECT table_name, row_key, columns, body FROM dock_change WHERE unit = ?1 ORDER BY place";
+        let select = "SELECT place, table_name, columns, key_columns, body FROM dock_change WHERE unit = ?1 ORDER BY place";
         self.read_changes(select, params![unit])
     }
 
     /// Returns the changes of a row with their units, in the units' order.
-    pub(super) fn chain(&self, table: &str, key: &[Value]) -> Result<Vec<(PendingUnit, PendingChange)>, LocalError> {
-        let key = keycode::encode(key);
+    pub(super) fn chain(&self, overlay: &Overlay, key: &[Value]) -> Result<Vec<(PendingUnit, PendingChange)>, LocalError> {
+        let (table, key) = (&overlay.table, overlay.fold_key(key));
         let units = self.read_units(
             "SELECT u.unit, u.suspended IS NOT NULL, u.hidden, u.applied FROM dock_change AS c JOIN dock_unit AS u ON u.unit = c.unit
-             WHERE c.table_name = ?1 AND c.row_key = ?2 ORDER BY c.unit",
+             WHERE c.table_name = ?1 AND c.row_key = ?2 ORDER BY c.unit, c.place",
             params![table, key],
         )?;
         let changes = self.read_changes(
-            "SELECT c.table_name, c.row_key, c.columns, c.body FROM dock_change AS c JOIN dock_unit AS u ON u.unit = c.unit
-             WHERE c.table_name = ?1 AND c.row_key = ?2 ORDER BY c.unit",
+            "SELECT c.place, c.table_name, c.columns, c.key_columns, c.body FROM dock_change AS c JOIN dock_unit AS u ON u.unit = c.unit
+             WHERE c.table_name = ?1 AND c.row_key = ?2 ORDER BY c.unit, c.place",
             params![table, key],
         )?;
         Ok(units.into_iter().zip(changes).collect())
     }
 
     /// Returns whether another unit has to do with a row.
-    pub(super) fn is_named(&self, table: &str, key: &[Value], except: i64) -> Result<bool, LocalError> {
+    pub(super) fn is_named(&self, overlay: &Overlay, key: &[Value], except: i64) -> Result<bool, LocalError> {
         let named = "SELECT EXISTS (SELECT 1 FROM dock_change WHERE table_name = ?1 AND row_key = ?2 AND unit <> ?3)";
-        Ok(self.asks(named, table, key, except)? || self.is_moved_to(table, key, except)?)
+        Ok(self.asks(named, overlay, key, except)? || self.is_moved_to(overlay, key, except)?)
     }
 
     /// Returns whether another unit gives a row that key.
-    pub(super) fn is_moved_to(&self, table: &str, key: &[Value], except: i64) -> Result<bool, LocalError> {
+    pub(super) fn is_moved_to(&self, overlay: &Overlay, key: &[Value], except: i64) -> Result<bool, LocalError> {
         let moved =
             "SELECT EXISTS (SELECT 1 FROM dock_change WHERE table_name = ?1 AND new_key = ?2 AND new_key IS NOT NULL AND unit <> ?3)";
-        self.asks(moved, table, key, except)
+        self.asks(moved, overlay, key, except)
     }
 
     /// Returns whether a later unit that is shown has to do with a row.
-    pub(super) fn is_shown_later(&self, table: &str, key: &[Value], unit: i64) -> Result<bool, LocalError> {
+    pub(super) fn is_shown_later(&self, overlay: &Overlay, key: &[Value], unit: i64) -> Result<bool, LocalError> {
         let later = "SELECT EXISTS (SELECT 1 FROM dock_change AS c JOIN dock_unit AS u ON u.unit = c.unit
                                     WHERE c.table_name = ?1 AND c.unit > ?3 AND u.suspended IS NULL";
         let (named, moved) = ("c.row_key = ?2)", "c.new_key = ?2 AND c.new_key IS NOT NULL)");
-        Ok(self.asks(&format!("{later} AND {named}"), table, key, unit)? || self.asks(&format!("{later} AND {moved}"), table, key, unit)?)
+        Ok(self.asks(&format!("{later} AND {named}"), overlay, key, unit)?
+            || self.asks(&format!("{later} AND {moved}"), overlay, key, unit)?)
     }
 
-    fn asks(&self, select: &str, table: &str, key: &[Value], unit: i64) -> Result<bool, LocalError> {
+    fn asks(&self, select: &str, overlay: &Overlay, key: &[Value], unit: i64) -> Result<bool, LocalError> {
         self.connection
             .prepare_cached(select)
-            .and_then(|mut statement| statement.query_row(params![table, keycode::encode(key), unit], |row| row.get(0)))
+            .and_then(|mut statement| statement.query_row(params![overlay.table, overlay.fold_key(key), unit], |row| row.get(0)))
             .map_err(|source| self.sql(source))
     }
 
     fn read_changes(&self, select: &str, values: &[&dyn rusqlite::ToSql]) -> Result<Vec<PendingChange>, LocalError> {
-        let read = || -> rusqlite::Result<Vec<(String, Vec<u8>, String, Vec<u8>)>> {
+        type Stored = (i64, String, String, String, Vec<u8>);
+        let read = || -> rusqlite::Result<Vec<Stored>> {
             let mut statement = self.connection.prepare_cached(select)?;
-            let rows = statement.query_map(values, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
+            let rows = statement.query_map(values, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))?;
             rows.collect()
         };
         let rows = read().map_err(|source| self.sql(source))?;
         rows.into_iter()
-            .map(|(table, row_key, columns, body)| {
-                let key = keycode::decode(&row_key).ok_or_else(|| self.wrong("dock_change.row_key", hex::encode(&row_key)))?;
-                let columns = serde_json::from_str(&columns).map_err(|_| self.wrong("dock_change.columns", &columns))?;
-                // Which columns are the key does not matter for reading, only how many.
-                let heading = TableHeading { name: table, columns, key: (0u16..).take(key.len()).collect() };
+            .map(|(place, table, columns, key, body)| {
+                let heading = parse_heading(self.path, table, &columns, &key)?;
                 let change = decode_change(&heading, &body).map_err(|error| self.wrong("dock_change.body", error))?;
-                Ok(PendingChange { table: heading.name, key, columns: heading.columns, change })
+                Ok(PendingChange { place, table: heading.name, key: change.key(&heading.key), columns: heading.columns, change })
             })
             .collect()
     }
 
     /// Returns the keys that the server replaced.
     pub(super) fn mappings(&self) -> Result<Vec<KnownMapping>, LocalError> {
-        let read = || -> rusqlite::Result<Vec<(i64, i64, String, Vec<u8>, Vec<u8>)>> {
+        type Stored = (i64, i64, String, Vec<u8>, Vec<u8>);
+        let read = || -> rusqlite::Result<Vec<Stored>> {
             let mut statement =
                 self.connection.prepare_cached("SELECT unit, seen, table_name, old_key, new_key FROM dock_key_map ORDER BY seen, unit")?;
             let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))?;
@@ -196,6 +199,9 @@ impl KnownMapping {
     pub(super) fn translate(&self, change: &mut PendingChange, key: &[String], references: &References) {
         let KeyMapping { table, old, new } = &self.mapping;
         if change.table.eq_ignore_ascii_case(table) {
+            if change.key == *old {
+                change.key.clone_from(new);
+            }
             if let RowChange::Update { key, .. } | RowChange::Delete { key, .. } = &mut change.change
                 && key == old
             {

@@ -92,9 +92,10 @@ impl ApplyTransaction<'_> {
     /// Whether a later unit that is shown touches a row of this one.
     fn is_overtaken(&self, unit: &PendingUnit, changes: &[PendingChange]) -> Result<bool, LocalError> {
         for change in changes {
-            let moved = self.overlay(&change.table)?.and_then(|overlay| new_key(&overlay, change));
+            let Some(overlay) = self.overlay(&change.table)? else { continue };
+            let moved = new_key(&overlay, change);
             for key in std::iter::once(&change.key).chain(&moved) {
-                if self.pending().is_shown_later(&change.table, key, unit.number)? {
+                if self.pending().is_shown_later(&overlay, key, unit.number)? {
                     return Ok(true);
                 }
             }

@@ -1,13 +1,14 @@
 //! Units of local changes that are not finished, as `dock_unit` and `dock_change` keep them.
 
 use super::local::{LocalDatabase, LocalError};
+use super::local_before::CutTable;
 use crate::base::ids::{Revision, TxnId, UnitNo};
 use crate::dx::error::DxError;
 use crate::dx::upload::{decode_change, encode_change};
 use crate::model::event::TableHeading;
 use crate::model::keycode;
 use crate::model::upload::{RowChange, UploadHead, UploadUnit};
-use crate::model::value::{RowKey, display_key};
+use crate::model::value::{RowKey, Value, display_key};
 use rusqlite::{Connection, OptionalExtension};
 use std::path::Path;
 use std::sync::Arc;
@@ -196,9 +197,10 @@ pub(super) fn store_change(
     connection: &Connection,
     path: &Path,
     place: (UnitNo, u64),
-    heading: &TableHeading,
+    table: &CutTable,
     change: &RowChange,
 ) -> Result<Result<(), DxError>, LocalError> {
+    let heading = &table.heading;
     let body = match encode_change(heading, change) {
         Ok(body) => body,
         Err(error) => return Ok(Err(error)),
@@ -217,7 +219,9 @@ pub(super) fn store_change(
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
         )
         .and_then(|mut statement| {
-            let (row_key, new_key) = (keycode::encode(&key), new_key.as_deref().map(keycode::encode));
+            // As the primary key compares them: the body says how they are spelled.
+            let code = |key: &[Value]| keycode::encode(&table.fold(key));
+            let (row_key, new_key) = (code(&key), new_key.as_deref().map(code));
             let columns = (serde_json::json!(heading.columns).to_string(), serde_json::json!(heading.key).to_string());
             statement.execute((unit, place, &heading.name, row_key, new_key, display_key(&key), op, columns.0, columns.1, body))
         })

@@ -44,6 +44,8 @@ mod oracle_schemas;
 mod pipeline;
 mod rebase;
 mod rebase_kit;
+mod rebase_large;
+mod rebase_programs;
 mod rebase_random;
 mod rebuild;
 mod reconcile;

@@ -60,6 +60,41 @@ fn r20_f42_a_unique_value_that_the_server_gave_away_suspends_the_unit_and_its_de
 }
 
 #[test]
+fn r20_f42_a_key_spelled_otherwise_is_the_same_row_to_units_that_are_tried_again() {
+    let mut desk =
+        Desk::new("CREATE TABLE tag (id TEXT NOT NULL COLLATE NOCASE PRIMARY KEY, v); INSERT INTO tag VALUES ('k', 0)", &["tag"]);
+    let taken = desk.edit("INSERT INTO tag VALUES ('A', 'mine')").unwrap();
+    desk.serve("INSERT INTO tag VALUES ('a', 'theirs')");
+    assert!(desk.suspended()[&taken].contains("another row has the key"), "{:?}", desk.suspended());
+    // Both are cut while the first is not shown: they mean the server's row.
+    desk.edit("UPDATE tag SET v = 'seen' WHERE id = 'A'").unwrap();
+    desk.edit("DELETE FROM tag WHERE id = 'a'").unwrap();
+    // The key is free in the table, but only by a later unit.
+    desk.serve("UPDATE tag SET v = 1 WHERE id = 'k'");
+    assert_eq!(desk.suspended().keys().copied().collect::<Vec<_>>(), [taken]);
+    assert_eq!(shown(&desk, "SELECT * FROM tag"), "'k'|1");
+    // Free of the server's row, all three are done in their order.
+    desk.serve("DELETE FROM tag WHERE id = 'a'");
+    assert_eq!(desk.suspended().len(), 0);
+    assert_eq!(shown(&desk, "SELECT * FROM tag"), "'k'|1");
+}
+
+#[test]
+fn r20_whoever_begins_to_apply_has_cut_before() {
+    let mut desk = shop();
+    let first = desk.edit("INSERT INTO customer VALUES (3, 'x', 'mine')").unwrap();
+    // Committed, and not cut; then everything pending is set to the server's rows and done again.
+    desk.app.execute_batch("UPDATE customer SET note = 'newest' WHERE id = 3; UPDATE customer SET note = 'kept' WHERE id = 1").unwrap();
+    let operations = desk.on_server("INSERT INTO customer VALUES (4, 'x', 'theirs')");
+    desk.try_apply(&[(operations, Vec::new())]).unwrap();
+    assert_eq!(shown(&desk, "SELECT unit, suspended IS NULL FROM dock_unit"), format!("{first}|0 {}|0", first + 1));
+    assert_eq!(shown(&desk, "SELECT count(*) FROM dock_txn_log"), "0");
+    let operations = desk.on_server("DELETE FROM customer WHERE id = 4");
+    desk.try_apply(&[(operations, Vec::new())]).unwrap();
+    assert_eq!(shown(&desk, "SELECT id, note FROM customer ORDER BY 1"), "1|'kept' 2|'two' 3|'newest'");
+}
+
+#[test]
 fn r20_f43_a_parent_that_leaves_suspends_its_pending_child_and_a_row_that_leaves_its_change() {
     let mut desk = shop();
     let child = desk.edit("INSERT INTO orders VALUES (30, 2, 1)").unwrap();

@@ -97,12 +97,15 @@ impl Desk {
     pub(crate) fn edit(&mut self, sql: &str) -> Option<u64> {
         transact(&self.app, sql);
         let report = self.local.cut().unwrap();
-        for number in &report.units {
-            let unit = self.local.pending_unit(*number).unwrap().unwrap();
-            let changes = unit.changes.into_iter().map(|(heading, change)| (heading.name.clone(), change)).collect();
-            self.pending.push(LocalUnit { number: number.0, changes });
-        }
+        report.units.iter().for_each(|number| self.adopt_cut(number.0));
         report.units.last().map(|number| number.0)
+    }
+
+    /// Takes note of a unit that was cut.
+    pub(crate) fn adopt_cut(&mut self, number: u64) {
+        let unit = self.local.pending_unit(UnitNo(number)).unwrap().unwrap();
+        let changes = unit.changes.into_iter().map(|(heading, change)| (heading.name.clone(), change)).collect();
+        self.pending.push(LocalUnit { number, changes });
     }
 
     /// Suspended units with their reasons.
@@ -240,7 +243,15 @@ impl Desk {
             let rows = model.get_mut(table).unwrap();
             let key = key_of(heading, &row);
             if let Some(there) = find(rows, &key) {
-                assert_eq!(rows[&there], row, "unit {} is shown on a key that is taken", unit.number);
+                assert_eq!(
+                    rows[&there],
+                    row,
+                    "unit {} is shown on a key of {table} that is taken: {:#?} {:?} {:?}",
+                    unit.number,
+                    self.pending,
+                    self.tables(&self.app),
+                    self.tables(&self.server)
+                );
             }
             rows.insert(key, row);
         }
