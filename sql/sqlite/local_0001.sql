@@ -73,6 +73,7 @@ CREATE TABLE dock_unit (
     label     TEXT,
     hidden    TEXT    NOT NULL,                -- JSON list of units that were suspended when it was cut
     file_no   INTEGER,                         -- upload file that it is in; NULL = in none yet
+    offered   INTEGER NOT NULL DEFAULT 0,      -- whether it was ever in a file: then the server may know it, and its number stays
     suspended TEXT,                            -- why it is not shown in the tables; NULL = shown
     reason    TEXT,                            -- why the server holds it
     changes   INTEGER NOT NULL

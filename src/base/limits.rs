@@ -29,6 +29,11 @@ pub const UPLOAD_FILE_BYTES_GOAL: u64 = 4 << 20;
 /// Upload: most bytes that the changes of one unit take in memory; the Merger holds a unit whole.
 pub const UPLOAD_UNIT_BYTES_MAX: u64 = 1 << 30;
 
+/// Cut: a larger value is not kept in the list of conflicts, so its row is not put back. Text of JSON has twice as many bytes.
+pub const LISTED_VALUE_BYTES_MAX: usize = 64 << 20;
+/// Cut: how often rows are put back anew without those that a constraint kept out.
+pub const PUT_BACK_PASSES_MAX: usize = 8;
+
 /// Most bytes of a confirm: of conflicts beyond it the node is told where they are listed.
 pub const CONFIRM_BYTES_MAX: usize = 32 << 20;
 /// Finished units of a node that its extract or its reset tells of, newest first. Any other one is confirmed when it is sent again.

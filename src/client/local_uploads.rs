@@ -40,15 +40,7 @@ impl Uploads for LocalUploads {
     }
 
     fn agree(&mut self, known: &UploadState) -> Result<Option<String>, BoxError> {
-        // Looked at first: whatever is sent again counts as not sent from then on.
-        let units = self.outbox.local().pending_units()?;
-        let sent = units.iter().filter(|unit| unit.state != "pending").map(|unit| unit.head.number).max().unwrap_or_default();
-        let Some(mut remark) = self.outbox.agree(known.stored, known.hash, known.last_unit)? else { return Ok(None) };
-        let moved = self.outbox.local().renumber_unsent(sent, known.last_unit)?;
-        if moved > 0 {
-            remark.push_str(&format!("; {moved} that were not sent have new numbers, above {}", known.last_unit));
-        }
-        Ok(Some(remark))
+        Ok(self.outbox.agree(known.stored, known.hash, known.last_unit)?)
     }
 
     fn next(&mut self, after: FileNo) -> Result<Option<Outgoing>, BoxError> {

@@ -4,15 +4,19 @@
 //! the file again. A file that was lost or damaged is made again from its units: the units are the truth, the file is a copy.
 
 use crate::base::disk::{Disk, DiskError};
+use crate::base::folder;
 use crate::base::ids::{ContentHash, FileNo, UnitNo};
 use crate::base::limits::UPLOAD_FILE_BYTES_GOAL;
 use crate::client::folder::ClientFolder;
 use crate::dx::error::DxError;
+use crate::dx::upload::UnitHash;
+use crate::dx::upload_reader::UploadReader;
 use crate::dx::upload_writer::UploadWriter;
 use crate::store::local::{LocalDatabase, LocalError};
 use crate::store::local_cut::CutReport;
 use crate::store::local_upload::{UploadPlan, UploadRow, WrittenUpload};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -103,11 +107,70 @@ impl Outbox {
     }
 
     /// Takes what the server has of this database: all files to `stored`, of which the last has that hash, and no unit above `last_unit`.
+    /// Units that were never sent and have numbers that the server knows, of units that were lost with a disk, get others (fault 19).
     /// Returns what a person should know.
     ///
     /// # Errors
-    /// The database cannot be written.
+    /// The database cannot be written, or the folder cannot be read.
     pub fn agree(&self, stored: FileNo, hash: ContentHash, last_unit: UnitNo) -> Result<Option<String>, OutboxError> {
+        self.recognize(last_unit)?;
+        let mut remark = self.agree_on_files(stored, hash, last_unit)?;
+        let moved = self.local.renumber_unsent(last_unit)?;
+        if moved > 0 {
+            let begin = remark.unwrap_or_else(|| "this database was restored from an older copy".to_owned());
+            remark = Some(format!("{begin}; {moved} units that were not sent have new numbers, above {last_unit}"));
+        }
+        Ok(remark)
+    }
+
+    /// Finds out which units were sent after the copy was made from which this database was restored: the files in the folder tell.
+    fn recognize(&self, last_unit: UnitNo) -> Result<(), OutboxError> {
+        let unsent = self.local.unsent_units(last_unit)?;
+        if unsent.is_empty() {
+            return Ok(());
+        }
+        let install = self.local.state()?.install_id.unwrap_or_default();
+        let mut sent: BTreeSet<(UnitNo, ContentHash)> = BTreeSet::new();
+        for entry in folder::list(&self.folder)? {
+            if entry.name.to_str().and_then(FileNo::from_file_name).is_none() {
+                continue;
+            }
+            let file = self.disk.open(&entry.path)?;
+            let read = || -> Result<Vec<(UnitNo, ContentHash)>, DxError> {
+                let mut reader = UploadReader::open(file)?;
+                if reader.header().install_id != install {
+                    return Ok(Vec::new());
+                }
+                let (mut units, mut found) = (reader.units(), Vec::new());
+                while let Some(head) = units.next_head()? {
+                    let mut hash = UnitHash::begin(head.number);
+                    while let Some((heading, change)) = units.next_change()? {
+                        hash.change(&heading, &change)?;
+                    }
+                    found.push((head.number, hash.finish()));
+                }
+                Ok(found)
+            };
+            match read() {
+                Ok(found) => sent.extend(found),
+                // It is a copy: what it tells is welcome, and nothing depends on it.
+                Err(error) => tracing::warn!(stage = "outbox", file = %entry.path.display(), %error, "an upload file cannot be read"),
+            }
+        }
+        let mut same = None;
+        for number in unsent {
+            let mut hash = UnitHash::begin(number);
+            let refused = |source| OutboxError::Content { file: FileNo(0), source };
+            self.local.each_change(number, |heading, change| hash.change(&heading, &change).map_err(refused))?;
+            if !sent.contains(&(number, hash.finish())) {
+                break;
+            }
+            same = Some(number);
+        }
+        same.map_or(Ok(()), |same| Ok(self.local.mark_offered(same)?))
+    }
+
+    fn agree_on_files(&self, stored: FileNo, hash: ContentHash, last_unit: UnitNo) -> Result<Option<String>, OutboxError> {
         let ours = self.local.upload(stored)?;
         let is_same = if stored == FileNo(0) { ours.is_none() } else { ours.is_some_and(|row| row.content_hash == hash) };
         let newest_stored = self.local.last_stored_upload()?;
@@ -194,7 +257,7 @@ impl Outbox {
         }
     }
 
-    /// Writes a file, one unit in memory at a time, and makes it durable.
+    /// Writes a file, one change in memory at a time, and makes it durable.
     fn write(&self, plan: &UploadPlan) -> Result<WrittenUpload, OutboxError> {
         let file = plan.header.file_no;
         // What the disk hands through as an error of writing is kept here as what it is.
@@ -221,8 +284,9 @@ impl Outbox {
         let refused = |source| OutboxError::Content { file, source };
         let mut writer = UploadWriter::begin(&plan.header, ZSTD_LEVEL, out).map_err(refused)?;
         for number in &plan.units {
-            let unit = self.local.pending_unit(*number)?.ok_or(OutboxError::Changed { file })?;
-            writer.unit(&unit).map_err(refused)?;
+            let head = self.local.pending_head(*number)?.ok_or(OutboxError::Changed { file })?;
+            writer.begin_unit(&head).map_err(refused)?;
+            self.local.each_change(*number, |heading, change| writer.change(&heading, &change).map_err(refused))?;
         }
         let summary = writer.finish().map_err(refused)?;
         Ok(WrittenUpload { content_hash: summary.content_hash, bytes: summary.bytes, byte_hash: summary.byte_hash })

@@ -83,8 +83,8 @@ pub fn check_change(heading: &TableHeading, change: &RowChange) -> Result<(), Dx
     Ok(())
 }
 
-/// Returns about how many bytes a change takes in memory.
-fn weight(change: &RowChange) -> u64 {
+/// Returns about how many bytes a change takes in memory, of which a unit may have [`UPLOAD_UNIT_BYTES_MAX`].
+pub fn weight(change: &RowChange) -> u64 {
     let of = |values: &[Value]| values.iter().map(|value| 32 + value.size() as u64).sum::<u64>();
     64 + match change {
         RowChange::Insert { row } => of(row),

@@ -12,7 +12,7 @@ use super::local_capture::CaptureError;
 use super::local_upload::renumber_uploads;
 use crate::base::disk::DiskError;
 use crate::base::ids::{ContentHash, Epoch, FileNo, Incarnation, InstallId, NodeName, Revision, ServerId, TxnId, UnitNo};
-use crate::base::limits::APPLY_WAL_PAGES;
+use crate::base::limits::{APPLY_WAL_PAGES, UPLOAD_UNIT_BYTES_MAX};
 use crate::dx::error::DxError;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
@@ -135,6 +135,7 @@ pub struct LocalDatabase {
     path: PathBuf,
     connection: Connection,
     catalogue: RefCell<Catalogue>,
+    unit_bytes_max: u64,
 }
 
 impl LocalDatabase {
@@ -144,9 +145,22 @@ impl LocalDatabase {
         let sql = |doing| move |source| LocalError::of_sql(path, doing, source);
         let connection = Connection::open_with_flags(path, flags).map_err(sql("open the local database"))?;
         configure(&connection).map_err(sql("prepare the connection"))?;
-        let database = LocalDatabase { path: path.to_owned(), connection, catalogue: RefCell::default() };
+        let database =
+            LocalDatabase { path: path.to_owned(), connection, catalogue: RefCell::default(), unit_bytes_max: UPLOAD_UNIT_BYTES_MAX };
         database.state()?;
         Ok(database)
+    }
+
+    /// Lets a unit of local changes have another number of bytes at most.
+    #[must_use]
+    pub fn with_unit_bytes_max(mut self, unit_bytes_max: u64) -> LocalDatabase {
+        self.unit_bytes_max = unit_bytes_max.min(UPLOAD_UNIT_BYTES_MAX);
+        self
+    }
+
+    /// Returns how many bytes a unit of local changes may have.
+    pub(super) fn unit_bytes_max(&self) -> u64 {
+        self.unit_bytes_max
     }
 
     /// Returns where the database is.

@@ -93,6 +93,7 @@ pub struct ApplyTransaction<'d> {
     path: &'d Path,
     catalogue: &'d RefCell<Catalogue>,
     state: LocalState,
+    unit_bytes_max: u64,
     /// Whether anything was written in it.
     begun: Cell<bool>,
     finished: bool,
@@ -124,8 +125,9 @@ impl LocalDatabase {
             }
         };
         // From here on a drop rolls back.
+        let (catalogue, unit_bytes_max) = (self.catalogue(), self.unit_bytes_max());
         let (begun, rebase) = (Cell::new(false), Rebase::default());
-        let transaction = ApplyTransaction { connection, path, catalogue: self.catalogue(), state, begun, finished: false, rebase };
+        let transaction = ApplyTransaction { connection, path, catalogue, state, unit_bytes_max, begun, finished: false, rebase };
         let version = transaction.schema_version()?;
         let mut catalogue = transaction.catalogue.borrow_mut();
         if catalogue.schema_version != Some(version) {
@@ -184,6 +186,11 @@ impl<'d> ApplyTransaction<'d> {
     /// Returns where the database is.
     pub(super) fn path(&self) -> &Path {
         self.path
+    }
+
+    /// Returns how many bytes a unit may have.
+    pub(super) fn unit_bytes_max(&self) -> u64 {
+        self.unit_bytes_max
     }
 
     /// Returns the state at the beginning of the transaction: another process may have applied meanwhile.

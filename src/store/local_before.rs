@@ -38,6 +38,7 @@ pub(super) struct CutTable {
     collations: Vec<Collation>,
     select_row: String,
     select_base: String,
+    prune_base: String,
 }
 
 /// A row that is there, and the server's under it.
@@ -86,6 +87,7 @@ impl CutTable {
                 quote_name(&capture.table),
                 key_condition(shape, "", |place, _| format!("?{}", place + 1), "=")
             ),
+            prune_base: format!("UPDATE main.{} SET present = 0 WHERE {}", capture.base_table(), base_key.join(" AND ")),
             select_base: format!(
                 "SELECT present, {} FROM main.{} WHERE {}",
                 places.join(", "),
@@ -126,6 +128,11 @@ impl CutTable {
                 Ok(BaseEntry { key: self.key_of(&values), row: present.then_some(values) })
             })
             .optional()
+    }
+
+    /// Notes that this node has no row under a key any more.
+    pub(super) fn prune(&self, connection: &Connection, key: &[Value]) -> rusqlite::Result<()> {
+        connection.prepare_cached(&self.prune_base)?.execute(params_from_iter(key.iter().map(SqlValue))).map(drop)
     }
 
     /// Returns a row of another heading by this table's columns; what the other does not have is NULL.

@@ -4,7 +4,7 @@
 //!   entries of the former are taken over; the former number stays until the log holds no row of it.
 //! - Ours are made again when one is missing or differs, and when a newer trigger of a program would fire before them.
 //! - A change made while a trigger of ours was missing, or ended by a newer one before ours ran, is not captured: a comparison with the
-//!   server finds such rows (`remote-sync verify`).
+//!   server finds such rows (`dockmaster verify`).
 
 use super::capture::{capture_shape, newer_triggers, trigger_texts};
 use super::doubt::stored_triggers;

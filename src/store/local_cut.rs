@@ -13,21 +13,25 @@ use super::local_before::{CutTable, Held, Pending};
 use super::local_capture::{active, ensure_capture, read_local_captures};
 use super::local_log::{Last, LogReader, Segment, Touched};
 use super::local_pending::Translator;
-use super::local_put_back::{Listed, PutBack, list};
+use super::local_put_back::PutBack;
 use super::local_rules::{RulesError, read_rules};
-use super::local_units::{next_unit, store_change, store_head, suspended};
+use super::local_units::{drop_changes, next_unit, store_change, store_head, suspended};
 use super::sqlite::value_of;
 use crate::base::clock;
 use crate::base::ids::{Revision, TxnId, UnitNo};
-use crate::dx::error::DxError;
+use crate::dx::upload::weight;
 use crate::model::dock::Direction;
 use crate::model::keycode;
 use crate::model::merge_rules::DeletePolicy;
 use crate::model::upload::{FieldChange, RowChange, UploadHead};
-use crate::model::value::{Row, Value, display_key};
+use crate::model::value::{Row, RowKey, Value, display_key};
 use rusqlite::Connection;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
+use std::rc::Rc;
+
+/// Base entries that are looked at together.
+const SETTLED_AT_ONCE: usize = 1_000;
 
 /// What a cut did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -66,7 +70,7 @@ impl ApplyTransaction<'_> {
         }
         let (connection, path) = (self.connection(), self.path());
         let made = ensure_capture(connection, &[]).map_err(|source| LocalError::of_capture(path, source))?;
-        let report = cut(connection, path, (self.state().applied_unit, self.state().revision))?;
+        let report = cut(connection, path, (self.state().applied_unit, self.state().revision), self.unit_bytes_max())?;
         self.begin_rebase()?;
         // A new unit may have taken away what kept a suspended one from being shown.
         self.rebase.retry.set(true);
@@ -78,7 +82,7 @@ impl ApplyTransaction<'_> {
     }
 }
 
-fn cut(connection: &Connection, path: &Path, (applied, revision): (TxnId, Revision)) -> Result<CutReport, LocalError> {
+fn cut(connection: &Connection, path: &Path, (applied, revision): (TxnId, Revision), unit_bytes_max: u64) -> Result<CutReport, LocalError> {
     let Some(upto) = LogReader::end(connection).map_err(|source| LocalError::of_sql(path, "read the end of the log", source))? else {
         return Ok(CutReport::default());
     };
@@ -98,6 +102,8 @@ fn cut(connection: &Connection, path: &Path, (applied, revision): (TxnId, Revisi
         tables: &tables,
         touched: &touched,
         pending: Pending { connection, path, suspended: suspended(connection, path)?, keys: Translator::read(connection, path)? },
+        unsent: BTreeMap::new(),
+        unit_bytes_max,
         report: CutReport::default(),
         next: next_unit(connection, path)?,
     };
@@ -113,9 +119,10 @@ fn cut(connection: &Connection, path: &Path, (applied, revision): (TxnId, Revisi
         };
         cutter.segment(place, head)?;
     }
-    let put_back = PutBack { connection, path, tables: &tables, touched: &touched, pending: &cutter.pending };
-    cutter.report.put_back = put_back.run()?;
-    cutter.report.unsendable += put_back.list_null_keys()?;
+    let put_back = PutBack { connection, path, tables: &tables, touched: &touched, pending: &cutter.pending, unsent: &cutter.unsent };
+    let count = put_back.run()?;
+    cutter.report.put_back = count.download_only;
+    cutter.report.unsendable = count.unsent + put_back.list_null_keys()?;
     cutter.settle()?;
     let sql = |source| LocalError::of_sql(path, "empty the log of local changes", source);
     connection.execute("DELETE FROM main.dock_txn_log WHERE id <= ?1", [upto]).map_err(sql)?;
@@ -131,6 +138,9 @@ struct Cutter<'a> {
     tables: &'a [CutTable],
     touched: &'a Touched,
     pending: Pending<'a>,
+    /// Touched rows of which something cannot be sent, and why.
+    unsent: BTreeMap<usize, Rc<str>>,
+    unit_bytes_max: u64,
     report: CutReport,
     next: UnitNo,
 }
@@ -149,7 +159,11 @@ impl Cutter<'_> {
     fn segment(&mut self, place: usize, mut head: UploadHead) -> Result<(), LocalError> {
         let touched = self.touched;
         let Some(segment) = touched.segments.get(place) else { return Ok(()) };
-        for (row, step) in self.steps(place, segment)? {
+        let mut bytes = 0;
+        // Where no key changed, one row after the other is looked at once.
+        let steps = if segment.moved.is_empty() { None } else { Some(self.steps(place, segment)?) };
+        let in_order = segment.order.iter().filter(|_| steps.is_none()).map(|row| (*row, Step::Row(*row)));
+        for (row, step) in steps.iter().flatten().copied().chain(in_order) {
             let Some(table) = touched.rows.get(row).and_then(|touched| self.tables.get(touched.table)) else { continue };
             let before = if step == Step::New { None } else { self.before(row)? };
             let after = match step {
@@ -157,11 +171,24 @@ impl Cutter<'_> {
                 Step::New => self.after(place, row)?,
                 Step::Row(end) => self.after(place, end)?,
             };
+            let pruned = before.as_ref().filter(|_| table.direction == Direction::Upload && after.is_none());
+            if let Some(server) = pruned.and_then(|held| held.base.as_ref()) {
+                self.prune(table, &table.key_of(server))?;
+            }
             let Some(change) = net_change(table, before, after) else { continue };
             let at = (head.number, head.changes);
             match store_change(self.connection, self.path, at, table, &change)? {
                 Ok(()) => head.changes += 1,
-                Err(reason) => self.unsendable(table, &change, &reason)?,
+                Err(reason) => {
+                    let key = display_key(&change.key(&table.heading.key));
+                    tracing::error!(stage = "cut", table = table.heading.name, key, %reason, "a local change cannot be sent");
+                    let ends = if let Step::Row(end) = step { end } else { row };
+                    self.unsent.extend([row, ends].map(|row| (row, Rc::from(reason.to_string()))));
+                }
+            }
+            bytes += weight(&change);
+            if bytes > self.unit_bytes_max {
+                return self.unsendable(segment, head.number);
             }
         }
         if head.changes > 0 {
@@ -217,10 +244,11 @@ impl Cutter<'_> {
 
     /// Returns what a row was before the unit that is being made.
     fn before(&self, row: usize) -> Result<Option<Held>, LocalError> {
+        let keys = self.touched.keys(row);
         let Some((row, table)) = self.touched.rows.get(row).and_then(|row| Some((row, self.tables.get(row.table)?))) else {
             return Ok(None);
         };
-        if let Some(before) = self.pending.before(table, &row.keys)? {
+        if let Some(before) = self.pending.before(table, &keys)? {
             return Ok(before);
         }
         // Something was missing of our triggers when it was touched: then the log knows best.
@@ -241,19 +269,27 @@ impl Cutter<'_> {
                 Some(Last::Hint) | None => {}
             }
         }
-        let key = touched.keys.first().map(Vec::as_slice).unwrap_or_default();
-        table.row(self.connection, key).map_err(|source| LocalError::of_sql(self.path, "read a changed row", source))
+        table.row(self.connection, &touched.key()).map_err(|source| LocalError::of_sql(self.path, "read a changed row", source))
     }
 
-    /// Lists a change that no file can carry.
-    fn unsendable(&mut self, table: &CutTable, change: &RowChange, reason: &DxError) -> Result<(), LocalError> {
-        let key = change.key(&table.heading.key);
-        tracing::error!(stage = "cut", table = table.heading.name, key = display_key(&key), %reason, "a local change cannot be sent");
-        let reason = reason.to_string();
-        let listed = Listed { table, key: &key, column: None, server: None, client: None, rule: "too-large", reason: &reason };
-        list(self.connection, self.path, &listed)?;
-        self.report.unsendable += 1;
+    /// Takes a unit back that no file can carry: it is never split by guess.
+    fn unsendable(&mut self, segment: &Segment, unit: UnitNo) -> Result<(), LocalError> {
+        let reason: Rc<str> = format!(
+            "the changes of {} rows were committed together, or without a cut in between, and have more than {} bytes, \
+             more than one unit may have; make them again in smaller parts, with a sync after each",
+            segment.order.len(),
+            self.unit_bytes_max
+        )
+        .into();
+        tracing::error!(stage = "cut", %reason, "local changes cannot be sent");
+        drop_changes(self.connection, self.path, unit)?;
+        self.unsent.extend(segment.order.iter().map(|row| (*row, Rc::clone(&reason))));
         Ok(())
+    }
+
+    /// Notes that a row of an `upload` table is gone here, though the server keeps it: a unit that changed it before does not bring it back.
+    fn prune(&self, table: &CutTable, key: &[Value]) -> Result<(), LocalError> {
+        table.prune(self.connection, key).map_err(|source| LocalError::of_sql(self.path, "note that a row was pruned", source))
     }
 
     /// Settles the base entries that were written since the last cut: those of rows that no unit names go.
@@ -262,22 +298,30 @@ impl Cutter<'_> {
         for table in self.tables {
             let base = table.capture.base_table();
             let key: Vec<String> = table.capture.key.iter().map(|place| format!("c{}", place + 1)).collect();
-            let select = format!("SELECT rowid, {} FROM main.{base} WHERE settled IS NULL", key.join(", "));
+            let select = format!(
+                "SELECT rowid, {} FROM main.{base} WHERE settled IS NULL AND rowid > ?1 ORDER BY rowid LIMIT {SETTLED_AT_ONCE}",
+                key.join(", ")
+            );
             let mut statement = self.connection.prepare_cached(&select).map_err(sql)?;
-            let entries: Vec<(i64, Vec<Value>)> = statement
-                .query_map([], |row| {
-                    let values = (1..=key.len()).map(|at| row.get_ref(at).map(value_of));
-                    Ok((row.get(0)?, values.collect::<Result<_, _>>()?))
-                })
-                .and_then(Iterator::collect)
-                .map_err(sql)?;
-            for (rowid, key) in entries {
-                let named = self.is_named(table, &key)?;
-                let verb = if named { format!("UPDATE main.{base} SET settled = 1") } else { format!("DELETE FROM main.{base}") };
-                self.connection
-                    .prepare_cached(&format!("{verb} WHERE rowid = ?1"))
-                    .and_then(|mut statement| statement.execute([rowid]))
+            let mut after = i64::MIN;
+            loop {
+                let entries: Vec<(i64, RowKey)> = statement
+                    .query_map([after], |row| {
+                        let values = (1..=key.len()).map(|at| row.get_ref(at).map(value_of));
+                        Ok((row.get(0)?, values.collect::<Result<_, _>>()?))
+                    })
+                    .and_then(Iterator::collect)
                     .map_err(sql)?;
+                let Some((last, _)) = entries.last() else { break };
+                after = *last;
+                for (rowid, key) in entries {
+                    let named = self.is_named(table, &key)?;
+                    let verb = if named { format!("UPDATE main.{base} SET settled = 1") } else { format!("DELETE FROM main.{base}") };
+                    self.connection
+                        .prepare_cached(&format!("{verb} WHERE rowid = ?1"))
+                        .and_then(|mut statement| statement.execute([rowid]))
+                        .map_err(sql)?;
+                }
             }
         }
         Ok(())
@@ -325,5 +369,41 @@ fn net_change(table: &CutTable, before: Option<Held>, after: Option<Row>) -> Opt
             let whole = (table.rules.delete == DeletePolicy::Resurrect).then_some(row);
             (!fields.is_empty()).then_some(RowChange::Update { key, fields, whole })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::base::ids::{ContentHash, Epoch, FileNo, Incarnation, Revision, ServerId, TxnId};
+    use crate::store::local::{LocalDatabase, LocalState, create};
+    use rusqlite::Connection;
+
+    #[test]
+    fn r13_the_commit_of_a_cut_is_a_full_sync_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pos.db");
+        let state = LocalState {
+            server_id: ServerId([1; 16]),
+            server_name: "HQ".into(),
+            epoch: Epoch(1),
+            node: "ANNA".parse().unwrap(),
+            incarnation: Incarnation(1),
+            install_id: None,
+            applied_file: FileNo(0),
+            applied_unit: TxnId(0),
+            chain_hash: ContentHash::default(),
+            revision: Revision(1),
+            stopped: None,
+        };
+        create(&Connection::open(&path).unwrap(), &state, &[]).unwrap();
+        let local = LocalDatabase::open(&path).unwrap();
+        let transaction = local.begin().unwrap();
+        transaction.cut().unwrap();
+        let pragma = |name: &str| -> String {
+            let read = |row: &rusqlite::Row<'_>| row.get_ref(0).map(|value| super::value_of(value).to_string());
+            transaction.connection().query_row(&format!("PRAGMA {name}"), [], read).unwrap()
+        };
+        assert_eq!((pragma("synchronous"), pragma("journal_mode")), ("2".into(), "'wal'".into()), "FULL, in WAL mode");
+        transaction.commit_cut().unwrap();
     }
 }

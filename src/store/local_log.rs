@@ -1,6 +1,6 @@
 //! Reads the log of a local database: which rows were touched, and where one unit ends and the next begins.
 //!
-//! Of the log only keys are held; what a row came to is read from its table, or from the log where a later unit of the same cut changes it
+//! Of the log only keys are held, as bytes; what a row came to is read from its table, or from the log where a later unit of the same cut changes it
 //! again.
 //!
 //! A pair of marks of one label makes a unit of what lies between. Where a hint leaves open whether a row was still there at such a border
@@ -10,8 +10,10 @@ use super::local::LocalError;
 use super::local_before::CutTable;
 use super::local_capture::LocalCapture;
 use super::sqlite::value_of;
+use crate::model::keycode;
 use crate::model::value::{Row, RowKey, Value};
 use rusqlite::{Connection, OptionalExtension};
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
@@ -24,18 +26,30 @@ pub(super) struct Touched {
     pub(super) segments: Vec<Segment>,
     /// Tables in which a key is or was NULL.
     pub(super) null_keys: Vec<usize>,
-    numbers: HashMap<(usize, RowKey), usize>,
+    /// Rows by the hash of table and folded key.
+    numbers: HashMap<[u8; 16], usize>,
+    /// Further spellings of keys, mostly none.
+    spellings: HashMap<usize, Vec<RowKey>>,
 }
 
-/// A row that the log names.
+/// A row that the log names. There are as many as a program touched between two cuts, so it is kept small.
 #[derive(Debug)]
 pub(super) struct TouchedRow {
     /// Its table, as an index into the tables of the cut.
     pub(super) table: usize,
-    /// Every spelling of its key in the log, the first first.
-    pub(super) keys: Vec<RowKey>,
+    /// Its key as the log spelled it first, as `keycode`.
+    key: Box<[u8]>,
     /// Log row whose first image shows it before all else, if its first entry is one that does.
     pub(super) first: Option<i64>,
+    /// The last segment that has entries of it.
+    last_segment: usize,
+}
+
+impl TouchedRow {
+    /// Returns its key as it was first spelled.
+    pub(super) fn key(&self) -> RowKey {
+        keycode::decode(&self.key).unwrap_or_default()
+    }
 }
 
 /// What becomes one unit.
@@ -257,15 +271,26 @@ impl Touched {
     }
 
     fn row(&mut self, entry: &Entry<'_>, key: RowKey, first: Option<i64>) -> usize {
-        let folded = entry.of.fold(&key);
         let next = self.rows.len();
-        let number = *self.numbers.entry((entry.table, folded)).or_insert(next);
-        match self.rows.get_mut(number) {
-            None => self.rows.push(TouchedRow { table: entry.table, keys: vec![key], first }),
-            Some(row) if !row.keys.contains(&key) => row.keys.push(key),
+        let number = *self.numbers.entry(name_of(entry.table, &entry.of.fold(&key))).or_insert(next);
+        let code = keycode::encode(&key).into_boxed_slice();
+        match self.rows.get(number) {
+            None => self.rows.push(TouchedRow { table: entry.table, key: code, first, last_segment: 0 }),
+            Some(row) if row.key != code => {
+                let spellings = self.spellings.entry(number).or_default();
+                if !spellings.contains(&key) {
+                    spellings.push(key);
+                }
+            }
             Some(_) => {}
         }
         number
+    }
+
+    /// Returns every spelling of a row's key in the log, the first first.
+    pub(super) fn keys(&self, number: usize) -> Vec<RowKey> {
+        let first = self.rows.get(number).map(TouchedRow::key);
+        first.into_iter().chain(self.spellings.get(&number).into_iter().flatten().cloned()).collect()
     }
 
     fn end(&mut self, segment: Segment) {
@@ -276,7 +301,7 @@ impl Touched {
 
     /// Whether a segment behind one has entries of a row.
     pub(super) fn is_touched_after(&self, segment: usize, row: usize) -> bool {
-        self.segments.iter().skip(segment + 1).any(|later| later.last.contains_key(&row))
+        self.rows.get(row).is_some_and(|row| row.last_segment > segment)
     }
 
     fn merge_where_hints_are_open(&mut self) {
@@ -298,8 +323,24 @@ impl Touched {
             }
             is_closed = closed;
         }
+        for (place, segment) in merged.iter().enumerate() {
+            for row in &segment.order {
+                if let Some(row) = self.rows.get_mut(*row) {
+                    row.last_segment = place;
+                }
+            }
+        }
         self.segments = merged;
     }
+}
+
+/// Returns what stands for a row: two rows have the same only by a collision of SHA-256.
+fn name_of(table: usize, folded: &[Value]) -> [u8; 16] {
+    let mut hash = Sha256::new();
+    hash.update(table.to_le_bytes());
+    hash.update(keycode::encode(folded));
+    let hash: [u8; 32] = hash.finalize().into();
+    hash.first_chunk::<16>().copied().unwrap_or_default()
 }
 
 impl Segment {

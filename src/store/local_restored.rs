@@ -7,36 +7,57 @@ use super::local::{LocalDatabase, LocalError};
 use crate::base::ids::UnitNo;
 use rusqlite::{Transaction, TransactionBehavior};
 
+/// Units that the server cannot know: none behind them was ever in a file.
+const UNSENT: &str = "unit > (SELECT ifnull(max(unit), 0) FROM main.dock_unit WHERE offered = 1 OR state <> 'pending')";
+
 impl LocalDatabase {
-    /// Gives pending units behind `sent`, the last one that was ever sent, numbers above `last_unit`, if any of them has one that the server
-    /// knows. Returns how many moved.
+    /// Returns the pending units up to `last_unit` that were never in a file, as far as this database knows.
+    ///
+    /// # Errors
+    /// A statement failed.
+    pub fn unsent_units(&self, last_unit: UnitNo) -> Result<Vec<UnitNo>, LocalError> {
+        let sql = format!("SELECT unit FROM main.dock_unit WHERE unit <= ?1 AND {UNSENT} ORDER BY unit");
+        let read = || -> rusqlite::Result<Vec<UnitNo>> {
+            let mut statement = self.connection().prepare_cached(&sql)?;
+            statement.query_map([last_unit.0.cast_signed()], |row| row.get::<_, i64>(0).map(|unit| UnitNo(unit.cast_unsigned())))?.collect()
+        };
+        read().map_err(|source| LocalError::of_sql(self.path(), "look for units that were never sent", source))
+    }
+
+    /// Notes that all pending units to this one were in a file: the server may know them.
+    ///
+    /// # Errors
+    /// A statement failed.
+    pub fn mark_offered(&self, upto: UnitNo) -> Result<(), LocalError> {
+        self.connection()
+            .execute("UPDATE main.dock_unit SET offered = 1 WHERE unit <= ?1", [upto.0.cast_signed()])
+            .map(drop)
+            .map_err(|source| LocalError::of_sql(self.path(), "note which units were sent", source))
+    }
+
+    /// Gives pending units that were never in a file numbers above `last_unit`, if any of them has one that the server knows. Returns how
+    /// many moved.
     ///
     /// # Errors
     /// Another program keeps the database locked, or a statement failed: then nothing was changed.
-    pub fn renumber_unsent(&self, sent: UnitNo, last_unit: UnitNo) -> Result<u64, LocalError> {
+    pub fn renumber_unsent(&self, last_unit: UnitNo) -> Result<u64, LocalError> {
         let sql = |source| LocalError::of_sql(self.path(), "number units anew", source);
         let transaction = Transaction::new_unchecked(self.connection(), TransactionBehavior::Immediate).map_err(sql)?;
-        let sent = sent.0.cast_signed();
-        let unsent = "SELECT min(unit), count(*) FROM main.dock_unit WHERE state = 'pending' AND unit > ?1";
-        let (first, units): (Option<i64>, i64) =
-            transaction.query_row(unsent, [sent], |row| Ok((row.get(0)?, row.get(1)?))).map_err(sql)?;
+        let (first, units): (Option<i64>, i64) = transaction
+            .query_row(&format!("SELECT min(unit), count(*) FROM main.dock_unit WHERE {UNSENT}"), [], |row| Ok((row.get(0)?, row.get(1)?)))
+            .map_err(sql)?;
         let last = last_unit.0.cast_signed();
         let Some(first) = first.filter(|first| *first <= last) else { return Ok(0) };
         let by = last - first + 1;
         let move_all = || -> rusqlite::Result<()> {
-            // Their numbers are below those of no other unit, so a shift meets itself only: by way of negative numbers.
+            // Their numbers are above those of all others, so a shift meets itself only: by way of negative numbers.
             transaction.execute(
-                "UPDATE main.dock_unit SET hidden = (
-                     SELECT json_group_array(value + iif(value IN (SELECT unit FROM main.dock_unit WHERE state = 'pending' AND unit > ?2), ?1, 0))
-                     FROM json_each(hidden))
+                "UPDATE main.dock_unit SET hidden = (SELECT json_group_array(value + iif(value >= ?2, ?1, 0)) FROM json_each(hidden))
                  WHERE hidden <> '[]'",
-                [by, sent],
+                [by, first],
             )?;
-            transaction.execute(
-                "UPDATE main.dock_change SET unit = -(unit + ?1) WHERE unit IN (SELECT unit FROM main.dock_unit WHERE state = 'pending' AND unit > ?2)",
-                [by, sent],
-            )?;
-            transaction.execute("UPDATE main.dock_unit SET unit = -(unit + ?1) WHERE state = 'pending' AND unit > ?2", [by, sent])?;
+            transaction.execute("UPDATE main.dock_change SET unit = -(unit + ?1) WHERE unit >= ?2", [by, first])?;
+            transaction.execute("UPDATE main.dock_unit SET unit = -(unit + ?1) WHERE unit >= ?2", [by, first])?;
             transaction.execute("UPDATE main.dock_change SET unit = -unit WHERE unit < 0", [])?;
             transaction.execute("UPDATE main.dock_unit SET unit = -unit WHERE unit < 0", [])?;
             transaction.execute("UPDATE main.dock_state SET next_unit = max(next_unit, 1 + (SELECT max(unit) FROM main.dock_unit))", [])?;
@@ -79,7 +100,9 @@ mod tests {
                     (unit, state, hidden),
                 )
                 .unwrap();
-            connection.execute("INSERT INTO dock_change VALUES (?1, 0, 't', x'01', '1', 'insert', '[]', x'00')", [unit]).unwrap();
+            connection
+                .execute("INSERT INTO dock_change VALUES (?1, 0, 't', x'01', NULL, '1', 'insert', '[]', '[]', x'00')", [unit])
+                .unwrap();
         }
         connection.execute("UPDATE dock_state SET next_unit = 7", []).unwrap();
         drop(connection);
@@ -90,17 +113,19 @@ mod tests {
     fn f19_units_that_were_never_sent_move_above_what_the_server_knows() {
         let folder = tempfile::tempdir().unwrap();
         let local = database(&folder);
-        assert_eq!(local.renumber_unsent(UnitNo(0), UnitNo(4)).unwrap(), 0);
-        assert_eq!(local.renumber_unsent(UnitNo(0), UnitNo(5)).unwrap(), 2);
+        assert_eq!(local.renumber_unsent(UnitNo(4)).unwrap(), 0);
+        assert_eq!(local.renumber_unsent(UnitNo(5)).unwrap(), 2);
         let read = |sql: &str| -> String { local.connection().query_row(sql, [], |row| row.get(0)).unwrap() };
         assert_eq!(read("SELECT group_concat(unit || state || hidden, ' ') FROM dock_unit"), "4sent[] 6pending[4] 7pending[4,6]");
         assert_eq!(read("SELECT group_concat(unit) FROM dock_change"), "4,6,7");
-        assert_eq!(read("SELECT next_unit FROM dock_state"), "8");
+        assert_eq!(read("SELECT CAST(next_unit AS TEXT) FROM dock_state"), "8");
         // Far above, and again nothing to do.
-        assert_eq!((local.renumber_unsent(UnitNo(0), UnitNo(90)).unwrap(), local.renumber_unsent(UnitNo(0), UnitNo(90)).unwrap()), (2, 0));
+        assert_eq!((local.renumber_unsent(UnitNo(90)).unwrap(), local.renumber_unsent(UnitNo(90)).unwrap()), (2, 0));
         assert_eq!(read("SELECT group_concat(unit) FROM dock_unit"), "4,91,92");
         // What was sent once keeps its number, though it is sent again.
-        assert_eq!(local.renumber_unsent(UnitNo(91), UnitNo(95)).unwrap(), 1);
+        local.mark_offered(UnitNo(91)).unwrap();
+        assert_eq!((local.unsent_units(UnitNo(91)).unwrap(), local.unsent_units(UnitNo(95)).unwrap()), (vec![], vec![UnitNo(92)]));
+        assert_eq!(local.renumber_unsent(UnitNo(95)).unwrap(), 1);
         assert_eq!(read("SELECT group_concat(unit) FROM dock_unit"), "4,91,96");
     }
 }

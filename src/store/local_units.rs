@@ -80,6 +80,26 @@ impl LocalDatabase {
         read_unit(self.connection(), self.path(), unit)
     }
 
+    /// Returns the head of a unit that is not finished; `None` if there is no such unit.
+    ///
+    /// # Errors
+    /// A statement failed, or a row of ours is damaged.
+    pub fn pending_head(&self, unit: UnitNo) -> Result<Option<UploadHead>, LocalError> {
+        Ok(read_head(self.connection(), self.path(), unit)?.map(|unit| unit.head))
+    }
+
+    /// Hands out the changes of a unit in order, one in memory at a time.
+    ///
+    /// # Errors
+    /// A statement failed, a row of ours is damaged, or what `take` says.
+    pub fn each_change<E: From<LocalError>>(
+        &self,
+        unit: UnitNo,
+        take: impl FnMut(Arc<TableHeading>, RowChange) -> Result<(), E>,
+    ) -> Result<(), E> {
+        each_change(self.connection(), self.path(), unit, take)
+    }
+
     /// Returns the changed rows of the units that are not finished, in order, at most `limit`.
     ///
     /// # Errors
@@ -152,30 +172,45 @@ pub(super) fn read_heads(connection: &Connection, path: &Path, condition: &str) 
     Ok(units)
 }
 
+fn read_head(connection: &Connection, path: &Path, unit: UnitNo) -> Result<Option<PendingUnit>, LocalError> {
+    Ok(read_heads(connection, path, &format!("unit = {}", unit.0))?.into_iter().next())
+}
+
 /// Reads a unit with its changes; `None` if there is no such unit.
 pub(super) fn read_unit(connection: &Connection, path: &Path, unit: UnitNo) -> Result<Option<UploadUnit>, LocalError> {
-    let found = read_heads(connection, path, &format!("unit = {}", unit.0))?;
-    let Some(PendingUnit { head, .. }) = found.into_iter().next() else { return Ok(None) };
+    let Some(PendingUnit { head, .. }) = read_head(connection, path, unit)? else { return Ok(None) };
+    let mut changes = Vec::new();
+    each_change(connection, path, unit, |heading, change| {
+        changes.push((heading, change));
+        Ok::<_, LocalError>(())
+    })?;
+    Ok(Some(UploadUnit { head, changes }))
+}
+
+fn each_change<E: From<LocalError>>(
+    connection: &Connection,
+    path: &Path,
+    unit: UnitNo,
+    mut take: impl FnMut(Arc<TableHeading>, RowChange) -> Result<(), E>,
+) -> Result<(), E> {
     let sql = |source| LocalError::of_sql(path, "read dock_change", source);
     let mut statement = connection
         .prepare_cached("SELECT table_name, columns, key_columns, body FROM main.dock_change WHERE unit = ?1 ORDER BY place")
         .map_err(sql)?;
     let mut rows = statement.query([unit.0.cast_signed()]).map_err(sql)?;
-    let mut changes: Vec<(Arc<TableHeading>, RowChange)> = Vec::new();
+    let mut last: Option<Arc<TableHeading>> = None;
     while let Some(row) = rows.next().map_err(sql)? {
-        let texts: [String; 3] = [row.get(0).map_err(sql)?, row.get(1).map_err(sql)?, row.get(2).map_err(sql)?];
+        let texts = || -> rusqlite::Result<[String; 3]> { Ok([row.get(0)?, row.get(1)?, row.get(2)?]) };
+        let [table, columns, key] = texts().map_err(sql)?;
         let body = row.get_ref(3).and_then(|body| Ok(body.as_blob()?)).map_err(sql)?;
-        let [table, columns, key] = texts;
         let heading = parse_heading(path, table, &columns, &key)?;
         let change = decode_change(&heading, body).map_err(|source| LocalError::Unit { path: path.to_owned(), unit, source })?;
         // Changes of one table mostly follow each other.
-        let heading = match changes.last() {
-            Some((last, _)) if **last == heading => Arc::clone(last),
-            _ => Arc::new(heading),
-        };
-        changes.push((heading, change));
+        let heading = last.take().filter(|last| **last == heading).unwrap_or_else(|| Arc::new(heading));
+        last = Some(Arc::clone(&heading));
+        take(heading, change)?;
     }
-    Ok(Some(UploadUnit { head, changes }))
+    Ok(())
 }
 
 /// Reads the heading of a kept change: JSON lists of its columns, and of the places of the key among them.
@@ -227,6 +262,14 @@ pub(super) fn store_change(
         })
         .map_err(|source| LocalError::of_sql(path, "keep a local change", source))?;
     Ok(Ok(()))
+}
+
+/// Takes back what was kept of a unit.
+pub(super) fn drop_changes(connection: &Connection, path: &Path, unit: UnitNo) -> Result<(), LocalError> {
+    connection
+        .execute("DELETE FROM main.dock_change WHERE unit = ?1", [unit.0.cast_signed()])
+        .map(drop)
+        .map_err(|source| LocalError::of_sql(path, "take back a unit of local changes", source))
 }
 
 /// Returns the key that a row has after a change; `None` if it is gone.

@@ -237,7 +237,7 @@ impl LocalDatabase {
             .map_err(sql)?;
         for unit in &plan.units {
             let numbers = (unit.0.cast_signed(), file);
-            transaction.execute("UPDATE main.dock_unit SET file_no = ?2 WHERE unit = ?1", numbers).map_err(sql)?;
+            transaction.execute("UPDATE main.dock_unit SET file_no = ?2, offered = 1 WHERE unit = ?1", numbers).map_err(sql)?;
         }
         transaction.commit().map_err(sql)
     }

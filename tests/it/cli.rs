@@ -497,6 +497,48 @@ fn the_client_says_what_waits_in_its_inbox_and_what_was_put_aside() {
 }
 
 #[test]
+fn mi11_pending_and_status_show_what_is_not_finished_and_pending_ends_with_1_if_some_of_it_is_held() {
+    let mut site = deployed();
+    site.dockmaster_ok(&["node", "add", "ANNA", "--set", "rep=1"]);
+    let address = site.serve();
+    site.remote_sync_ok(&["init", &address, "--node", "ANNA", "anna.db"]);
+    assert_eq!(site.remote_sync_ok(&["pending", "anna.db"]).trim(), "No local changes are pending.");
+    assert_eq!(json(&site.remote_sync(&["pending", "anna.db", "--json"]))["units"], serde_json::json!([]));
+    let quiet = site.remote_sync_ok(&["status", "anna.db"]);
+    assert!(!quiet.contains("local changes"), "{quiet}");
+    site.sqlite3(
+        "anna.db",
+        "BEGIN; INSERT INTO dock_txn_mark VALUES('order 17'); INSERT INTO visit VALUES(50, 1); DELETE FROM visit WHERE id = 1;
+         INSERT INTO dock_txn_mark VALUES('order 17'); COMMIT",
+    );
+    // `pending` cuts first.
+    let text = site.remote_sync_ok(&["pending", "anna.db"]);
+    let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows[0], ["UNIT", "STATE", "LABEL", "TABLE", "KEY", "OP"], "{text}");
+    assert!(rows.contains(&vec!["1", "pending", "order", "17", "visit", "50", "insert"]), "{text}");
+    assert!(rows.contains(&vec!["1", "pending", "order", "17", "visit", "1", "delete"]), "{text}");
+    let unit = &json(&site.remote_sync(&["pending", "anna.db", "--json"]))["units"][0];
+    assert_eq!((unit["unit"].as_u64(), unit["state"].as_str(), unit["label"].as_str()), (Some(1), Some("pending"), Some("order 17")));
+    assert_eq!(
+        (&unit["file"], &unit["suspended"], &unit["reason"]),
+        (&serde_json::Value::Null, &serde_json::Value::Null, &serde_json::Value::Null)
+    );
+    assert_eq!(unit["rows"][0], serde_json::json!({ "table": "visit", "key": "50", "op": "insert" }));
+    let status = json(&site.remote_sync(&["status", "anna.db", "--json"]));
+    assert_eq!((&status["pending_units"], &status["sent_units"], &status["pending_rows"]), (&1.into(), &0.into(), &2.into()));
+    let text = site.remote_sync_ok(&["status", "anna.db"]);
+    assert!(text.contains("local changes: 2 rows in 1 unit (1 to send): remote-sync pending anna.db"), "{text}");
+    // What a session and the server make of it, written by hand.
+    site.sqlite3("anna.db", "UPDATE dock_unit SET state = 'held', reason = 'visit 1 has a bill'");
+    let held = site.remote_sync(&["pending", "anna.db"]);
+    assert_eq!(held.status.code(), Some(1));
+    assert!(stdout(&held).contains("! unit 1: visit 1 has a bill"), "{}", stdout(&held));
+    assert!(site.remote_sync_ok(&["status", "anna.db"]).contains("(1 held by the server)"));
+    let (error, _) = complaint(&site.remote_sync(&["pending", "nowhere.db"]));
+    assert!(error.contains("there is no nowhere.db"), "{error}");
+}
+
+#[test]
 fn a_new_data_store_takes_nothing_over_from_the_wal_of_the_former_one() {
     let site = deployed();
     site.dockmaster_ok(&["node", "add", "ANNA", "--set", "rep=1"]);

@@ -5,7 +5,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod random;
+mod restored;
 mod rules;
+mod unsendable;
 
 use dockmaster::model::upload::{RowChange, UploadUnit};
 use dockmaster::model::value::{Row, RowKey, Value};
@@ -23,7 +25,7 @@ pub(crate) type Tables = BTreeMap<String, BTreeMap<RowKey, (Row, Option<Row>)>>;
 
 /// A local database as `init` leaves it, and a program that writes to it.
 pub(crate) struct Rig {
-    _folder: TempDir,
+    folder: TempDir,
     pub(crate) path: PathBuf,
     pub(crate) app: Connection,
     /// Opened when it is first needed: until then no later change of the tables counts as one of the server's.
@@ -42,7 +44,10 @@ impl Rig {
     pub(crate) fn new(setup: &str) -> Rig {
         // In memory where there is such a place: flushes prove nothing here.
         let memory = std::path::Path::new("/dev/shm");
-        let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
+        Rig::new_in(if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap(), setup)
+    }
+
+    pub(crate) fn new_in(folder: TempDir, setup: &str) -> Rig {
         let path = folder.path().join("pos.db");
         let app = Connection::open(&path).unwrap();
         app.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; PRAGMA foreign_keys = ON").unwrap();
@@ -63,7 +68,12 @@ impl Rig {
         drop(statement);
         let server = tables.iter().map(|table| (table.clone(), scan(&app, table, &all_rows(&app, table)))).collect::<Tables>();
         let local = LocalDatabase::open(&path).unwrap();
-        Rig { _folder: folder, path, app, local, tables, replayed: server.clone(), server, units: Vec::new() }
+        Rig { folder, path, app, local, tables, replayed: server.clone(), server, units: Vec::new() }
+    }
+
+    /// Closes everything and leaves the folder where it is.
+    pub(crate) fn keep(self) {
+        let _path = self.folder.keep();
     }
 
     pub(crate) fn run(&self, sql: &str) {

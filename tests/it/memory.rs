@@ -19,7 +19,7 @@ visible.own = 'item.owner = node.owner'
 "#;
 
 /// Watches a process until it is gone. Returns the most memory that it ever had, in KiB.
-fn watch(pid: u32) -> std::thread::JoinHandle<u64> {
+pub(crate) fn watch(pid: u32) -> std::thread::JoinHandle<u64> {
     std::thread::spawn(move || {
         let mut peak = 0;
         while let Some(now) = peak_kib(pid) {

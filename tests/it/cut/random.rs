@@ -219,7 +219,10 @@ fn r21_the_server_view_stays_and_the_units_lead_to_the_tables_in_random_programs
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seeds = match number("DOCK_CUT_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("DOCK_CUT_CASES").unwrap_or(CASES),
+        None => {
+            let from = number("DOCK_CUT_FROM").unwrap_or(0);
+            from..from + number("DOCK_CUT_CASES").unwrap_or(CASES)
+        }
     };
     for seed in seeds {
         if let Err(cause) = std::panic::catch_unwind(|| case(seed)) {

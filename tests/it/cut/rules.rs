@@ -256,7 +256,7 @@ fn doe11_mi19_changes_made_without_any_program_of_ours_are_cut_later_missing_tri
     assert_eq!(rig.local.pending_counts().unwrap().units(), 2);
 }
 
-fn outbox(rig: &Rig) -> Outbox {
+pub(super) fn outbox(rig: &Rig) -> Outbox {
     let folder = ClientFolder::of(&rig.path);
     drop(folder.lock().unwrap());
     Outbox::open(&folder, &Disk::new()).unwrap()

@@ -129,3 +129,38 @@ fn f3_f4_f5_power_cuts_on_real_file_systems_lose_and_double_nothing() {
     assert!(compared > 50, "{compared}");
     drop((town, nodes));
 }
+
+#[test]
+fn r13_f3_what_was_cut_is_there_after_a_power_cut_though_programs_flush_nothing() {
+    let images = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    let system = run("python3", &["--version"]).and_then(|()| FileSystem::new(images.path().join("node.img"), images.path().join("node")));
+    let system = match system {
+        Ok(system) => system,
+        Err(why) => return println!("SKIPPED: power cuts need root, loop devices, mkfs.ext4 and python3: {why}"),
+    };
+    let rig = crate::cut::Rig::new_in(tempfile::TempDir::new_in(&system.mount).unwrap(), "CREATE TABLE t(id INTEGER PRIMARY KEY, v)");
+    let path = rig.path.clone();
+    run("sync", &[]).unwrap();
+    let (mut rig, mut lost) = (Some(rig), 0);
+    for round in 1..=5 {
+        let app = rusqlite::Connection::open(&path).unwrap();
+        app.execute_batch(&format!("PRAGMA synchronous = OFF; INSERT INTO t VALUES ({round}, 'flushed by the cut')")).unwrap();
+        run(env!("CARGO_BIN_EXE_remote-sync"), &["pending", path.to_str().unwrap()]).unwrap();
+        app.execute_batch(&format!("INSERT INTO t VALUES (100 + {round}, 'flushed by nobody')")).unwrap();
+        system.cut();
+        drop(app);
+        // Its folder stays: nothing can be removed any more.
+        if let Some(rig) = rig.take() {
+            rig.keep();
+        }
+        system.unmount();
+        system.mount().unwrap();
+        let app = rusqlite::Connection::open(&path).unwrap();
+        let count = |sql: &str| app.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+        let units =
+            format!("SELECT count(*) FROM dock_unit AS u JOIN dock_change AS c USING (unit) WHERE key_text = '{round}' AND op = 'insert'");
+        assert_eq!((count(&units), count(&format!("SELECT count(*) FROM t WHERE id = {round}"))), (1, 1), "round {round}");
+        lost += 1 - count(&format!("SELECT count(*) FROM t WHERE id = 100 + {round}"));
+    }
+    assert!(lost > 0, "the power was never cut");
+}

@@ -145,6 +145,8 @@ fn f19_a_database_restored_from_a_copy_numbers_its_changes_above_what_the_server
     }
     fs::copy(site.path("copy.db"), site.path("anna.db")).unwrap();
     site.sqlite3("anna.db", "INSERT INTO item VALUES(102, 'after the restore')");
+    // Cut before anybody can know of the numbers.
+    assert!(site.remote_sync_ok(&["pending", "anna.db"]).contains("102"));
     let told = site.remote_sync(&["sync", "anna.db", "--only", "send"]);
     let text = format!("{}{}", String::from_utf8_lossy(&told.stdout), String::from_utf8_lossy(&told.stderr));
     assert!(told.status.success() && text.contains("restored from an older copy"), "{text}");
