@@ -321,6 +321,8 @@ pub(super) fn redo(overlay: &Overlay, change: &PendingChange, row: Option<Image>
             let same = image.iter().zip(&there).all(|(mine, there)| mine.is_none() || there.is_none() || mine == there);
             if same { Ok(Some(there)) } else { Err(refusal(change, "another row has the key")) }
         }
+        // Pruned on the node alone: what was changed before is sent, and shows nothing (R31).
+        (RowChange::Update { .. }, None) if overlay.upload_only => Ok(None),
         (RowChange::Update { whole: Some(row), .. }, None) if overlay.rules.delete == DeletePolicy::Resurrect => Ok(Some(whole(row)?)),
         (RowChange::Update { .. }, None) => Err(refusal(change, "the row to change is gone")),
         (RowChange::Update { fields, .. }, Some(mut image)) => {

@@ -229,6 +229,29 @@ fn r31_rows_of_this_node_alone_stay_as_they_are() {
 }
 
 #[test]
+fn r31_a_row_that_was_pruned_stays_away_whatever_is_done_again_and_its_unit_is_shown_and_confirmed() {
+    for slow in [false, true] {
+        let mut desk = shop();
+        desk.rule("orders", "upload", MergeRules::default());
+        let changed = desk.edit("UPDATE orders SET stock = 9 WHERE id = 10; UPDATE customer SET note = 'mine' WHERE id = 1").unwrap();
+        assert_eq!(desk.edit("DELETE FROM orders WHERE id = 10"), None, "the node alone forgets it");
+        if slow {
+            desk.edit("INSERT INTO customer VALUES (8, 'x', '')").unwrap();
+            let operations = desk.on_server("INSERT INTO customer VALUES (9, 'x', '')");
+            desk.try_apply(&[(operations, Vec::new())]).unwrap();
+        } else {
+            let operations = desk.on_server("UPDATE customer SET email = 'theirs' WHERE id = 1");
+            desk.try_apply(&[(operations, Vec::new())]).unwrap();
+        }
+        assert!(!desk.suspended().contains_key(&changed), "{:?}", desk.suspended());
+        assert_eq!(shown(&desk, "SELECT count(*) FROM orders WHERE id = 10"), "0", "{slow}");
+        assert_eq!(shown(&desk, "SELECT note FROM customer WHERE id = 1"), "'mine'", "{slow}");
+        desk.try_apply(&[(Vec::new(), vec![merged(changed)])]).unwrap();
+        assert_eq!(shown(&desk, "SELECT count(*) FROM orders WHERE id = 10"), "0", "{slow}");
+    }
+}
+
+#[test]
 fn r32_f40_f46_differences_are_added_and_other_columns_stay_as_the_user_wrote_them() {
     let mut desk = shop();
     desk.rule("orders", "two-way", MergeRules { columns: [("stock".to_owned(), ConflictPolicy::Sum)].into(), ..Default::default() });
