@@ -1,0 +1,133 @@
+//! The way up as a whole: nodes and a server that write, random schemas, rules, policies, orders of steps and accidents, on the real
+//! components in one process, against a model (`converge/model.rs`).
+//!
+//! After each step the server's rows as a node knows them are what it sees of the server at its unit (I1), what it shows is that and its
+//! pending units, the server recorded exactly the conflicts that the model predicts, refused nothing without a reason, and executed
+//! no unit twice. At rest every node holds what it sees, but for units that are held.
+//!
+//! Without these it plays the same cases each time. `CONVERGE_SEED=<n>` replays one and prints what it did, `CONVERGE_FIRST=<n>` and
+//! `CONVERGE_CASES=<n>` choose others.
+
+mod case;
+mod edits;
+mod fault;
+mod laptop;
+mod model;
+mod parts;
+mod shape;
+mod yard;
+
+use case::Case;
+use fault::Fault;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use yard::Counts;
+
+/// Cases of one test function; there are four.
+const CASES: u64 = 500;
+/// The seed of the first of all.
+const FIRST: u64 = 70_000;
+/// Things that happen in a case.
+const ACTIONS: usize = 40;
+
+/// Plays one case. An error comes with everything that was done.
+fn play(seed: u64, fault: Fault) -> Result<Counts, (String, Vec<String>)> {
+    let mut case = None;
+    let played = catch_unwind(AssertUnwindSafe(|| {
+        let case = case.insert(Case::new(seed, fault)?);
+        case.play(ACTIONS).map_err(|error| (error, case.log.clone()))
+    }));
+    played.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Err((text.unwrap_or_default(), case.map(|case| case.log).unwrap_or_default()))
+    })
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is no number")))
+}
+
+/// Plays the cases of one of the four test functions.
+fn part(part: u64) {
+    if let Some(seed) = number("CONVERGE_SEED") {
+        if part == 0
+            && let Err((error, log)) = play(seed, Fault::None)
+        {
+            panic!("{}\n\nseed {seed}: {error}", log.join("\n"));
+        }
+        return;
+    }
+    let cases = number("CONVERGE_CASES").map_or(CASES, |cases| cases.div_ceil(4));
+    let first = number("CONVERGE_FIRST").unwrap_or(FIRST) + part * cases;
+    let (mut failures, mut sum) = (Vec::new(), Counts::default());
+    for seed in first..first + cases {
+        match play(seed, Fault::None) {
+            Ok(counts) => sum.add(counts),
+            Err((error, log)) => {
+                let tail = log[log.len().saturating_sub(12)..].join("\n");
+                failures.push(format!("{tail}\nCONVERGE_SEED={seed}: {error}\n"));
+            }
+        }
+        if failures.len() >= 10 {
+            break;
+        }
+    }
+    eprintln!("seeds {first} to {}: {sum:?}", first + cases - 1);
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    assert!(sum.merged > cases && sum.compared > 2 * cases && sum.conflicts > cases / 4, "too little happened: {sum:?}");
+}
+
+#[test]
+fn i1_r21_nodes_that_write_converge_with_the_server_part_1() {
+    part(0);
+}
+
+#[test]
+fn r29_r30_nodes_that_write_converge_with_the_server_part_2() {
+    part(1);
+}
+
+#[test]
+fn r16_r20_nodes_that_write_converge_with_the_server_part_3() {
+    part(2);
+}
+
+#[test]
+fn r12_r41_nodes_that_write_converge_with_the_server_part_4() {
+    part(3);
+}
+
+/// Plays cases with a fault planted until one is seen.
+fn caught(fault: Fault) {
+    for seed in FIRST..FIRST + 300 {
+        if let Err((error, _)) = play(seed, fault) {
+            eprintln!("{fault:?} was caught by seed {seed}, after {} others: {error:.300}", seed - FIRST);
+            return;
+        }
+    }
+    panic!("{fault:?} was not caught by the seeds {FIRST} to {}", FIRST + 299);
+}
+
+#[test]
+fn r21_undo_by_log_is_caught() {
+    caught(Fault::UndoByLog);
+}
+
+#[test]
+fn r10_foreign_keys_at_apply_are_caught() {
+    caught(Fault::ForeignKeysAtApply);
+}
+
+#[test]
+fn r21_a_forgotten_base_is_caught() {
+    caught(Fault::ForgottenBase);
+}
+
+#[test]
+fn r16_a_unit_executed_twice_is_caught() {
+    caught(Fault::ExecutedTwice);
+}
+
+#[test]
+fn r30_a_confirm_of_all_units_before_it_is_caught() {
+    caught(Fault::ConfirmUpTo);
+}
