@@ -13,6 +13,7 @@ mod edits;
 mod fault;
 mod laptop;
 mod model;
+mod northwind;
 mod parts;
 mod shape;
 mod yard;

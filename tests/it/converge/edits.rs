@@ -36,11 +36,11 @@ impl Edits<'_> {
     }
 
     fn some_key(&mut self, table: &Table) -> Option<Vec<Value>> {
-        let count: usize = self.database.query_row(&format!("SELECT count(*) FROM {}", table.name), [], |row| row.get(0)).ok()?;
+        let count: i64 = self.database.query_row(&format!("SELECT count(*) FROM {}", table.name), [], |row| row.get(0)).ok()?;
         if count == 0 {
             return None;
         }
-        let at = self.rng.usize(0..count);
+        let at = self.rng.i64(0..count);
         let key = table.names(&table.key);
         let sql = format!("SELECT {key} FROM {} ORDER BY {key} LIMIT 1 OFFSET {at}", table.name);
         let values = |row: &rusqlite::Row<'_>| (0..table.key.len()).map(|at| row.get_ref(at).map(value_of)).collect();

@@ -30,6 +30,18 @@ pub(super) struct Counts {
     pub(super) renamed: u64,
 }
 
+impl Counts {
+    pub(super) fn add(&mut self, other: Counts) {
+        self.units += other.units;
+        self.merged += other.merged;
+        self.refused += other.refused;
+        self.conflicts += other.conflicts;
+        self.compared += other.compared;
+        self.suspended += other.suspended;
+        self.renamed += other.renamed;
+    }
+}
+
 pub(super) struct Yard {
     pub(super) site: Site,
     pub(super) infos: Vec<Info>,
