@@ -6,7 +6,7 @@ use super::model::{self, Change, Info, Tables, Unit, What};
 use super::parts;
 use crate::oracle::View;
 use crate::pipeline::site::said;
-use dockmaster::base::ids::{FileNo, Incarnation, NodeName};
+use dockmaster::base::ids::{ContentHash, FileNo, Incarnation, NodeName};
 use dockmaster::client::apply::ApplyFolders;
 use dockmaster::model::dock::Direction;
 use dockmaster::model::keycode;
@@ -33,6 +33,8 @@ pub(super) struct Laptop {
     pub(super) held: BTreeSet<(usize, RowKey)>,
     /// Texts of marker rows that it wrote.
     pub(super) marks: u32,
+    /// What was sent: incarnation, file, unit, content hash.
+    pub(super) sent: (Incarnation, FileNo, i64, ContentHash),
 }
 
 /// A unit with what was known when it was cut.
@@ -44,8 +46,6 @@ pub(super) struct Cut {
     pub(super) hidden: BTreeSet<i64>,
     /// Texts of its marker rows.
     pub(super) marks: Vec<String>,
-    /// Whether it was carried to the server.
-    pub(super) is_sent: bool,
 }
 
 /// A row of `dock_unit`.
@@ -107,9 +107,6 @@ impl Laptop {
     /// Cuts, and compares the unit with the difference of the tables. `marks` are the texts of marker rows since the last cut.
     pub(super) fn cut(&mut self, infos: &[Info], naive: &View, marks: Vec<String>) -> Result<(), String> {
         let view = self.view(infos, naive)?;
-        if std::env::var_os("EARLY").is_some() {
-            return Ok(());
-        }
         let hidden = self.listed()?.into_iter().filter(|unit| unit.suspended.is_some()).map(|unit| unit.number).collect();
         parts::cut(&mut self.open()?).map_err(|error| format!("{}: cut: {error}", self.name))?;
         self.note_cut(infos, &view, hidden, marks)?;
@@ -141,7 +138,7 @@ impl Laptop {
             return Err(format!("{}: unit {number} should be {changes:?}, but is {told:?}", self.name));
         }
         let unit = Unit { number, changes };
-        self.units.insert(number, Cut { unit, applied: self.applied, hidden, marks, is_sent: false });
+        self.units.insert(number, Cut { unit, applied: self.applied, hidden, marks });
         self.last = now;
         Ok(())
     }
@@ -149,19 +146,9 @@ impl Laptop {
     /// Rows whose key changed, as the unit tells them: the difference of two states cannot.
     fn moved(&self, infos: &[Info], program: &Connection, number: i64) -> Result<Vec<(usize, RowKey, RowKey)>, String> {
         let mut moved = Vec::new();
-        for (table, key, fields) in parts::updates(program, number)? {
-            let Some(place) = infos.iter().position(|info| info.name == table) else { return Err(format!("table {table} is unknown")) };
-            let info = &infos[place];
-            let mut new = key.clone();
-            for (column, after) in fields {
-                if let Some(at) = info.key.iter().position(|at| info.columns[*at] == column) {
-                    new[at] = after;
-                }
-            }
-            let (from, to) = (info.fold(&key), info.fold(&new));
-            if from != to {
-                moved.push((place, from, to));
-            }
+        for (table, from, to) in parts::moved(program, number)? {
+            let place = infos.iter().position(|info| info.name == table).ok_or_else(|| format!("table {table} is unknown"))?;
+            moved.push((place, infos[place].fold(&from), infos[place].fold(&to)));
         }
         Ok(moved)
     }
@@ -176,7 +163,7 @@ impl Laptop {
         if pending != has {
             return Err(format!("{}: units {pending:?} are not finished, but {has:?} are listed", self.name));
         }
-        let mut wanted = view;
+        let mut wanted = view.clone();
         for unit in listed.iter().filter(|unit| unit.suspended.is_none()) {
             let cut = &self.units[&unit.number];
             model::redo(infos, &mut wanted, &cut.unit)
@@ -184,6 +171,12 @@ impl Laptop {
         }
         let now = model::read(&self.program(), infos).map_err(said)?;
         for (number, info) in infos.iter().enumerate() {
+            // What only the server changes has no value of the server's in a row that it does not have.
+            for (key, row) in wanted.get_mut(&number).unwrap().iter_mut().filter(|(key, _)| !view[&number].contains_key(*key)) {
+                if let Some(shown) = now[&number].get(key) {
+                    (0..row.len()).filter(|at| info.is_server_only(*at)).for_each(|at| row[at] = shown[at].clone());
+                }
+            }
             if now[&number] != wanted[&number] {
                 let text = unequal(&now[&number], &wanted[&number]);
                 return Err(format!("{} at unit {}: table {} with {listed:?}: {text}", self.name, self.applied, info.name));

@@ -30,13 +30,15 @@ pub(super) struct Info {
     pub(super) place: usize,
     pub(super) give_away: bool,
     pub(super) writable: bool,
+    /// Columns that every row needs a value for.
+    needed: Vec<bool>,
 }
 
 /// Rows of every table: table number -> folded key -> row.
 pub(super) type Tables = BTreeMap<usize, BTreeMap<RowKey, Row>>;
 
 /// Returns the tables of a definition that nodes have.
-pub(super) fn infos(dock: &Dock) -> Vec<Info> {
+pub(super) fn infos(dock: &Dock, schema: &Schema) -> Vec<Info> {
     let mut infos = Vec::new();
     for (place, table) in dock.tables.iter().enumerate() {
         let Some(object) = table.object.map(|object| &dock.objects[object]) else { continue };
@@ -52,6 +54,14 @@ pub(super) fn infos(dock: &Dock) -> Vec<Info> {
             place,
             give_away: object.give_away,
             writable: object.writable,
+            needed: sent
+                .iter()
+                .map(|column| {
+                    let shape = schema.table(&table.name).unwrap();
+                    let declared = &shape.columns[shape.column(&table.columns[*column].name).unwrap()];
+                    table.key.contains(column) || (declared.not_null && !declared.has_default)
+                })
+                .collect(),
         });
     }
     infos
@@ -85,8 +95,14 @@ impl Info {
         rows.insert(self.at(&row), row);
     }
 
+    /// What the server is given of a new row: what only it changes is left to it.
+    fn as_given(&self, row: &Row) -> Row {
+        let given = |(at, value): (usize, &Value)| if self.is_server_only(at) && !self.needed[at] { Value::Null } else { value.clone() };
+        row.iter().enumerate().map(given).collect()
+    }
+
     /// Columns that a node changes for itself only.
-    fn is_server_only(&self, column: usize) -> bool {
+    pub(super) fn is_server_only(&self, column: usize) -> bool {
         self.rules.is_download_only(&self.columns[column])
     }
 }
@@ -259,8 +275,14 @@ pub(super) fn redo(infos: &[Info], tables: &mut Tables, unit: &Unit) -> Result<(
         match &change.what {
             What::Insert(row) => landed.push((change.table, row.clone())),
             What::Delete { .. } => drop(rows.remove(&at)),
-            What::Update { fields, .. } => {
-                let Some(mut row) = rows.remove(&at) else { return Err(format!("{} {at:?} is gone", info.name)) };
+            What::Update { fields, whole, .. } => {
+                let Some(mut row) = rows.remove(&at) else {
+                    if info.rules.delete == DeletePolicy::Resurrect {
+                        landed.push((change.table, whole.clone()));
+                        continue;
+                    }
+                    return Err(format!("{} {at:?} is gone", info.name));
+                };
                 for field in fields {
                     let sum = *info.rules.policy_of(&info.columns[field.column]) == ConflictPolicy::Sum;
                     let value = if sum { added(&row[field.column], &field.before, &field.after) } else { None };
@@ -314,8 +336,8 @@ pub(super) fn merge(infos: &[Info], server: &Tables, unit: &Unit, sees: &dyn Fn(
             continue;
         }
         match (&change.what, theirs) {
-            (What::Insert(row), None) => verdict.writes.push((change.table, None, Some(row.clone()))),
-            (What::Insert(row), Some(_)) if info.block => verdict.provisional.push((change.table, row.clone())),
+            (What::Insert(row), None) => verdict.writes.push((change.table, None, Some(info.as_given(row)))),
+            (What::Insert(row), Some(_)) if info.block => verdict.provisional.push((change.table, info.as_given(row))),
             (What::Insert(row), Some(theirs)) => {
                 if (0..row.len()).any(|column| row[column] != theirs[column] && !info.is_server_only(column)) {
                     verdict.refused = Some(format!("{} {at:?} is taken", info.name));
@@ -324,7 +346,7 @@ pub(super) fn merge(infos: &[Info], server: &Tables, unit: &Unit, sees: &dyn Fn(
             (What::Update { whole, .. }, None) => {
                 if info.rules.delete == DeletePolicy::Resurrect {
                     verdict.conflicts.push(tell(None, "client", "resurrect"));
-                    verdict.writes.push((change.table, None, Some(whole.clone())));
+                    verdict.writes.push((change.table, None, Some(info.as_given(whole))));
                 } else {
                     verdict.conflicts.push(tell(None, "server", "delete-wins"));
                 }

@@ -7,6 +7,7 @@ use super::model;
 use crate::harness::{Site, literal, literals};
 use crate::northwind::{ORACLE, northwind};
 use dockmaster::model::dock::Dock;
+use dockmaster::store::schema::read_schema;
 use fastrand::Rng;
 use rusqlite::Connection;
 use std::fmt::Write;
@@ -160,7 +161,7 @@ fn judge(site: &Site, balance: &[String]) -> String {
     let dock: String =
         server.query_row("SELECT dock FROM dock_definition ORDER BY revision DESC LIMIT 1", [], |row| row.get(0)).unwrap();
     let dock: Dock = serde_json::from_str(&dock).unwrap();
-    let infos = model::infos(&dock);
+    let infos = model::infos(&dock, &read_schema(&server).unwrap());
     for employee in 1..=EMPLOYEES {
         let local = Connection::open(site.path(&format!("e{employee}.db"))).unwrap();
         let pending: i64 = local.query_row("SELECT count(*) FROM dock_unit", [], |row| row.get(0)).unwrap();

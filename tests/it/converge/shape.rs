@@ -64,7 +64,7 @@ fn marks() -> Table {
     let mut table = bare('w', &mut Rng::with_seed(0));
     table.columns = vec![column("idw".into(), Class::Int, true), column("tw".into(), Class::Text("BINARY"), true)];
     (table.key, table.without_rowid) = (vec![0], false);
-    table.triggers.1 = vec![AUDIT_TRIGGER.to_owned()];
+    table.triggers.0 = vec![AUDIT_TRIGGER.to_owned()];
     table
 }
 
@@ -106,7 +106,7 @@ fn trigger(tables: &mut [Table], number: usize, rng: &mut Rng) {
         _ => format!("UPDATE {name} SET s{name} = 'seen' WHERE {own} AND n{name} = 3"),
     };
     let text = format!("CREATE TRIGGER own{number}{name} AFTER {event} ON {name} BEGIN {body}; END");
-    tables[number].triggers.1.push(text);
+    tables[number].triggers.0.push(text);
 }
 
 /// A schema whose rows mostly get along.
