@@ -33,8 +33,10 @@ pub(super) struct Laptop {
     pub(super) held: BTreeSet<(usize, RowKey)>,
     /// Texts of marker rows that it wrote.
     pub(super) marks: u32,
-    /// What was sent: incarnation, file, unit, content hash.
-    pub(super) sent: (Incarnation, FileNo, i64, ContentHash),
+    /// Last file that the server has: incarnation, number, content hash.
+    pub(super) stored: (Incarnation, FileNo, ContentHash),
+    /// Last unit in a file that the server has.
+    pub(super) last_stored: i64,
 }
 
 /// A unit with what was known when it was cut.
@@ -179,7 +181,12 @@ impl Laptop {
             }
             if now[&number] != wanted[&number] {
                 let text = unequal(&now[&number], &wanted[&number]);
-                return Err(format!("{} at unit {}: table {} with {listed:?}: {text}", self.name, self.applied, info.name));
+                let of_table = |unit: &Listed| {
+                    let changes = self.units[&unit.number].unit.changes.iter().filter(|change| change.table == number);
+                    changes.cloned().collect::<Vec<_>>()
+                };
+                let units: Vec<_> = listed.iter().map(|unit| (unit, of_table(unit))).collect();
+                return Err(format!("{} at unit {}: table {}: {text}; units {units:?}", self.name, self.applied, info.name));
             }
             self.held.extend(now[&number].keys().map(|key| (number, key.clone())));
         }

@@ -5,18 +5,21 @@
 use super::laptop::Laptop;
 use super::model::{Info, Tables, Verdict};
 use crate::pipeline::site::said;
-use dockmaster::base::ids::{ContentHash, FileNo, InstallId, NodeName, TxnId, UnitNo};
+use dockmaster::base::disk::Disk;
+use dockmaster::base::ids::{ContentHash, FileNo, Incarnation, NodeName, UnitNo};
 use dockmaster::base::step::Progress;
+use dockmaster::client::folder::ClientFolder;
+use dockmaster::client::outbox::Outbox;
 use dockmaster::docking::root::DockingRoot;
-use dockmaster::dx::header::{DxDirection, Header};
-use dockmaster::dx::upload_writer::UploadWriter;
+use dockmaster::dx::format::HEADER_BYTES;
+use dockmaster::dx::header::Header;
 use dockmaster::model::value::{RowKey, Value};
 use dockmaster::model::{keycode, value_json};
 use dockmaster::server::merger::{Merger, MergerOptions};
 use dockmaster::store::local::LocalDatabase;
-use dockmaster::store::sqlite::ServerDatabase;
 use fastrand::Rng;
 use rusqlite::Connection;
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -26,21 +29,24 @@ pub(super) enum Accident {
     None,
     /// A file comes twice.
     Twice,
-    /// The second of two files comes first.
-    OutOfOrder,
-    /// The files are lost after they were made.
+    /// Files are lost after they were made, and are made again.
     Lost,
+    /// Nothing comes of what was made.
+    NotAtAll,
+    /// The server has it, and the node does not know.
+    AcknowledgementLost,
     /// Only the first file comes.
     FirstOnly,
 }
 
 impl Accident {
     pub(super) fn random(rng: &mut Rng) -> Accident {
-        match rng.u32(0..8) {
+        match rng.u32(0..10) {
             0 => Accident::Twice,
-            1 => Accident::OutOfOrder,
+            1 => Accident::NotAtAll,
             2 => Accident::Lost,
             3 => Accident::FirstOnly,
+            4 => Accident::AcknowledgementLost,
             _ => Accident::None,
         }
     }
@@ -68,44 +74,62 @@ pub(super) fn cut(local: &mut LocalDatabase) -> Result<(), String> {
     local.cut().map(drop).map_err(said)
 }
 
-pub(super) fn send(laptop: &mut Laptop, root: Arc<DockingRoot>, database: &Path, _accident: Accident) -> Result<(), String> {
-    let local = laptop.open()?;
-    let state = local.state().map_err(said)?;
-    let identity = ServerDatabase::open(database.to_owned()).unwrap().identity().map_err(said)?;
-    let mut units = Vec::new();
-    for listed in laptop.listed()? {
-        if laptop.sent.0 == laptop.incarnation && listed.number <= laptop.sent.2 {
-            continue;
-        }
-        units.push(local.pending_unit(UnitNo(listed.number as u64)).map_err(said)?.unwrap());
+/// Makes files of what is cut, and carries them into the inbox of the node, as the Synchronization Manager takes them: the next one only.
+pub(super) fn send(laptop: &mut Laptop, root: &DockingRoot, server: &Connection, accident: Accident) -> Result<(), String> {
+    if laptop.stored.0 != laptop.incarnation {
+        laptop.stored = (laptop.incarnation, FileNo(0), ContentHash::default());
     }
-    if laptop.sent.0 != laptop.incarnation {
-        laptop.sent = (laptop.incarnation, FileNo(0), 0, ContentHash::default());
-    }
-    let (Some(first), Some(last)) = (units.first(), units.last()) else { return Ok(()) };
-    let header = Header {
-        direction: DxDirection::Upload,
-        server_id: identity.server_id,
-        epoch: identity.epoch,
-        node: Some(laptop.name.clone()),
-        incarnation: laptop.incarnation,
-        file_no: laptop.sent.1.next(),
-        first: TxnId(first.head.number.0 as i64),
-        last: TxnId(last.head.number.0 as i64),
-        revision: state.revision,
-        previous: laptop.sent.3,
-        install_id: InstallId(hex::decode(install_id(&laptop.path)?).unwrap().try_into().unwrap()),
-        applied_unit: state.applied_unit,
-    };
-    let (bytes, summary) = UploadWriter::assemble(&header, &units, 1).map_err(said)?;
     root.ensure_node(&laptop.name).map_err(said)?;
-    let to = root.inbox(&laptop.name).join(header.file_no.file_name());
-    if to.exists() {
-        return Ok(()); // A file of the former incarnation waits.
+    let install = install_id(&laptop.path)?;
+    let last: i64 = server
+        .query_row("SELECT coalesce(max(unit), 0) FROM dock_unit WHERE install_id = ?1", [&install], |row| row.get(0))
+        .map_err(said)?;
+    let folder = ClientFolder::of(&laptop.path);
+    let outbox = Outbox::open(&folder, &Disk::new()).map_err(said)?.with_bytes_goal(1);
+    let last = last.max(laptop.last_stored);
+    if let Some(remark) = outbox.agree(laptop.stored.1, laptop.stored.2, UnitNo(last.unsigned_abs())).map_err(said)? {
+        return Err(format!("they do not agree: {remark}"));
     }
-    std::fs::write(to, bytes).map_err(said)?;
-    laptop.sent = (laptop.incarnation, header.file_no, header.last.0, summary.content_hash);
-    Ok(())
+    let (mut after, mut count) = (laptop.stored.1, 0);
+    while let Some(mut ready) = outbox.next(after).map_err(said)? {
+        if accident == Accident::Lost {
+            std::fs::remove_file(&ready.path).unwrap();
+            let again = outbox.next(after).map_err(said)?.ok_or("a lost file was not made again")?;
+            if again.written.content_hash != ready.written.content_hash {
+                return Err("a lost file was made again with another content".into());
+            }
+            ready = again;
+        }
+        let to = root.inbox(&laptop.name).join(ready.row.file.file_name());
+        if to.exists() && is_of_another(&to, laptop.incarnation)? {
+            return Ok(()); // One of the former incarnation waits there.
+        }
+        if accident == Accident::NotAtAll {
+            return Ok(());
+        }
+        std::fs::copy(&ready.path, &to).map_err(said)?;
+        after = ready.row.file;
+        laptop.stored = (laptop.incarnation, after, ready.written.content_hash);
+        laptop.last_stored = laptop.last_stored.max(ready.row.last.0.cast_signed());
+        if accident != Accident::AcknowledgementLost {
+            outbox.stored(after).map_err(said)?;
+        }
+        count += 1;
+        if accident == Accident::Twice {
+            std::fs::copy(&ready.path, &to).map_err(said)?;
+        }
+        if accident == Accident::FirstOnly && count == 1 {
+            break;
+        }
+    }
+    outbox.purge().map_err(said)
+}
+
+/// Whether a file in an inbox is of another incarnation.
+fn is_of_another(path: &Path, incarnation: Incarnation) -> Result<bool, String> {
+    let mut bytes = [0; HEADER_BYTES];
+    std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut bytes)).map_err(said)?;
+    Ok(Header::from_prefix(&bytes).map_err(said)?.incarnation != incarnation)
 }
 
 /// Draws the identity of a local database, as `init` does.

@@ -450,7 +450,8 @@ impl Yard {
                 last: Tables::new(),
                 held: BTreeSet::new(),
                 marks: 0,
-                sent: Default::default(),
+                stored: Default::default(),
+                last_stored: 0,
             };
             for folder in ["inbox", "outbox", "quarantine", "tmp"] {
                 std::fs::create_dir_all(laptop.sync().join(folder)).unwrap();
@@ -547,7 +548,7 @@ impl Yard {
             return Ok(());
         }
         let laptop = self.laptops.get_mut(name).unwrap();
-        parts::send(laptop, self.site.root(), &self.site.path("hq.db"), accident).map_err(|error| format!("{name}: send: {error}"))
+        parts::send(laptop, &self.site.root(), &self.site.writer, accident).map_err(|error| format!("{name}: send: {error}"))
     }
 
     /// Lets everything come to rest: then each node holds what it sees, but for units that are held.
