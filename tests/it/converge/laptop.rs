@@ -131,8 +131,14 @@ impl Laptop {
             return Err(format!("{}: one unit was to be cut, not {new:?}", self.name));
         }
         let moved = self.moved(infos, &program, number)?;
-        let changes = sendable(infos, model::difference(infos, &self.last, &now, view, &moved));
         let told = told(infos, &program, number)?;
+        let mut changes = model::difference(infos, &self.last, &now, view, &moved);
+        // Whether the server has a row of an upload table the cut knows better: its key may have changed.
+        changes.retain(|change| match (infos[change.table].direction, &change.what) {
+            (Direction::Download, _) => false,
+            (Direction::Upload, What::Delete { .. }) => told.contains(&(change.table, change.at(infos), "delete".to_owned())),
+            _ => true,
+        });
         let wanted: BTreeSet<(usize, RowKey, &str)> =
             changes.iter().map(|change| (change.table, change.at(infos), name_of(&change.what))).collect();
         let told_names: BTreeSet<(usize, RowKey, &str)> = told.iter().map(|(table, key, op)| (*table, key.clone(), op.as_str())).collect();
@@ -173,6 +179,10 @@ impl Laptop {
         }
         let now = model::read(&self.program(), infos).map_err(said)?;
         for (number, info) in infos.iter().enumerate() {
+            self.held.extend(now[&number].keys().map(|key| (number, key.clone())));
+            if info.direction == Direction::Upload {
+                continue;
+            }
             // What only the server changes has no value of the server's in a row that it does not have.
             for (key, row) in wanted.get_mut(&number).unwrap().iter_mut().filter(|(key, _)| !view[&number].contains_key(*key)) {
                 if let Some(shown) = now[&number].get(key) {
@@ -188,7 +198,6 @@ impl Laptop {
                 let units: Vec<_> = listed.iter().map(|unit| (unit, of_table(unit))).collect();
                 return Err(format!("{} at unit {}: table {}: {text}; units {units:?}", self.name, self.applied, info.name));
             }
-            self.held.extend(now[&number].keys().map(|key| (number, key.clone())));
         }
         self.last = now;
         Ok(())

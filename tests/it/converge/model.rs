@@ -261,14 +261,19 @@ fn added(server: &Value, before: &Value, after: &Value) -> Option<Value> {
     };
     match (server, before, after) {
         (Value::Integer(server), Value::Integer(before), Value::Integer(after)) => Some(Value::Integer(server + (after - before))),
-        _ => Some(Value::Real(real(server)? + (real(after)? - real(before)?))),
+        _ => {
+            // Columns of sums are declared INTEGER: SQLite keeps a whole number as one.
+            let sum = real(server)? + (real(after)? - real(before)?);
+            Some(if sum.fract() == 0.0 { Value::Integer(sum as i64) } else { Value::Real(sum) })
+        }
     }
 }
 
 /// Redoes a unit over a state; says why it cannot be.
 pub(super) fn redo(infos: &[Info], tables: &mut Tables, unit: &Unit) -> Result<(), String> {
     let mut landed: Vec<(usize, Row)> = Vec::new();
-    for change in &unit.changes {
+    // Of upload tables a node keeps what it likes.
+    for change in unit.changes.iter().filter(|change| infos[change.table].direction != Direction::Upload) {
         let info = &infos[change.table];
         let rows = tables.get_mut(&change.table).unwrap();
         let at = change.at(infos);

@@ -60,7 +60,7 @@ impl Merging {
     pub(super) fn step(&mut self, database: &Path, root: Arc<DockingRoot>) -> Result<bool, String> {
         if self.0.is_none() {
             let options = MergerOptions { turn_units: 1, ..MergerOptions::default() };
-            self.0 = Some(Merger::open(database, Arc::clone(&root), options).map_err(said)?);
+            self.0 = Merger::open(database, Arc::clone(&root), options).map_err(said)?;
         }
         let worked = self.0.as_mut().unwrap().step().map_err(said)? == Progress::Worked;
         let alerts = Connection::open(root.sessions_db()).map_err(said)?;
