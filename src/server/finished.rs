@@ -34,9 +34,9 @@ impl Finished {
         Ok(finished)
     }
 
-    /// Puts the confirms of streams that begin anew into the unit: its own ones are among them, but for units that are held.
+    /// Puts the confirms of streams that begin anew into the unit, held units too: its own ones are among them.
     pub(super) fn tell(&self, input: &mut UnitInput) {
-        input.confirms.retain(|event| !(self.of_restarted.contains_key(&event.node) && event.confirm.outcome.is_final()));
+        input.confirms.retain(|event| !self.of_restarted.contains_key(&event.node));
         let told = self.of_restarted.iter().flat_map(|(node, confirms)| confirms.iter().map(move |confirm| (node, confirm)));
         input.confirms.extend(told.map(|(node, confirm)| ConfirmEvent { node: node.clone(), confirm: confirm.clone() }));
     }

@@ -93,11 +93,13 @@ pub struct MergerOptions {
     pub errors: MergeErrors,
     /// How long a file is kept after all of it is final.
     pub keep: Duration,
+    /// Units of one node before the next one has its turn.
+    pub turn_units: usize,
 }
 
 impl Default for MergerOptions {
     fn default() -> MergerOptions {
-        MergerOptions { errors: MergeErrors::default(), keep: Duration::from_secs(7 * 86_400) }
+        MergerOptions { errors: MergeErrors::default(), keep: Duration::from_secs(7 * 86_400), turn_units: MERGE_TURN_UNITS_MAX }
     }
 }
 
@@ -308,7 +310,7 @@ impl Merger {
         };
         let (install, file_hash, path) = (open.install(), open.hash(), open.path().to_owned());
         let mut units = open.units();
-        for _ in 0..MERGE_TURN_UNITS_MAX {
+        for _ in 0..self.options.turn_units {
             if (next.incarnation, next.file, next.id.install) != (incarnation, file, install) {
                 break;
             }

@@ -127,7 +127,7 @@ pub struct ServeOptions {
 impl ServeOptions {
     pub(super) fn merger(&self) -> MergerOptions {
         let keep = std::time::Duration::from_secs(self.retention.keep_seconds.unsigned_abs());
-        MergerOptions { errors: self.merge_errors, keep }
+        MergerOptions { errors: self.merge_errors, keep, ..MergerOptions::default() }
     }
 
     /// Returns options with the ordinary limits; a day begins at midnight.

@@ -23,7 +23,7 @@ impl Snapshot<'_> {
     /// # Errors
     /// A row is damaged, or a statement failed.
     pub fn finished_units(&self, node: &NodeName) -> Result<Vec<FinishedUnit>, StoreError> {
-        let rows = self.finished_rows(node)?;
+        let rows = self.finished_rows(node, "'finished', 'ignored'")?;
         Ok(rows.into_iter().map(|row| FinishedUnit { unit: row.unit, outcome: row.outcome.name().to_owned() }).collect())
     }
 
@@ -35,7 +35,7 @@ impl Snapshot<'_> {
     pub fn finished_confirms(&self, node: &NodeName) -> Result<Vec<Confirm>, StoreError> {
         let mut room = CONFIRM_BYTES_MAX;
         let mut confirms = Vec::new();
-        for row in self.finished_rows(node)? {
+        for row in self.finished_rows(node, "'finished', 'ignored', 'error'")? {
             let logged = self.logged_confirm(&row)?.filter(|confirm| confirm.size() <= room);
             let confirm = match logged {
                 Some(confirm) => {
@@ -49,16 +49,16 @@ impl Snapshot<'_> {
         Ok(confirms)
     }
 
-    fn finished_rows(&self, node: &NodeName) -> Result<Vec<Row>, StoreError> {
+    fn finished_rows(&self, node: &NodeName, statuses: &str) -> Result<Vec<Row>, StoreError> {
         let database = self.database;
         let fault = || database.fault("reading the finished units of a node");
         let damaged = |what: String, reason: &str| StoreError::Damaged { path: database.path.clone(), what, reason: reason.to_owned() };
         let mut statement = database
             .connection
-            .prepare_cached(
+            .prepare_cached(&format!(
                 "SELECT install_id, unit, status, outcome, reason, log_id FROM main.dock_unit
-                 WHERE node = ?1 AND status IN ('finished', 'ignored') ORDER BY log_id DESC, unit DESC LIMIT ?2",
-            )
+                 WHERE node = ?1 AND status IN ({statuses}) ORDER BY log_id DESC, unit DESC LIMIT ?2"
+            ))
             .map_err(fault())?;
         let mut rows = statement.query(params![node.as_str(), FINISHED_UNITS_TOLD_MAX as i64]).map_err(fault())?;
         let mut found = Vec::new();
@@ -71,6 +71,8 @@ impl Snapshot<'_> {
             let reason = row.get::<_, Option<String>>(4).map_err(fault())?.unwrap_or_default();
             let outcome = match (status.as_str(), outcome.as_deref()) {
                 ("finished", _) => Outcome::Merged { conflicts: Vec::new(), keys: Vec::new() },
+                // What stands here is the administrator's reason: it may name rows that the node does not see.
+                ("error", _) => Outcome::Held { reason: "the server holds it; its administrator sees why".to_owned() },
                 (_, Some("returned")) => Outcome::Returned { reason },
                 _ => Outcome::Ignored { reason },
             };

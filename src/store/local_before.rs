@@ -16,7 +16,7 @@ use crate::dx::upload::decode_change;
 use crate::model::dock::Direction;
 use crate::model::event::TableHeading;
 use crate::model::keycode;
-use crate::model::merge_rules::{ConflictPolicy, MergeRules, add_difference};
+use crate::model::merge_rules::{ConflictPolicy, DeletePolicy, MergeRules, add_difference};
 use crate::model::upload::RowChange;
 use crate::model::value::{Collation, Row, RowKey, Value};
 use rusqlite::{Connection, OptionalExtension, params_from_iter};
@@ -268,8 +268,15 @@ fn apply(table: &CutTable, rows: &mut HashMap<RowKey, Held>, heading: &TableHead
         RowChange::Delete { .. } => {
             rows.remove(&key);
         }
-        RowChange::Update { fields, .. } => {
-            let Some(mut held) = rows.remove(&key) else { return };
+        RowChange::Update { fields, whole, .. } => {
+            let Some(mut held) = rows.remove(&key) else {
+                // The server deleted the row, and the update brings it back: so the tables show it (`local_pending::redo`).
+                if let Some(row) = whole.as_ref().filter(|_| table.rules.delete == DeletePolicy::Resurrect) {
+                    let row = table.by_our_columns(heading, row);
+                    rows.insert(table.fold(&table.key_of(&row)), Held { row, base: None });
+                }
+                return;
+            };
             for field in fields {
                 let Some(name) = heading.columns.get(usize::from(field.column)) else { continue };
                 let place = table.capture.columns.iter().position(|column| column.eq_ignore_ascii_case(name));
