@@ -4,7 +4,7 @@
 
 use super::edits::Edits;
 use super::fault::Fault;
-use super::model;
+use super::model::{self, Tables};
 use super::parts::Accident;
 use super::shape::{self, AUDIT, MARKS};
 use super::yard::{Counts, Yard};
@@ -32,6 +32,8 @@ pub(super) struct Case {
     pub(super) fault: Fault,
     /// Texts of marker rows that are not cut.
     marks: BTreeMap<NodeName, Vec<String>>,
+    /// Where a node was before it applied, and its tables.
+    pub(super) before_apply: Option<(i64, Tables)>,
 }
 
 impl Case {
@@ -70,7 +72,7 @@ impl Case {
         let names: Vec<NodeName> = NODES.iter().take([3, 3, 4, 5, 8][rng.usize(0..5)]).map(|name| name.parse().unwrap()).collect();
         let wild = rng.u32(0..3) == 0;
         let yard = Yard::new(site, infos, has_triggers);
-        let mut case = Case { rng, shape, yard, names, log, wild, fault, marks: BTreeMap::new() };
+        let mut case = Case { rng, shape, yard, names, log, wild, fault, marks: BTreeMap::new(), before_apply: None };
         match case.begin() {
             Ok(()) => Ok(case),
             Err(error) => Err((error, case.log)),
@@ -224,7 +226,6 @@ impl Case {
             }
             self.run(&program, &statements);
         }
-        self.plant_after_write(&name)?;
         if self.rng.u32(0..3) > 0 {
             self.say(format!("cut {name}"));
             self.cut(&name)?;

@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests: a test fails by panicking")]
 
 use super::case::Case;
+use super::model;
 use crate::pipeline::site::said;
 use dockmaster::base::ids::NodeName;
 use rusqlite::Connection;
+use rusqlite::config::DbConfig;
 
 /// A known error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,23 +58,64 @@ impl Case {
         Ok(())
     }
 
-    pub(super) fn plant_after_write(&mut self, _name: &NodeName) -> Result<(), String> {
-        Ok(())
-    }
-
-    pub(super) fn plant_before_apply(&mut self, _name: &NodeName) -> Result<(), String> {
+    pub(super) fn plant_before_apply(&mut self, name: &NodeName) -> Result<(), String> {
+        if self.fault == Fault::ForeignKeysAtApply
+            && let Some(laptop) = self.yard.laptops.get(name)
+        {
+            let tables = model::read(&laptop.program(), &self.yard.infos).map_err(said)?;
+            self.before_apply = Some((laptop.applied, tables));
+        }
         Ok(())
     }
 
     pub(super) fn plant_after_apply(&mut self, name: &NodeName) -> Result<(), String> {
-        if self.fault == Fault::ConfirmUpTo {
-            let Some(last) = self.yard.finished(name)?.last().copied() else { return Ok(()) };
-            let program = self.program(name);
-            program.execute("DELETE FROM dock_change WHERE unit <= ?1", [last]).map_err(said)?;
-            program.execute("DELETE FROM dock_unit WHERE unit <= ?1", [last]).map_err(said)?;
-            self.yard.compare(name)?;
+        match self.fault {
+            Fault::ConfirmUpTo => {
+                let Some(last) = self.yard.finished(name)?.last().copied() else { return Ok(()) };
+                let program = self.program(name);
+                program.execute("DELETE FROM dock_change WHERE unit <= ?1", [last]).map_err(said)?;
+                program.execute("DELETE FROM dock_unit WHERE unit <= ?1", [last]).map_err(said)?;
+                self.yard.compare(name)
+            }
+            Fault::ForeignKeysAtApply => self.act_on_children(name),
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// What foreign keys would have done if they had acted: of one unit, deletes came before children moved to other parents.
+    fn act_on_children(&mut self, name: &NodeName) -> Result<(), String> {
+        let Some((applied, before)) = self.before_apply.take() else { return Ok(()) };
+        let Some(laptop) = self.yard.laptops.get(name) else { return Ok(()) };
+        if self.yard.site.history.units_between(applied, laptop.applied) != 1 {
+            return Ok(());
+        }
+        let program = laptop.program();
+        program.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false).map_err(said)?;
+        let (infos, now) = (&self.yard.infos, model::read(&program, &self.yard.infos).map_err(said)?);
+        for (child, info) in infos.iter().enumerate() {
+            let mut statement = program
+                .prepare("SELECT \"table\", \"from\" FROM pragma_foreign_key_list(?1) WHERE on_delete = 'CASCADE' GROUP BY id HAVING count(*) = 1")
+                .map_err(said)?;
+            let keys: Vec<(String, String)> = statement
+                .query_map([&info.name], |row| Ok((row.get(0)?, row.get(1)?)))
+                .map_err(said)?
+                .collect::<Result<_, _>>()
+                .map_err(said)?;
+            for (parent, column) in keys {
+                let Some(parent) = infos.iter().position(|info| info.name.eq_ignore_ascii_case(&parent)) else { continue };
+                let at = info.columns.iter().position(|name| *name == column).unwrap();
+                for (key, row) in &before[&child] {
+                    let of = infos[parent].fold(std::slice::from_ref(&row[at]));
+                    let is_gone = before[&parent].contains_key(&of) && !now[&parent].contains_key(&of);
+                    if is_gone && now[&child].contains_key(key) {
+                        let terms = info.key.iter().zip(info.key_of(row)).map(|(at, value)| format!("\"{}\" = {value}", info.columns[*at]));
+                        let condition = terms.collect::<Vec<_>>().join(" AND ");
+                        program.execute_batch(&format!("DELETE FROM \"{}\" WHERE {condition}", info.name)).map_err(said)?;
+                    }
+                }
+            }
+        }
+        self.yard.compare(name)
     }
 
     pub(super) fn plant_at_restart(&mut self, name: &NodeName) -> Result<(), String> {

@@ -37,6 +37,8 @@ pub(super) struct Laptop {
     pub(super) stored: (Incarnation, FileNo, ContentHash),
     /// Last unit in a file that the server has.
     pub(super) last_stored: i64,
+    /// Units whose confirm it has applied.
+    pub(super) finished: BTreeSet<i64>,
 }
 
 /// A unit with what was known when it was cut.

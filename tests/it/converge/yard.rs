@@ -13,7 +13,7 @@ use dockmaster::client::apply;
 use dockmaster::docking::ledger::Ledger;
 use dockmaster::model::dock::{Direction, RuleKind};
 use dockmaster::model::node::NodeState;
-use dockmaster::model::value::RowKey;
+use dockmaster::model::value::{Row, RowKey};
 use dockmaster::server::nodes;
 use rusqlite::Connection;
 use std::collections::{BTreeMap, BTreeSet};
@@ -396,22 +396,27 @@ impl Yard {
         }
         let is = model::read(writer, &self.infos).map_err(said)?;
         for (number, rows) in &was {
-            if let Some(at) = rows.keys().find(|at| !is[number].contains_key(*at) && !seen.contains_key(&(*number, (*at).clone()))) {
-                return Ok(Some(format!("{} {at:?} would go", self.infos[*number].name)));
+            let changed = |(at, row): &(&RowKey, &Row)| is[number].get(*at) != Some(*row) && !seen.contains_key(&(*number, (*at).clone()));
+            if let Some((at, _)) = rows.iter().find(changed) {
+                return Ok(Some(format!("{} {at:?} would go or change", self.infos[*number].name)));
             }
         }
         Ok(self.shown_after(node, verdict).err())
     }
 
     /// Units of a node that are finished, as far as it has applied their confirms.
-    pub(super) fn finished(&self, node: &NodeName) -> Result<BTreeSet<i64>, String> {
+    pub(super) fn finished(&mut self, node: &NodeName) -> Result<BTreeSet<i64>, String> {
         let laptop = &self.laptops[node];
         let done = |standing: &Standing| {
             standing.node == node.as_str()
                 && matches!(standing.status.as_str(), "finished" | "ignored")
                 && standing.log_id.is_some_and(|log_id| log_id <= laptop.applied)
         };
-        Ok(self.standings()?.into_iter().filter(|(_, standing)| done(standing)).map(|((_, number), _)| number).collect())
+        let new: Vec<i64> =
+            self.standings()?.into_iter().filter(|(_, standing)| done(standing)).map(|((_, number), _)| number).collect();
+        let laptop = self.laptops.get_mut(node).unwrap();
+        laptop.finished.extend(new);
+        Ok(laptop.finished.clone())
     }
 
     /// Cuts what programs of a node wrote.
@@ -452,6 +457,7 @@ impl Yard {
                 marks: 0,
                 stored: Default::default(),
                 last_stored: 0,
+                finished: BTreeSet::new(),
             };
             for folder in ["inbox", "outbox", "quarantine", "tmp"] {
                 std::fs::create_dir_all(laptop.sync().join(folder)).unwrap();
@@ -596,7 +602,19 @@ impl Yard {
             for unit in laptop.listed()?.iter().filter(|_| is_active) {
                 let standing = self.known.get(&(install.clone(), unit.number));
                 if standing.is_none_or(|standing| standing.status != "error") {
-                    return Err(format!("at rest: {name} still has unit {unit:?}, which is {standing:?} on the server"));
+                    let inbox: Vec<_> = std::fs::read_dir(self.site.root().inbox(name)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+                    let files: Vec<(i64, i64, i64)> = self
+                        .site
+                        .writer
+                        .prepare("SELECT unit, incarnation, file_no FROM dock_unit WHERE node = ?1")
+                        .unwrap()
+                        .query_map([name.as_str()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+                        .unwrap()
+                        .collect::<Result<_, _>>()
+                        .unwrap();
+                    return Err(format!(
+                        "at rest: {name} still has unit {unit:?}, which is {standing:?} on the server; inbox {inbox:?}, unit, incarnation and file {files:?}"
+                    ));
                 }
                 if unit.state != "held" {
                     return Err(format!("at rest: {name} does not know that unit {unit:?} is held"));

@@ -63,6 +63,11 @@ impl History {
         self.worlds.last_key_value().map(|(unit, world)| (*unit, world))
     }
 
+    /// How many units there were after one, to another.
+    pub(crate) fn units_between(&self, after: i64, upto: i64) -> usize {
+        self.worlds.keys().filter(|unit| **unit > after && **unit <= upto).count()
+    }
+
     pub(crate) fn world(&self, unit: i64) -> Result<&World, String> {
         self.worlds.get(&unit).ok_or_else(|| format!("there was no unit {unit}, only {:?}", self.worlds.keys().collect::<Vec<_>>()))
     }
