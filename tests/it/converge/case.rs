@@ -69,7 +69,7 @@ impl Case {
         let infos = model::infos(&defined.dock, &defined.schema);
         site.deploy(defined).map_err(|error| (error, log.clone()))?;
         let has_triggers = shape.tables.iter().any(|table| table.name != MARKS && !table.triggers.0.is_empty());
-        let names: Vec<NodeName> = NODES.iter().take([3, 3, 4, 5, 8][rng.usize(0..5)]).map(|name| name.parse().unwrap()).collect();
+        let names: Vec<NodeName> = NODES.iter().take([3, 3, 3, 3, 4, 4, 5, 8][rng.usize(0..8)]).map(|name| name.parse().unwrap()).collect();
         let wild = rng.u32(0..3) == 0;
         let yard = Yard::new(site, infos, has_triggers);
         let mut case = Case { rng, shape, yard, names, log, wild, fault, marks: BTreeMap::new(), before_apply: None };

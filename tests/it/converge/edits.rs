@@ -196,7 +196,9 @@ impl Edits<'_> {
     pub(super) fn transaction(&mut self, wild: bool) -> Vec<String> {
         let mut statements = Vec::new();
         if wild && self.rng.u32(0..4) == 0 {
-            return writes::transaction(self.shape, self.rng);
+            let mut shape = self.shape.clone();
+            shape.tables.retain(|table| table.name != MARKS);
+            return writes::transaction(&shape, self.rng);
         }
         for _ in 0..self.rng.usize(1..=3) {
             statements.extend(self.statement());

@@ -27,7 +27,7 @@ pub(super) enum Fault {
 }
 
 impl Case {
-    fn program(&self, name: &NodeName) -> Connection {
+    fn program(&self, name: &NodeName) -> std::rc::Rc<Connection> {
         self.yard.laptops[name].program()
     }
 
@@ -89,7 +89,7 @@ impl Case {
         if self.yard.site.history.units_between(applied, laptop.applied) != 1 {
             return Ok(());
         }
-        let program = laptop.program();
+        let program = Connection::open(&laptop.path).map_err(said)?;
         program.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false).map_err(said)?;
         let (infos, now) = (&self.yard.infos, model::read(&program, &self.yard.infos).map_err(said)?);
         for (child, info) in infos.iter().enumerate() {

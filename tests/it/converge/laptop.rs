@@ -14,7 +14,9 @@ use dockmaster::model::value::{Row, RowKey};
 use dockmaster::store::local::LocalDatabase;
 use rusqlite::Connection;
 use std::collections::{BTreeMap, BTreeSet};
+use std::cell::OnceCell;
 use std::path::PathBuf;
+use std::rc::Rc;
 
 /// A node with its local database.
 pub(super) struct Laptop {
@@ -37,6 +39,8 @@ pub(super) struct Laptop {
     pub(super) stored: (Incarnation, FileNo, ContentHash),
     /// Last unit in a file that the server has.
     pub(super) last_stored: i64,
+    pub(super) local: Option<LocalDatabase>,
+    pub(super) program: OnceCell<Rc<Connection>>,
     /// Units whose confirm it has applied.
     pub(super) finished: BTreeSet<i64>,
 }
@@ -61,15 +65,28 @@ pub(super) struct Listed {
 }
 
 impl Laptop {
-    pub(super) fn open(&self) -> Result<LocalDatabase, String> {
-        LocalDatabase::open(&self.path).map_err(said)
+    /// The database as the client has it open.
+    pub(super) fn local(&mut self) -> Result<&mut LocalDatabase, String> {
+        if self.local.is_none() {
+            self.local = Some(LocalDatabase::open(&self.path).map_err(said)?);
+        }
+        Ok(self.local.as_mut().unwrap())
     }
 
     /// The connection of a program.
-    pub(super) fn program(&self) -> Connection {
-        let connection = Connection::open(&self.path).unwrap();
-        connection.busy_timeout(std::time::Duration::from_secs(5)).unwrap();
-        connection
+    pub(super) fn program(&self) -> Rc<Connection> {
+        let open = || {
+            let connection = Connection::open(&self.path).unwrap();
+            connection.busy_timeout(std::time::Duration::from_secs(5)).unwrap();
+            Rc::new(connection)
+        };
+        Rc::clone(self.program.get_or_init(open))
+    }
+
+    /// Ends client and program, as the end of their processes does.
+    pub(super) fn stop(&mut self) {
+        self.local = None;
+        self.program = OnceCell::new();
     }
 
     pub(super) fn sync(&self) -> PathBuf {
@@ -112,7 +129,7 @@ impl Laptop {
     pub(super) fn cut(&mut self, infos: &[Info], naive: &View, marks: Vec<String>) -> Result<(), String> {
         let view = self.view(infos, naive)?;
         let hidden = self.listed()?.into_iter().filter(|unit| unit.suspended.is_some()).map(|unit| unit.number).collect();
-        parts::cut(&mut self.open()?).map_err(|error| format!("{}: cut: {error}", self.name))?;
+        parts::cut(self.local()?).map_err(|error| format!("{}: cut: {error}", self.name))?;
         self.note_cut(infos, &view, hidden, marks)?;
         self.view(infos, naive).map(drop)
     }

@@ -331,7 +331,12 @@ pub(super) fn merge(infos: &[Info], server: &Tables, unit: &Unit, sees: &dyn Fn(
     for change in &unit.changes {
         let info = &infos[change.table];
         let at = change.at(infos);
-        let theirs = server[&change.table].get(&at);
+        // A row whose key the server spells otherwise (NOCASE) is another one to the merge.
+        let spelled = match &change.what {
+            What::Insert(row) | What::Delete { before: row, .. } => info.key_of(row),
+            What::Update { key, .. } => key.clone(),
+        };
+        let theirs = server[&change.table].get(&at).filter(|row| info.key_of(row) == spelled);
         let tell = |column: Option<usize>, winner: &str, rule: &str| -> Told {
             (info.name.clone(), at.clone(), column.map(|column| info.columns[column].clone()), winner.to_owned(), rule.to_owned())
         };

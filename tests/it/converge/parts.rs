@@ -75,7 +75,8 @@ pub(super) fn cut(local: &mut LocalDatabase) -> Result<(), String> {
 }
 
 /// Makes files of what is cut, and carries them into the inbox of the node, as the Synchronization Manager takes them: the next one only.
-pub(super) fn send(laptop: &mut Laptop, root: &DockingRoot, server: &Connection, accident: Accident) -> Result<(), String> {
+/// Returns whether a file of a former stream stands in the way.
+pub(super) fn send(laptop: &mut Laptop, root: &DockingRoot, server: &Connection, accident: Accident) -> Result<bool, String> {
     if laptop.stored.0 != laptop.incarnation {
         laptop.stored = (laptop.incarnation, FileNo(0), ContentHash::default());
     }
@@ -102,10 +103,10 @@ pub(super) fn send(laptop: &mut Laptop, root: &DockingRoot, server: &Connection,
         }
         let to = root.inbox(&laptop.name).join(ready.row.file.file_name());
         if to.exists() && is_of_another(&to, laptop.incarnation)? {
-            return Ok(()); // One of the former incarnation waits there.
+            return Ok(true); // One of the former incarnation waits there.
         }
         if accident == Accident::NotAtAll {
-            return Ok(());
+            return Ok(false);
         }
         std::fs::copy(&ready.path, &to).map_err(said)?;
         after = ready.row.file;
@@ -122,7 +123,8 @@ pub(super) fn send(laptop: &mut Laptop, root: &DockingRoot, server: &Connection,
             break;
         }
     }
-    outbox.purge().map_err(said)
+    outbox.purge().map_err(said)?;
+    Ok(false)
 }
 
 /// Whether a file in an inbox is of another incarnation.

@@ -5,7 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests: a test fails by panicking")]
 
-use crate::pipeline::definition::{self, Defined, accept, bind};
+use crate::pipeline::definition::{Defined, accept, bind};
 use crate::pipeline::schema::{Class, ForeignKey, Shape, Table, column};
 use dockmaster::model::dock::Dock;
 use dockmaster::model::merge_rules::{ConflictPolicy, DeletePolicy, KeySource};
@@ -238,7 +238,7 @@ fn text(drawn: &[(usize, String)], shape: &Shape, dangling: &BTreeSet<String>) -
 }
 
 /// Draws how changes are brought together.
-pub(super) fn policies(dock: &mut Dock, rng: &mut Rng) {
+fn policies(dock: &mut Dock, rng: &mut Rng) {
     for table in &mut dock.tables {
         let numbers: Vec<String> =
             table.columns.iter().map(|column| column.name.clone()).filter(|name| name.starts_with('m') || name.starts_with('n')).collect();
@@ -256,21 +256,11 @@ pub(super) fn policies(dock: &mut Dock, rng: &mut Rng) {
                 let policy = any(rng);
                 table.merge.columns.insert(column.name.clone(), policy);
             }
-            if !table.key.contains(&place) && table.name != MARKS && rng.u32(0..16) == 0 {
+            if !table.key.contains(&place) && table.name != MARKS && !column.name.starts_with('u') && rng.u32(0..16) == 0 {
                 table.merge.download_only.push(column.name.clone());
             }
         }
         table.merge.delete = if rng.bool() { DeletePolicy::Wins } else { DeletePolicy::Resurrect };
         table.merge.keys = if table.key_is_rowid && rng.u32(0..4) > 0 { KeySource::Block } else { KeySource::Own };
     }
-}
-
-/// A definition of any kind over any schema.
-pub(super) fn define_any(shape: &Shape, schema: &Schema, rng: &mut Rng) -> Defined {
-    let mut defined = definition::random(shape, schema, rng);
-    policies(&mut defined.dock, rng);
-    for object in &mut defined.dock.objects {
-        (object.writable, object.give_away) = (rng.bool(), rng.bool());
-    }
-    defined
 }
