@@ -8,6 +8,13 @@
 //! Without these it plays the same cases each time. `CONVERGE_SEED=<n>` replays one and prints what it did, `CONVERGE_FIRST=<n>` and
 //! `CONVERGE_CASES=<n>` choose others.
 
+// Left out of the generator, by name; what is a limit of the product stands in docs/uploads.md:
+// - a unique column that is download-only: it cannot always be put back;
+// - deletes of rows of upload-only tables, and what a node keeps of such tables, are not judged;
+// - pairs of `dock_txn_mark` and a local database fetched anew (`tests/it/cut.rs`, the tests of sessions have them);
+// - units that an administrator ignores, returns or retries (`tests/it/merger.rs`);
+// - definitions that change while units are pending.
+
 mod case;
 mod edits;
 mod fault;

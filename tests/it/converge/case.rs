@@ -109,6 +109,9 @@ impl Case {
     }
 
     fn act(&mut self) -> Result<(), String> {
+        if self.fault == Fault::ForeignKeysAtApply && self.rng.bool() {
+            return self.one_unit_down();
+        }
         match self.rng.u32(0..100) {
             0..34 => self.write_on_node()?,
             34..44 => self.write_on_server(),
@@ -125,6 +128,10 @@ impl Case {
                     if !self.yard.merge()? {
                         break;
                     }
+                }
+                if self.fault == Fault::ExecutedTwice {
+                    let name = self.any_node();
+                    self.restart(&name)?;
                 }
             }
             66..76 => {
@@ -156,6 +163,21 @@ impl Case {
                 self.say(format!("cut {name}"));
                 self.cut(&name)?;
             }
+        }
+        Ok(())
+    }
+
+    /// The server writes one transaction, and every node applies it.
+    fn one_unit_down(&mut self) -> Result<(), String> {
+        self.write_on_server();
+        self.yard.site.txnproc(true)?;
+        self.yard.site.route()?;
+        for name in self.names.clone() {
+            self.cut(&name)?;
+            self.yard.deliver(&name, usize::MAX)?;
+            self.plant_before_apply(&name)?;
+            self.yard.apply(&name)?;
+            self.plant_after_apply(&name)?;
         }
         Ok(())
     }
@@ -200,7 +222,8 @@ impl Case {
         let keys = self.rng.u32(0..4) > 0;
         writer.execute_batch(&format!("PRAGMA foreign_keys = {keys}")).unwrap();
         let mut edits = Edits { shape: &self.shape, rng: &mut self.rng, database: &writer, block: 1000 };
-        let statements = edits.transaction(self.wild);
+        let statements =
+            if self.fault == Fault::ForeignKeysAtApply { edits.moved_children() } else { edits.transaction(self.wild) };
         self.run(&writer, &statements);
     }
 

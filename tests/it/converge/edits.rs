@@ -187,9 +187,31 @@ impl Edits<'_> {
                 let to = if table.is_key(column) { to } else { self.value(table, column) };
                 Some(format!("UPDATE OR IGNORE {name} SET {} = {to}", table.columns[column].name))
             }
+            37 => return self.moved_children(),
             _ => self.update("", table, false),
         };
         some.into_iter().collect()
+    }
+
+    /// Children move to another parent, and theirs is deleted.
+    pub(super) fn moved_children(&mut self) -> Vec<String> {
+        let shape = self.shape;
+        let keys: Vec<_> = shape.tables.iter().flat_map(|table| table.foreign_keys.iter().map(move |key| (table, key))).collect();
+        let single: Vec<_> = keys.into_iter().filter(|(_, key)| key.columns.len() == 1).collect();
+        if single.is_empty() {
+            return Vec::new();
+        }
+        let (table, key) = single[self.rng.usize(0..single.len())];
+        let parent = &shape.tables[key.to];
+        let (Some(from), Some(to)) = (self.some_key(parent), self.some_key(parent)) else { return Vec::new() };
+        if from == to {
+            return Vec::new();
+        }
+        let (child, column, own) = (&table.name, &table.columns[key.columns[0]].name, &parent.columns[parent.key[0]].name);
+        vec![
+            format!("UPDATE {child} SET {column} = {} WHERE {column} = {}", to[0], from[0]),
+            format!("DELETE FROM {} WHERE {own} = {}", parent.name, from[0]),
+        ]
     }
 
     /// The statements of one transaction.

@@ -405,7 +405,11 @@ impl Yard {
         }
         let is = model::read(writer, &self.infos).map_err(said)?;
         for (number, rows) in &was {
-            let changed = |(at, row): &(&RowKey, &Row)| is[number].get(*at) != Some(*row) && !seen.contains_key(&(*number, (*at).clone()));
+            let is_own = |at: &RowKey| verdict.writes.iter().any(|(table, of, _)| table == number && of.as_ref() == Some(at));
+            let may = |at: &RowKey| {
+                self.infos[*number].direction == Direction::TwoWay && seen.get(&(*number, at.clone())).is_some_and(|by_reference| !by_reference)
+            };
+            let changed = |(at, row): &(&RowKey, &Row)| is[number].get(*at) != Some(*row) && !is_own(at) && !may(at);
             if let Some((at, _)) = rows.iter().find(changed) {
                 return Ok(Some(format!("{} {at:?} would go or change", self.infos[*number].name)));
             }
