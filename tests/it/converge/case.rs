@@ -109,8 +109,20 @@ impl Case {
     }
 
     fn act(&mut self) -> Result<(), String> {
-        if self.fault == Fault::ForeignKeysAtApply && self.rng.bool() {
-            return self.one_unit_down();
+        match self.fault {
+            Fault::ForeignKeysAtApply if self.rng.bool() => {
+                self.write_on_server();
+                return self.down();
+            }
+            Fault::ConfirmUpTo if self.rng.u32(0..4) == 0 => {
+                for name in self.names.clone() {
+                    self.cut(&name)?;
+                    self.yard.send(&name, Accident::None)?;
+                }
+                while self.yard.merge()? {}
+                return self.down();
+            }
+            _ => {}
         }
         match self.rng.u32(0..100) {
             0..34 => self.write_on_node()?,
@@ -167,9 +179,8 @@ impl Case {
         Ok(())
     }
 
-    /// The server writes one transaction, and every node applies it.
-    fn one_unit_down(&mut self) -> Result<(), String> {
-        self.write_on_server();
+    /// Every node applies what the server has.
+    fn down(&mut self) -> Result<(), String> {
         self.yard.site.txnproc(true)?;
         self.yard.site.route()?;
         for name in self.names.clone() {
@@ -222,8 +233,7 @@ impl Case {
         let keys = self.rng.u32(0..4) > 0;
         writer.execute_batch(&format!("PRAGMA foreign_keys = {keys}")).unwrap();
         let mut edits = Edits { shape: &self.shape, rng: &mut self.rng, database: &writer, block: 1000 };
-        let statements =
-            if self.fault == Fault::ForeignKeysAtApply { edits.moved_children() } else { edits.transaction(self.wild) };
+        let statements = if self.fault == Fault::ForeignKeysAtApply { edits.moved_children() } else { edits.transaction(self.wild) };
         self.run(&writer, &statements);
     }
 

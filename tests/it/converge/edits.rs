@@ -78,7 +78,8 @@ impl Edits<'_> {
     }
 
     fn insert(&mut self, or: &str, table: &Table) -> String {
-        let by_itself = table.key.len() == 1 && table.columns[table.key[0]].class == Class::Int && !table.without_rowid && self.rng.u32(0..4) == 0;
+        let by_itself =
+            table.key.len() == 1 && table.columns[table.key[0]].class == Class::Int && !table.without_rowid && self.rng.u32(0..4) == 0;
         let columns: Vec<usize> = self.written(table).into_iter().filter(|column| !(by_itself && table.is_key(*column))).collect();
         let values: Vec<String> = columns
             .iter()
@@ -136,7 +137,11 @@ impl Edits<'_> {
                 let row = self.some_row(table);
                 let values: Vec<String> = columns
                     .iter()
-                    .map(|column| if *column == changed && !table.is_key(*column) { to.clone() } else { table.columns[*column].name.clone() })
+                    .map(
+                        |column| {
+                            if *column == changed && !table.is_key(*column) { to.clone() } else { table.columns[*column].name.clone() }
+                        },
+                    )
                     .collect();
                 row.map(|row| format!("INSERT OR REPLACE INTO {0}({names}) SELECT {1} FROM {0} WHERE {row}", table.name, values.join(", ")))
             }
@@ -162,7 +167,10 @@ impl Edits<'_> {
                 }
                 let (Some(one), Some(other)) = (self.some_row(table), self.some_row(table)) else { return Vec::new() };
                 return vec![
-                    format!("CREATE TEMP TABLE kept AS SELECT (SELECT {name} FROM {0} WHERE {one}) AS a, (SELECT {name} FROM {0} WHERE {other}) AS b", table.name),
+                    format!(
+                        "CREATE TEMP TABLE kept AS SELECT (SELECT {name} FROM {0} WHERE {one}) AS a, (SELECT {name} FROM {0} WHERE {other}) AS b",
+                        table.name
+                    ),
                     format!("UPDATE {} SET {name} = 'between' WHERE {one}", table.name),
                     format!("UPDATE {} SET {name} = (SELECT a FROM kept) WHERE {other}", table.name),
                     format!("UPDATE {} SET {name} = (SELECT b FROM kept) WHERE {one}", table.name),

@@ -49,7 +49,10 @@ impl Case {
                     let set: Vec<String> =
                         columns.iter().enumerate().map(|(at, name)| format!("c{} = (SELECT t.\"{name}\" {from})", at + 1)).collect();
                     program
-                        .execute_batch(&format!("UPDATE dock_base_{id} AS b SET present = 1, {} WHERE EXISTS (SELECT 1 {from})", set.join(", ")))
+                        .execute_batch(&format!(
+                            "UPDATE dock_base_{id} AS b SET present = 1, {} WHERE EXISTS (SELECT 1 {from})",
+                            set.join(", ")
+                        ))
                         .map_err(said)?;
                 }
             }

@@ -13,8 +13,8 @@ use dockmaster::model::keycode;
 use dockmaster::model::value::{Row, RowKey};
 use dockmaster::store::local::LocalDatabase;
 use rusqlite::Connection;
-use std::collections::{BTreeMap, BTreeSet};
 use std::cell::OnceCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -243,8 +243,7 @@ fn name_of(what: &What) -> &'static str {
 
 /// What a unit names, as it is listed: table, folded key, kind.
 fn told(infos: &[Info], program: &Connection, number: i64) -> Result<Vec<(usize, RowKey, String)>, String> {
-    let mut statement =
-        program.prepare("SELECT table_name, row_key, op FROM dock_change WHERE unit = ?1 ORDER BY place").map_err(said)?;
+    let mut statement = program.prepare("SELECT table_name, row_key, op FROM dock_change WHERE unit = ?1 ORDER BY place").map_err(said)?;
     let mut rows = statement.query([number]).map_err(said)?;
     let mut told = Vec::new();
     while let Some(row) = rows.next().map_err(said)? {

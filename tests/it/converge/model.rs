@@ -5,8 +5,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests: a test fails by panicking")]
 
 use dockmaster::model::dock::{Direction, Dock, DockTable};
-use dockmaster::model::schema::Schema;
 use dockmaster::model::merge_rules::{ConflictPolicy, DeletePolicy, KeySource, MergeRules};
+use dockmaster::model::schema::Schema;
 use dockmaster::model::value::{Collation, Row, RowKey, Value};
 use dockmaster::store::sqlite::value_of;
 use rusqlite::Connection;
@@ -136,11 +136,8 @@ pub(super) fn read_bases(connection: &Connection, infos: &[Info]) -> rusqlite::R
         let Some(number) = infos.iter().position(|info| info.name == table) else { continue };
         let info = &infos[number];
         let columns: Vec<String> = serde_json::from_str(&columns).unwrap();
-        let places: Vec<String> = info
-            .columns
-            .iter()
-            .map(|name| format!("c{}", columns.iter().position(|column| column == name).unwrap() + 1))
-            .collect();
+        let places: Vec<String> =
+            info.columns.iter().map(|name| format!("c{}", columns.iter().position(|column| column == name).unwrap() + 1)).collect();
         let mut statement = connection.prepare(&format!("SELECT present, {} FROM dock_base_{id}", places.join(", ")))?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
@@ -214,15 +211,19 @@ pub(super) fn difference(infos: &[Info], before: &Tables, after: &Tables, view: 
     let mut changes = Vec::new();
     for (number, info) in infos.iter().enumerate() {
         let (old, new, view) = (&before[&number], &after[&number], &view[&number]);
-        let moved: Vec<_> =
-            moved.iter().filter(|(table, from, to)| *table == number && from != to && old.contains_key(from) && new.contains_key(to)).collect();
+        let moved: Vec<_> = moved
+            .iter()
+            .filter(|(table, from, to)| *table == number && from != to && old.contains_key(from) && new.contains_key(to))
+            .collect();
         let pairs = old.keys().map(|key| (key, moved.iter().find(|(_, from, _)| from == key).map_or(key, |(_, _, to)| to)));
         for (key, after) in pairs {
             let row = &old[key];
             let base = view.get(key);
             let what = match new.get(after).filter(|_| key == after || moved.iter().any(|(_, from, _)| from == key)) {
                 // Another row has moved to its key.
-                Some(_) if key == after && moved.iter().any(|(_, _, to)| to == key) => What::Delete { before: row.clone(), base: base.cloned() },
+                Some(_) if key == after && moved.iter().any(|(_, _, to)| to == key) => {
+                    What::Delete { before: row.clone(), base: base.cloned() }
+                }
                 None => What::Delete { before: row.clone(), base: base.cloned() },
                 Some(now) => {
                     let fields: Vec<Field> = (0..row.len())

@@ -35,9 +35,12 @@ const BALANCE: &str = r#"
 
 /// One action of an employee, as a unit of its own.
 fn action(employee: i64, number: usize, rng: &mut Rng) -> String {
-    let order = format!("(SELECT OrderID FROM Orders ORDER BY OrderID LIMIT 1 OFFSET {} % (SELECT max(1, count(*)) FROM Orders))", rng.u32(0..500));
-    let customer =
-        format!("(SELECT CustomerID FROM Customers ORDER BY CustomerID LIMIT 1 OFFSET {} % (SELECT max(1, count(*)) FROM Customers))", rng.u32(0..90));
+    let order =
+        format!("(SELECT OrderID FROM Orders ORDER BY OrderID LIMIT 1 OFFSET {} % (SELECT max(1, count(*)) FROM Orders))", rng.u32(0..500));
+    let customer = format!(
+        "(SELECT CustomerID FROM Customers ORDER BY CustomerID LIMIT 1 OFFSET {} % (SELECT max(1, count(*)) FROM Customers))",
+        rng.u32(0..90)
+    );
     let (product, quantity) = (rng.i64(1..=77), rng.i64(1..=25));
     let detail = format!("(SELECT rowid FROM \"Order Details\" ORDER BY OrderID, ProductID LIMIT 1 OFFSET {})", rng.u32(0..300));
     let new = 100_000 * employee + number as i64;
@@ -58,7 +61,9 @@ fn action(employee: i64, number: usize, rng: &mut Rng) -> String {
              INSERT INTO StockCounts VALUES('{employee}-{number}', {product}, {quantity});"
         ),
     };
-    format!("INSERT INTO dock_txn_mark VALUES('action {number}');\nBEGIN;\n{sql}\nCOMMIT;\nINSERT INTO dock_txn_mark VALUES('action {number}');\n")
+    format!(
+        "INSERT INTO dock_txn_mark VALUES('action {number}');\nBEGIN;\n{sql}\nCOMMIT;\nINSERT INTO dock_txn_mark VALUES('action {number}');\n"
+    )
 }
 
 /// What an office sells and counts itself.
@@ -73,7 +78,10 @@ fn office(number: usize, rng: &mut Rng) -> String {
             "BEGIN; UPDATE Products SET UnitsInStock = UnitsInStock + {quantity} WHERE ProductID = {product};
              INSERT INTO StockCounts VALUES('office-{number}', {product}, {quantity}); COMMIT;"
         ),
-        _ => format!("UPDATE Customers SET Phone = 'office {number}' WHERE CustomerID = (SELECT CustomerID FROM Customers LIMIT 1 OFFSET {});", rng.u32(0..90)),
+        _ => format!(
+            "UPDATE Customers SET Phone = 'office {number}' WHERE CustomerID = (SELECT CustomerID FROM Customers LIMIT 1 OFFSET {});",
+            rng.u32(0..90)
+        ),
     }
 }
 
@@ -158,8 +166,7 @@ fn judge(site: &Site, balance: &[String]) -> String {
     for line in strange.query_map([], |row| row.get::<_, String>(0)).unwrap() {
         writeln!(report, "refused: {}", line.unwrap()).unwrap();
     }
-    let dock: String =
-        server.query_row("SELECT dock FROM dock_definition ORDER BY revision DESC LIMIT 1", [], |row| row.get(0)).unwrap();
+    let dock: String = server.query_row("SELECT dock FROM dock_definition ORDER BY revision DESC LIMIT 1", [], |row| row.get(0)).unwrap();
     let dock: Dock = serde_json::from_str(&dock).unwrap();
     let infos = model::infos(&dock, &read_schema(&server).unwrap());
     for employee in 1..=EMPLOYEES {
@@ -187,9 +194,8 @@ fn judge(site: &Site, balance: &[String]) -> String {
                 writeln!(report, "employee {employee}: {table} must not hold {row}").unwrap();
             }
         }
-        let lost: i64 = server
-            .query_row("SELECT count(*) FROM dock_conflict WHERE node = ?1", [format!("E{employee}")], |row| row.get(0))
-            .unwrap();
+        let lost: i64 =
+            server.query_row("SELECT count(*) FROM dock_conflict WHERE node = ?1", [format!("E{employee}")], |row| row.get(0)).unwrap();
         let listed: i64 = local.query_row("SELECT count(*) FROM dock_conflict WHERE server_id IS NOT NULL", [], |row| row.get(0)).unwrap();
         if lost != listed {
             writeln!(report, "employee {employee}: {lost} conflicts on the server, {listed} listed").unwrap();

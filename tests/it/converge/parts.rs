@@ -166,8 +166,9 @@ fn key_of(row: &rusqlite::Row<'_>, at: usize) -> rusqlite::Result<RowKey> {
 pub(super) fn mappings(server: &Connection, install: &str) -> Result<Vec<(i64, String, RowKey, RowKey, i64)>, String> {
     let sql = "SELECT unit, table_name, old_key, new_key, log_id FROM dock_key_map WHERE install_id = ?1 ORDER BY log_id, rowid";
     let mut statement = server.prepare(sql).map_err(said)?;
-    let rows =
-        statement.query_map([install], |row| Ok((row.get(0)?, row.get(1)?, key_of(row, 2)?, key_of(row, 3)?, row.get(4)?))).map_err(said)?;
+    let rows = statement
+        .query_map([install], |row| Ok((row.get(0)?, row.get(1)?, key_of(row, 2)?, key_of(row, 3)?, row.get(4)?)))
+        .map_err(said)?;
     rows.collect::<Result<_, _>>().map_err(said)
 }
 

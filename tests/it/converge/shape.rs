@@ -150,7 +150,16 @@ pub(super) fn define(shape: &Shape, schema: &Schema, rng: &mut Rng) -> Defined {
                     policies(&mut dock, rng);
                     let given = vec![("p".to_owned(), Class::Int)];
                     let predicates = bind(&[], &dock);
-                    return Defined { source, text, dock, schema: schema.clone(), predicates, tests: Vec::new(), given, models: Vec::new() };
+                    return Defined {
+                        source,
+                        text,
+                        dock,
+                        schema: schema.clone(),
+                        predicates,
+                        tests: Vec::new(),
+                        given,
+                        models: Vec::new(),
+                    };
                 }
                 Err(problems) => {
                     let hints = problems.iter().filter_map(|problem| problem.hint.as_deref()?.split_once("dangling = [\""));

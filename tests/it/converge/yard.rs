@@ -110,9 +110,9 @@ impl Yard {
         for (number, info) in self.infos.iter().enumerate() {
             for row in &visible[info.place] {
                 let rules = world.rules_of(node, info.place, row);
-                let by_reference = rules.iter().all(|name| {
-                    world.dock.rules.iter().any(|rule| rule.name == *name && matches!(rule.kind, RuleKind::Referenced(_)))
-                });
+                let by_reference = rules
+                    .iter()
+                    .all(|name| world.dock.rules.iter().any(|rule| rule.name == *name && matches!(rule.kind, RuleKind::Referenced(_))));
                 let sent = model::sent_row(&world.dock.tables[info.place], row);
                 seen.insert((number, info.fold(&info.key_of(&sent))), by_reference);
             }
@@ -124,13 +124,8 @@ impl Yard {
         let sql = "SELECT install_id, unit, node, status, reason, waits_for, log_id FROM dock_unit";
         let mut statement = self.site.writer.prepare(sql).map_err(said)?;
         let rows = statement.query_map([], |row| {
-            let standing = Standing {
-                node: row.get(2)?,
-                status: row.get(3)?,
-                reason: row.get(4)?,
-                waits_for: row.get(5)?,
-                log_id: row.get(6)?,
-            };
+            let standing =
+                Standing { node: row.get(2)?, status: row.get(3)?, reason: row.get(4)?, waits_for: row.get(5)?, log_id: row.get(6)? };
             Ok(((row.get::<_, String>(0)?, row.get::<_, i64>(1)?), standing))
         });
         rows.map_err(said)?.collect::<Result<_, _>>().map_err(said)
@@ -257,7 +252,9 @@ impl Yard {
                 continue;
             }
             match (&change.what, seen.get(&(change.table, at.clone()))) {
-                (What::Delete { .. }, Some(true)) => return Err(format!("{} {at:?} was deleted, but is seen by reference only", info.name)),
+                (What::Delete { .. }, Some(true)) => {
+                    return Err(format!("{} {at:?} was deleted, but is seen by reference only", info.name));
+                }
                 (What::Update { .. }, Some(true)) if !info.writable => {
                     return Err(format!("{} {at:?} was written, but is seen by reference only", info.name));
                 }
@@ -407,7 +404,8 @@ impl Yard {
         for (number, rows) in &was {
             let is_own = |at: &RowKey| verdict.writes.iter().any(|(table, of, _)| table == number && of.as_ref() == Some(at));
             let may = |at: &RowKey| {
-                self.infos[*number].direction == Direction::TwoWay && seen.get(&(*number, at.clone())).is_some_and(|by_reference| !by_reference)
+                self.infos[*number].direction == Direction::TwoWay
+                    && seen.get(&(*number, at.clone())).is_some_and(|by_reference| !by_reference)
             };
             let changed = |(at, row): &(&RowKey, &Row)| is[number].get(*at) != Some(*row) && !is_own(at) && !may(at);
             if let Some((at, _)) = rows.iter().find(changed) {
@@ -425,8 +423,7 @@ impl Yard {
                 && matches!(standing.status.as_str(), "finished" | "ignored")
                 && standing.log_id.is_some_and(|log_id| log_id <= laptop.applied)
         };
-        let new: Vec<i64> =
-            self.standings()?.into_iter().filter(|(_, standing)| done(standing)).map(|((_, number), _)| number).collect();
+        let new: Vec<i64> = self.standings()?.into_iter().filter(|(_, standing)| done(standing)).map(|((_, number), _)| number).collect();
         let laptop = self.laptops.get_mut(node).unwrap();
         laptop.finished.extend(new);
         Ok(laptop.finished.clone())
@@ -618,7 +615,8 @@ impl Yard {
             for unit in laptop.listed()?.iter().filter(|_| is_active) {
                 let standing = self.known.get(&(install.clone(), unit.number));
                 if standing.is_none_or(|standing| standing.status != "error") {
-                    let inbox: Vec<_> = std::fs::read_dir(self.site.root().inbox(name)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+                    let inbox: Vec<_> =
+                        std::fs::read_dir(self.site.root().inbox(name)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
                     let files: Vec<(i64, i64, i64)> = self
                         .site
                         .writer
@@ -645,7 +643,11 @@ impl Yard {
         let twice: Option<String> = self
             .site
             .writer
-            .query_row("SELECT group_concat(told) FROM (SELECT told FROM audit WHERE told GLOB '[A-Z]* [0-9]*' GROUP BY told HAVING count(*) > 1)", [], |row| row.get(0))
+            .query_row(
+                "SELECT group_concat(told) FROM (SELECT told FROM audit WHERE told GLOB '[A-Z]* [0-9]*' GROUP BY told HAVING count(*) > 1)",
+                [],
+                |row| row.get(0),
+            )
             .map_err(said)?;
         twice.map_or(Ok(()), |told| Err(format!("executed more than once: {told}")))
     }
