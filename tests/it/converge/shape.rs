@@ -199,10 +199,8 @@ fn draw(shape: &Shape, rng: &mut Rng) -> Vec<(usize, String)> {
             members.insert(other);
             writeln!(lines, "members = [\"{}\"]", child.name).unwrap();
         }
-        match rng.u32(0..12) {
-            0 => lines += "direction = \"download\"\n",
-            1 => lines += "direction = \"upload\"\n",
-            _ => {}
+        if rng.u32(0..12) == 0 {
+            lines += "direction = \"download\"\n";
         }
         if rng.bool() {
             lines += "give_away = true\n";
