@@ -5,7 +5,7 @@
 //! unit is executed once, for ever (R16); a file goes only when all its units are final; what the server is not able to do now leaves
 //! the unit waiting.
 
-use super::mergerinbox::{self, InboxError, InboxFile, OpenFile};
+use super::mergerinbox::{self, InboxError, InboxFile, OpenFile, Registered, stamp};
 use super::nodes::{self, NodeError};
 use crate::base::clock;
 use crate::base::disk::DiskError;
@@ -113,7 +113,7 @@ pub struct Merger {
     /// Nodes whose turn comes.
     queue: VecDeque<NodeName>,
     /// Files whose units are known, with their incarnation.
-    registered: HashMap<PathBuf, Incarnation>,
+    registered: HashMap<PathBuf, Registered>,
     /// What held units touch.
     held: HashMap<UnitId, Arc<Footprint>>,
     /// Nodes whose units cannot be merged for now, and since when.
@@ -185,11 +185,11 @@ impl Merger {
         self.blocked.retain(|_, since| since.elapsed() < BLOCKED);
         let is_clean_time = self.cleaned.is_none_or(|at| at.elapsed() >= CLEAN_EVERY);
         for name in self.root.nodes()? {
-            let (files, bad) = mergerinbox::list(&self.root, &name, |path| self.registered.get(path).copied())?;
+            let (files, bad) = mergerinbox::list(&self.root, &name, |path| self.known(path))?;
             for error in bad {
                 self.refuse_file(&name, error)?;
             }
-            let is_new = |file: &InboxFile| !file.is_set_aside && !self.registered.contains_key(&file.path);
+            let is_new = |file: &InboxFile| !file.is_set_aside && self.known(&file.path).is_none();
             if !files.is_empty() && (is_clean_time || files.iter().any(is_new)) {
                 // Of a node that was deleted nobody can say what it may do.
                 let Some(node) = self.database.database().node(&name)? else { continue };
@@ -220,13 +220,22 @@ impl Merger {
         self.database.next_unit(node, self.options.errors != MergeErrors::Hold)
     }
 
+    /// Returns the incarnation of a file whose units are known; `None` also if another file lies under its name by now. Sessions remove files of
+    /// former incarnations, whose numbers begin at 1 again.
+    fn known(&self, path: &Path) -> Option<Incarnation> {
+        let known = self.registered.get(path)?;
+        (known.stamp == stamp(path)).then_some(known.incarnation)
+    }
+
     /// Makes the units of new files known, as far as no file is missing before them.
     fn register(&mut self, node: &Node, files: &[InboxFile]) -> Result<(), MergerError> {
         let identity = self.database.database().identity()?;
         for file in files.iter().filter(|file| !file.is_set_aside) {
-            if self.registered.contains_key(&file.path) {
+            if self.known(&file.path).is_some() {
                 continue;
             }
+            // Before it is read: one that takes its place meanwhile has another stamp.
+            let stamp = stamp(&file.path);
             let last = self.database.last_file(&node.name, file.incarnation)?;
             if file.file > last.next() {
                 tracing::warn!(stage = "merger", node = %node.name, file = %file.file, missing = %last.next(), "a file before it is missing");
@@ -244,7 +253,7 @@ impl Merger {
                         self.alert(&node.name, &text)?;
                     }
                     tracing::info!(stage = "merger", node = %node.name, file = %file.file, units = registered.new, known = registered.known, "registered");
-                    self.registered.insert(file.path.clone(), file.incarnation);
+                    self.registered.insert(file.path.clone(), Registered { incarnation: file.incarnation, stamp });
                 }
                 Err(InboxError::Disk(error)) if error.is_not_found() => {}
                 Err(error) => self.refuse_file(&node.name, error)?,
@@ -275,9 +284,9 @@ impl Merger {
     /// Gives numbers of former incarnations free, and deletes files that nobody needs.
     fn clean(&mut self, node: &Node) -> Result<(), MergerError> {
         let needed = self.database.unfinished_files(&node.name)?;
-        for file in mergerinbox::list(&self.root, &node.name, |path| self.registered.get(path).copied())?.0 {
+        for file in mergerinbox::list(&self.root, &node.name, |path| self.known(path))?.0 {
             let state = needed.get(&(file.incarnation, file.file));
-            let is_known = file.is_set_aside || self.registered.contains_key(&file.path);
+            let is_known = file.is_set_aside || self.known(&file.path).is_some();
             if !is_known || state == Some(&true) {
                 continue;
             }

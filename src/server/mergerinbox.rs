@@ -59,6 +59,24 @@ fn dx(path: &Path, error: DxError) -> InboxError {
     if error.is_content() { InboxError::Bad { path: path.to_owned(), reason: error.to_string() } } else { io(path, error.into()) }
 }
 
+/// A file whose units are known.
+#[derive(Debug)]
+pub(super) struct Registered {
+    /// Of which stream it is.
+    pub(super) incarnation: Incarnation,
+    /// How it looked.
+    pub(super) stamp: Option<Stamp>,
+}
+
+/// What tells a file from another one that takes its place.
+pub(super) type Stamp = (u64, Option<SystemTime>);
+
+/// Looks at a file; `None` if it is not there.
+pub(super) fn stamp(path: &Path) -> Option<Stamp> {
+    let found = path.symlink_metadata().ok()?;
+    Some((found.len(), found.modified().ok()))
+}
+
 /// Lists the files of a node's inbox in the order in which they are merged. `known` says of which incarnation a file is that was
 /// read before. What has no header of a file is bad.
 pub(super) fn list(

@@ -175,11 +175,22 @@ impl Overlay {
         columns.iter().map(|column| row.get(self.column(column)?).cloned()).collect()
     }
 
-    /// Whether the server has a row with those values that the table may not show.
+    /// Whether the server has a row with those values that the table may not show. What other columns than the key hold is compared loosely,
+    /// as entries do not know their collations: then a row may be found that is none.
     pub(super) fn is_hidden(&self, connection: &Connection, columns: &[String], values: &[Value]) -> rusqlite::Result<bool> {
+        let of_key =
+            |name: &String| columns.iter().position(|column| column.eq_ignore_ascii_case(name)).and_then(|at| values.get(at)).cloned();
+        let key: Option<RowKey> = self.key_names().iter().map(of_key).collect();
+        if let Some(key) = key.filter(|key| key.len() == columns.len()) {
+            return Ok(self.entry(connection, &key)?.is_some_and(|entry| entry.row.is_some()));
+        }
         let bases: Option<Vec<&str>> = columns.iter().map(|name| Some(self.columns.get(self.column(name)?)?.base.as_str())).collect();
         let Some(bases) = bases else { return Ok(false) };
-        let terms: Vec<String> = bases.iter().enumerate().map(|(place, base)| format!("{base} = ?{}", place + 1)).collect();
+        let is_like = |(place, base): (usize, &&str)| {
+            let value = place + 1;
+            format!("({base} = ?{value} OR rtrim(CAST({base} AS TEXT)) = rtrim(CAST(?{value} AS TEXT)) COLLATE NOCASE)")
+        };
+        let terms: Vec<String> = bases.iter().enumerate().map(is_like).collect();
         let select = format!("SELECT EXISTS (SELECT 1 FROM main.{} WHERE present = 1 AND {})", self.base, terms.join(" AND "));
         connection.prepare_cached(&select)?.query_row(params_from_iter(values.iter().map(SqlValue)), |row| row.get(0))
     }

@@ -18,6 +18,8 @@ pub(super) struct Reference {
     pub(super) parent: String,
     /// Its columns.
     pub(super) referred: Vec<String>,
+    /// By what they are compared, whatever the columns that refer say.
+    collations: Vec<String>,
 }
 
 /// Every declared foreign key among the replicated tables.
@@ -43,7 +45,7 @@ impl References {
             let (from, to): (String, Option<String>) = (row.get(3)?, row.get(4)?);
             if last.as_ref() != Some(&(child.clone(), id)) {
                 last = Some((child.clone(), id));
-                all.push(Reference { child, columns: Vec::new(), parent, referred: Vec::new() });
+                all.push(Reference { child, columns: Vec::new(), parent, referred: Vec::new(), collations: Vec::new() });
             }
             if let Some(reference) = all.last_mut() {
                 reference.columns.push(from);
@@ -54,6 +56,17 @@ impl References {
             if reference.referred.is_empty() {
                 let mut statement = connection.prepare_cached("SELECT name FROM pragma_table_info(?1) WHERE pk > 0 ORDER BY pk")?;
                 reference.referred = statement.query_map([&reference.parent], |row| row.get(0))?.collect::<Result<_, _>>()?;
+            }
+        }
+        let mut collation = connection.prepare_cached(
+            "SELECT x.coll FROM pragma_index_list(?1) AS i, pragma_index_xinfo(i.name) AS x
+             WHERE i.\"unique\" = 1 AND x.key = 1 AND x.name = ?2 COLLATE NOCASE LIMIT 1",
+        )?;
+        for reference in &mut all {
+            for column in &reference.referred {
+                let found: Option<String> = collation.query_row([&reference.parent, column], |row| row.get(0)).optional()?;
+                // An INTEGER PRIMARY KEY has no index.
+                reference.collations.push(found.unwrap_or_else(|| "BINARY".to_owned()));
             }
         }
         // One that SQLite itself could not check.
@@ -73,8 +86,11 @@ impl References {
 }
 
 impl Reference {
-    fn has_row(connection: &Connection, table: &str, columns: &[String], values: &[Value]) -> rusqlite::Result<bool> {
-        let terms: Vec<String> = columns.iter().enumerate().map(|(place, name)| format!("{} = ?{}", quote_name(name), place + 1)).collect();
+    fn has_row(&self, connection: &Connection, table: &str, columns: &[String], values: &[Value]) -> rusqlite::Result<bool> {
+        let term = |(place, (name, collation)): (usize, (&String, &String))| {
+            format!("{} = ?{} COLLATE {}", quote_name(name), place + 1, quote_name(collation))
+        };
+        let terms: Vec<String> = columns.iter().zip(&self.collations).enumerate().map(term).collect();
         let select = format!("SELECT 1 FROM main.{} WHERE {} LIMIT 1", quote_name(table), terms.join(" AND "));
         let mut statement = connection.prepare_cached(&select)?;
         Ok(statement.query_row(params_from_iter(values.iter().map(SqlValue)), |_| Ok(())).optional()?.is_some())
@@ -82,11 +98,11 @@ impl Reference {
 
     /// Whether the row that values of `columns` refer to is there. A NULL among them refers to nothing.
     pub(super) fn is_satisfied(&self, connection: &Connection, values: &[Value]) -> rusqlite::Result<bool> {
-        Ok(values.iter().any(Value::is_null) || Reference::has_row(connection, &self.parent, &self.referred, values)?)
+        Ok(values.iter().any(Value::is_null) || self.has_row(connection, &self.parent, &self.referred, values)?)
     }
 
     /// Whether any row refers to values of `referred`.
     pub(super) fn is_used(&self, connection: &Connection, values: &[Value]) -> rusqlite::Result<bool> {
-        Ok(!values.iter().any(Value::is_null) && Reference::has_row(connection, &self.child, &self.columns, values)?)
+        Ok(!values.iter().any(Value::is_null) && self.has_row(connection, &self.child, &self.columns, values)?)
     }
 }

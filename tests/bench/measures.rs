@@ -15,6 +15,8 @@ mod memory;
 pub mod meter;
 #[path = "path.rs"]
 mod path;
+#[path = "rebase.rs"]
+mod rebase;
 #[path = "router.rs"]
 mod router;
 #[path = "scope.rs"]
@@ -25,7 +27,7 @@ mod world;
 use meter::{Line, StageLine};
 
 /// Every id that can be asked for.
-pub const IDS: [&str; 13] = ["P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P9", "P14", "P15", "P16", "P17"];
+pub const IDS: [&str; 14] = ["P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P9", "P14", "P15", "P16", "P17", "P18"];
 
 /// What is measured and how.
 #[derive(Debug, Clone)]
@@ -73,7 +75,7 @@ impl Report {
 /// Measures, one id after another.
 pub fn run(options: &Options) -> Report {
     type Measure = fn(&Options, &mut Report);
-    let measures: [(&[&str], Measure); 11] = [
+    let measures: [(&[&str], Measure); 12] = [
         (&["P1"], path::client_inserts),
         (&["P2"], path::client_changes),
         (&["P3"], path::client_backlog),
@@ -85,6 +87,7 @@ pub fn run(options: &Options) -> Report {
         (&["P15"], extract::extract),
         (&["P16"], memory::serve),
         (&["P16"], memory::watch),
+        (&["P18"], rebase::pending),
     ];
     let mut report = Report::default();
     for (ids, measure) in measures {

@@ -285,6 +285,44 @@ impl World {
         }
     }
 
+    /// Changes the first rows on every node, in so many transactions, each a unit of its own that is not sent. Returns how many units there are.
+    pub fn edit(&mut self, rows: usize, units: usize) -> usize {
+        let mut made = 0;
+        for client in &self.clients {
+            // Makes what captures the program's changes.
+            client.local.cut().unwrap();
+            let app = Connection::open(client.local.path()).unwrap();
+            let numbers: Vec<usize> = (0..rows).collect();
+            for part in numbers.chunks(rows.div_ceil(units.max(1)).max(1)) {
+                let edits: Vec<Write> = part.iter().map(|number| Write::Update(contact(*number, 1, 999))).collect();
+                write(&app, &edits, edits.len());
+                made += client.local.cut().unwrap().units.len();
+            }
+            checkpoint(&app);
+        }
+        made
+    }
+
+    /// Demands that every node shows its edits on top of the server's rows, in so many units, and all other rows as the server has them.
+    pub fn demand_pending(&self, edited: usize, units: usize) {
+        for client in &self.clients {
+            let app = Connection::open(client.local.path()).unwrap();
+            app.execute("ATTACH ?1 AS server", [self.direct.site.path("hq.db").to_str().unwrap()]).unwrap();
+            let mine = 1_700_000_000 + 999;
+            let select = format!(
+                "SELECT (SELECT count(*) FROM main.contact WHERE changed = {mine}), (SELECT count(*) FROM main.dock_unit),
+                        (SELECT count(*) FROM (SELECT * FROM server.contact EXCEPT SELECT * FROM main.contact))"
+            );
+            let found =
+                app.query_row(&select, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))).unwrap();
+            assert_eq!(
+                found,
+                (edited as i64, units as i64, edited as i64),
+                "the server's rows differ where they were edited, and nowhere else"
+            );
+        }
+    }
+
     /// Demands that the nodes together hold so many copies of every row of the server, and the same content.
     pub fn demand_equal(&self, copies: usize) {
         let digest = |conn: &Connection| -> (i64, i64, f64) {

@@ -36,6 +36,11 @@ fn p14_p15_p17_are_measured() {
 }
 
 #[test]
+fn p18_r24_pending_work_is_measured_beside_none() {
+    quick(&["P18"]);
+}
+
+#[test]
 #[cfg(target_os = "linux")]
 fn p16_memory_is_measured_on_the_programs() {
     let report = quick(&["P16"]);

@@ -80,6 +80,23 @@ fn r20_f42_a_key_spelled_otherwise_is_the_same_row_to_units_that_are_tried_again
 }
 
 #[test]
+fn r20_f43_a_row_of_the_server_that_refers_to_a_hidden_one_by_another_spelling_shows_it_again() {
+    let mut desk = Desk::new(
+        "CREATE TABLE tag (id TEXT NOT NULL COLLATE NOCASE PRIMARY KEY, code TEXT COLLATE RTRIM UNIQUE);
+         CREATE TABLE use (id INTEGER PRIMARY KEY, tag TEXT REFERENCES tag(id), code TEXT REFERENCES tag(code));
+         INSERT INTO tag VALUES ('B', 'x'), ('c', 'y')",
+        &["tag", "use"],
+    );
+    let by_key = desk.edit("DELETE FROM tag WHERE id = 'b'").unwrap();
+    let by_code = desk.edit("DELETE FROM tag WHERE id = 'c'").unwrap();
+    desk.serve("INSERT INTO use VALUES (1, 'b', NULL)");
+    assert_eq!(desk.suspended().keys().copied().collect::<Vec<_>>(), [by_key]);
+    desk.serve("INSERT INTO use VALUES (2, NULL, 'y  ')");
+    assert_eq!(desk.suspended().keys().copied().collect::<Vec<_>>(), [by_key, by_code]);
+    assert_eq!(shown(&desk, "SELECT id FROM tag ORDER BY 1"), "'B' 'c'");
+}
+
+#[test]
 fn r20_whoever_begins_to_apply_has_cut_before() {
     let mut desk = shop();
     let first = desk.edit("INSERT INTO customer VALUES (3, 'x', 'mine')").unwrap();

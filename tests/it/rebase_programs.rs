@@ -94,7 +94,7 @@ const EDITS: &str =
 const EDITED: &str = "SELECT id, name FROM item WHERE id IN (5, 6, 90000)";
 
 #[test]
-fn r21_r42_verify_compares_what_the_server_has_whatever_is_pending() {
+fn r21_r42_x6_verify_and_a_stream_that_begins_anew_with_pending_work() {
     // So many that they are staged when they are sent again.
     let site = site(STAGE_UNIT_ROWS + 500);
     sql(&site, "anna.db", EDITS);
@@ -108,9 +108,26 @@ fn r21_r42_verify_compares_what_the_server_has_whatever_is_pending() {
     let named: Vec<&str> = said.lines().filter(|line| line.contains("different")).collect();
     assert!(named.len() == 1 && named[0].split_whitespace().any(|word| word == "5"), "{said}");
 
+    // All rows are sent again within the stream, and the pending unit stays upon them.
+    sql(&site, "hq.db", "UPDATE item SET size = -5 WHERE id = 5; UPDATE item SET name = 'as served' WHERE id = 7");
+    let repaired = site.dockmaster(&["verify", "ANNA", "--last", "--repair"]);
+    let said = String::from_utf8_lossy(&repaired.stdout);
+    assert!(repaired.status.code() == Some(1) && said.contains("all rows are sent again"), "{said}");
+    sql(&site, "anna.db", "UPDATE item SET name = 'mine 8' WHERE id = 8");
+    sync_until(&site, "SELECT name FROM item WHERE id = 7", "'as served'");
+    status_becomes(&site, "2 | 0 | 2 | 0");
+    assert_eq!(local(&site, EDITED), ["5 | 'mine 5'", "90000 | 'mine'"]);
+    assert_eq!(local(&site, "SELECT size, (SELECT name FROM item WHERE id = 8) FROM item WHERE id = 5"), ["-5 | 'mine 8'"]);
+    assert_eq!(local(&site, "SELECT count(*) FROM item"), [(STAGE_UNIT_ROWS + 500).to_string()]);
+    assert_eq!(local(&site, "SELECT incarnation FROM dock_state"), ["2"]);
+    let (code, said) = verified(&site);
+    assert!(code == Some(0) && said.contains("equal, 1 table"), "{said}");
+
     // The server lets them pass: both sides are the same, and nothing is pending.
     sql(&site, "hq.db", OPEN);
-    rule(&site, "retry", "ANNA:1", "the gate is open");
+    for unit in ["ANNA:1", "ANNA:2"] {
+        rule(&site, "retry", unit, "the gate is open");
+    }
     status_becomes(&site, "0 | 0 | 0 | 0");
     assert_eq!(local(&site, "SELECT * FROM item"), literals(&site.path("hq.db"), "SELECT * FROM item"));
 }
