@@ -164,7 +164,7 @@ impl Laptop {
         if wanted != told_names {
             return Err(format!("{}: unit {number} should be {changes:?}, but is {told:?}", self.name));
         }
-        let unit = Unit { number, changes };
+        let unit = Unit { changes };
         self.units.insert(number, Cut { unit, applied: self.applied, hidden, marks });
         self.last = now;
         Ok(())

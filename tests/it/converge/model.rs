@@ -190,7 +190,6 @@ pub(super) struct Change {
 /// One unit of a node.
 #[derive(Debug, Clone)]
 pub(super) struct Unit {
-    pub(super) number: i64,
     pub(super) changes: Vec<Change>,
 }
 

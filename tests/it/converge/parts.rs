@@ -162,8 +162,11 @@ fn key_of(row: &rusqlite::Row<'_>, at: usize) -> rusqlite::Result<RowKey> {
     Ok(keycode::decode(&row.get::<_, Vec<u8>>(at)?).unwrap())
 }
 
+/// See [`mappings`].
+pub(super) type Mapped = (i64, String, RowKey, RowKey, i64);
+
 /// Keys that the server replaced: unit, table, old, new, the confirm's log id.
-pub(super) fn mappings(server: &Connection, install: &str) -> Result<Vec<(i64, String, RowKey, RowKey, i64)>, String> {
+pub(super) fn mappings(server: &Connection, install: &str) -> Result<Vec<Mapped>, String> {
     let sql = "SELECT unit, table_name, old_key, new_key, log_id FROM dock_key_map WHERE install_id = ?1 ORDER BY log_id, rowid";
     let mut statement = server.prepare(sql).map_err(said)?;
     let rows = statement
