@@ -215,7 +215,8 @@ fn t8_t9_an_upload_that_contradicts_itself_is_refused() {
     let mut longer = one.clone();
     longer.1.push(0);
     let hidden = UploadHead { hidden: vec![UnitNo(12)], ..head(12, 1) };
-    let cases: Vec<(&str, Vec<(u8, Vec<u8>)>, Vec<i64>, u64)> = vec![
+    type Case = (&'static str, Vec<(u8, Vec<u8>)>, Vec<i64>, u64);
+    let cases: Vec<Case> = vec![
         ("it does not ascend", vec![begin(&head(12, 0)), begin(&head(12, 0))], vec![12], 0),
         ("outside of the range 11..20", vec![begin(&head(21, 0))], vec![20], 0),
         ("outside of the range 11..20", vec![begin(&head(10, 0))], vec![11], 0),

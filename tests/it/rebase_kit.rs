@@ -24,6 +24,9 @@ pub(crate) const INSTALL: InstallId = InstallId([9; 16]);
 /// Rows of every table by key.
 pub(crate) type Tables = BTreeMap<String, BTreeMap<RowKey, Row>>;
 
+/// What the server says of rows in one unit.
+pub(crate) type Operations = Vec<(TableHeading, Operation)>;
+
 /// A unit that the test knows to be pending.
 #[derive(Debug, Clone)]
 pub(crate) struct LocalUnit {
@@ -145,7 +148,7 @@ impl Desk {
     }
 
     /// Applies units of the stream in one transaction.
-    pub(crate) fn try_apply(&mut self, units: &[(Vec<(TableHeading, Operation)>, Vec<Confirm>)]) -> Result<(), UnitError> {
+    pub(crate) fn try_apply(&mut self, units: &[(Operations, Vec<Confirm>)]) -> Result<(), UnitError> {
         let transaction = self.local.begin().unwrap();
         for (operations, confirms) in units {
             self.unit += 1;

@@ -82,7 +82,7 @@ fn mi1_mi52_r16_f12_a_unit_is_executed_once_however_often_it_comes() {
         let change = yard.insert("part", &["p".into(), Value::Null, int(1)]);
         yard.unit("ANNA", vec![change])
     };
-    yard.send("ANNA", &[first.clone()]);
+    yard.send("ANNA", std::slice::from_ref(&first));
     assert_eq!(yard.merge(), 1);
     yard.sql("DELETE FROM part");
     // The confirm was never delivered; a new extract, and the same unit in file 1 of another incarnation.
@@ -114,7 +114,7 @@ fn r16_a_held_unit_that_comes_again_is_the_same_one() {
     let mut yard = yard();
     let change = set(&yard, "a", 500);
     let unit = yard.unit("ANNA", vec![change]);
-    yard.send("ANNA", &[unit.clone()]);
+    yard.send("ANNA", std::slice::from_ref(&unit));
     assert_eq!(yard.merge(), 1);
     yard.begin_anew("ANNA");
     yard.merge();

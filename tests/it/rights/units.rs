@@ -240,7 +240,9 @@ fn t2_columns_that_a_node_does_not_have_or_may_not_change_are_refused() {
 fn t12_a_key_of_another_type_that_sqlite_holds_equal_is_no_way_to_a_row() {
     let place = Place::new();
     for key in [text("11"), Value::Real(11.0), text(" 11"), text("11.0")] {
-        for change in [place.update("orders", &[key.clone()], &[("amount", int(0))]), place.delete("orders", &[key.clone()])] {
+        for change in
+            [place.update("orders", std::slice::from_ref(&key), &[("amount", int(0))]), place.delete("orders", std::slice::from_ref(&key))]
+        {
             let rights = place.before(&place.anna, &place.unit(vec![change])).unwrap();
             assert_eq!(rights, [Right::Go { server: None }], "{key}");
         }

@@ -53,7 +53,7 @@ pub(super) fn make(recipe: &Recipe) -> Made {
     let header = &recipe.header;
     let number = UnitNo(header.first.0.unsigned_abs());
     let heading = Arc::new(TableHeading { name: "note".into(), columns: vec!["id".into(), "body".into()], key: vec![0] });
-    let row = vec![Value::Integer(header.first.0), Value::Blob(noise(recipe.seed, recipe.length).into())];
+    let row = vec![Value::Integer(header.first.0), Value::Blob(noise(recipe.seed, recipe.length))];
     let head =
         UploadHead { number, applied: TxnId(0), revision: Revision(3), cut_at_micros: 0, label: None, hidden: Vec::new(), changes: 1 };
     let unit = UploadUnit { head, changes: vec![(heading, RowChange::Insert { row })] };

@@ -57,8 +57,7 @@ fn mi49_mi52_x7_a_cut_before_within_and_after_every_message_of_the_node_leaves_e
         server.add_node(NODE);
         let proxy = Proxy::to(server.address);
         sender(NODE, proxy.address, &files).0.sync().unwrap();
-        let ends = proxy.ends.lock().unwrap().clone();
-        ends
+        proxy.ends.lock().unwrap().clone()
     };
     assert!(ends.len() >= 13, "{ends:?}");
     let mut cuts: Vec<i64> = vec![0];
@@ -116,7 +115,7 @@ fn f14_x8_files_lost_in_turn_on_either_side_are_asked_for_and_sent_again() {
         fs::remove_file(server.inbox(NODE).join(FileNo(lost).file_name())).unwrap();
         let report = client.sync().unwrap();
         server.expect_stored(NODE, &files, "lost at the server");
-        assert_eq!(report.sent.bytes >= files[lost as usize - 1].bytes.len() as u64, true);
+        assert!(report.sent.bytes >= files[lost as usize - 1].bytes.len() as u64);
         // What is merged may go.
         let merged = MergedTo { incarnation: Incarnation(1), file: FileNo(lost), hash: files[lost as usize - 1].file.content_hash };
         server.facts.merged.lock().unwrap().insert(name(NODE), merged);
