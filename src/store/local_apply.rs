@@ -274,7 +274,7 @@ impl<'d> ApplyTransaction<'d> {
         if self.begun.replace(true) {
             return writer.beside_others(unit, &work);
         }
-        let again = || self.begin_again(catalogue.schema_version);
+        let again = || self.begin_again(&catalogue);
         let result = match writer.in_place(&work) {
             Err(UnitError::Constraint { table, key, reason }) => {
                 tracing::debug!(unit = unit.0, table, key, reason, "unit is redone as deletes and inserts");
@@ -293,10 +293,13 @@ impl<'d> ApplyTransaction<'d> {
         }
     }
 
-    /// Undoes everything. The lock is given up for a moment: if somebody used it, the caller's view is old and nothing was done.
-    fn begin_again(&self, schema_version: Option<i64>) -> Result<(), LocalError> {
+    /// Undoes everything. The lock is given up for a moment: if somebody used it, the caller's view is old and nothing was done. A
+    /// program may have used it too: what it wrote is to be cut before anything is applied (I5).
+    fn begin_again(&self, catalogue: &Catalogue) -> Result<(), LocalError> {
         self.connection.execute_batch("ROLLBACK; BEGIN IMMEDIATE").map_err(|source| self.sql("begin the unit again", source))?;
-        if local::read_state(self.connection, self.path)? != self.state || Some(self.schema_version()?) != schema_version {
+        let is_old =
+            local::read_state(self.connection, self.path)? != self.state || Some(self.schema_version()?) != catalogue.schema_version;
+        if is_old || !is_cut(self.connection, self.path, catalogue)? {
             return Err(LocalError::Busy { path: self.path.to_owned() });
         }
         Ok(())

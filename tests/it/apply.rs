@@ -848,7 +848,8 @@ fn way_e3_r37_random_net_changes_under_unique_keys_end_where_the_server_is() {
             }
             random.shuffle(&mut operations);
             kit.send(vec![(unit, operations)]);
-            assert_eq!(step(&mut local, &kit.folders()).unwrap().stopped, None, "seed {seed} unit {unit}");
+            let report = step(&mut local, &kit.folders()).unwrap();
+            assert!(report.stopped.is_none() && !report.busy && report.files == 1, "seed {seed} unit {unit}: {report:?}");
             assert_eq!(rows(&kit.app(), dump), after, "seed {seed} unit {unit}");
             before = after;
         }
