@@ -12,7 +12,7 @@ use crate::model::dock::Direction;
 use crate::model::merge_rules::{ConflictPolicy, MergeRules};
 use crate::model::value::{Collation, Row, RowKey, Value};
 use rusqlite::{Connection, OptionalExtension, params_from_iter};
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::path::Path;
 
 /// The captured columns of a row, in the order of [`Overlay::columns`]; `None` where the table's default is to come.
@@ -52,6 +52,8 @@ pub(super) struct Overlay {
     /// Whether the rows are this node's alone (R31).
     pub(super) upload_only: bool,
     has_entries: Cell<bool>,
+    /// What looks for the entry of a key: every row that the server sends asks for it.
+    entry_sql: OnceCell<String>,
 }
 
 /// What the server has under a key.
@@ -127,6 +129,7 @@ impl Overlay {
             rules,
             upload_only: direction == Direction::Upload,
             has_entries: Cell::new(false),
+            entry_sql: OnceCell::new(),
         };
         let any = format!("SELECT EXISTS (SELECT 1 FROM main.{})", overlay.base);
         overlay.has_entries.set(connection.query_row(&any, [], |row| row.get(0)).map_err(sql)?);
@@ -226,9 +229,11 @@ impl Overlay {
         if !self.has_entries() {
             return Ok(None);
         }
-        let condition = self.base_key(|place, _| format!("?{}", place + 1));
-        let select = format!("SELECT present, {} FROM main.{} AS b WHERE {condition}", self.base_names(), self.base);
-        let mut statement = connection.prepare_cached(&select)?;
+        let select = self.entry_sql.get_or_init(|| {
+            let condition = self.base_key(|place, _| format!("?{}", place + 1));
+            format!("SELECT present, {} FROM main.{} AS b WHERE {condition}", self.base_names(), self.base)
+        });
+        let mut statement = connection.prepare_cached(select)?;
         statement.query_row(params_from_iter(key.iter().map(SqlValue)), |row| self.entry_of(row)).optional()
     }
 

@@ -291,11 +291,12 @@ fn r16_an_extract_says_which_units_of_its_node_are_finished() {
     assert_eq!((told(&direct, "ANNA"), told(&direct, "BERT")), (vec![], vec![]));
 }
 
-/// R16: a stream that begins anew in band says it too, each unit once, also one that is finished by the same unit.
+/// R16: a stream that begins anew in band says it too, each unit once, also one that is finished by the same unit, and what is held.
 #[test]
 fn r16_r30_a_stream_that_begins_anew_confirms_what_was_finished() {
     let direct = Direct::crm();
     let expected = merged_before(&direct);
+    let still_held = numbered(5, Outcome::Held { reason: "wrong customer".to_owned() });
     direct.stages(&[Stage::TxnProc, Stage::Router]);
     for suffix in ["", "-wal", "-shm"] {
         let _ = std::fs::remove_file(direct.site.path(&format!("docking/ledger.db{suffix}")));
@@ -307,14 +308,19 @@ fn r16_r30_a_stream_that_begins_anew_confirms_what_was_finished() {
         "UPDATE dock_unit SET status = 'finished', outcome = 'merged', log_id = {} WHERE node = 'ANNA' AND unit = 6",
         log_id.0
     ));
-    server.append_control(&confirm("ANNA", 7)).unwrap();
+    let log_id = server.append_control(&confirm("ANNA", 7)).unwrap();
+    direct.sql(&format!(
+        "INSERT INTO dock_unit(install_id, unit, node, status, outcome, reason, log_id)
+         VALUES ('{}', 7, 'ANNA', 'error', 'held', 'for the administrator', {})",
+        "ab".repeat(16),
+        log_id.0
+    ));
     direct.stages(&[Stage::Router]);
     direct.stages(&[Stage::TxnProc, Stage::Router]);
     let told = told(&direct, "ANNA");
     let units: std::collections::BTreeSet<TxnId> = told.iter().map(|(unit, _)| *unit).collect();
     assert_eq!(units.len(), 1, "{told:?}");
-    let mut all = vec![held(7)];
-    all.extend(expected);
-    all.push(late);
+    let mut all = expected;
+    all.extend([still_held, late, held(7)]);
     assert_eq!(told.into_iter().map(|(_, confirm)| confirm).collect::<Vec<_>>(), all);
 }
