@@ -36,7 +36,8 @@ pub const PUT_BACK_PASSES_MAX: usize = 8;
 
 /// Most bytes of a confirm: of conflicts beyond it the node is told where they are listed.
 pub const CONFIRM_BYTES_MAX: usize = 32 << 20;
-/// Finished units of a node that its extract or its reset tells of, newest first. Any other one is confirmed when it is sent again.
+/// Finished units of a node that its extract or its reset tells of, newest first. A node that has not heard
+/// of an older one keeps it pending.
 pub const FINISHED_UNITS_TOLD_MAX: usize = 10_000;
 
 /// Comparisons with the server database that are remembered for people.

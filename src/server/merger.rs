@@ -22,6 +22,7 @@ use crate::rules::definition::MergeErrors;
 use crate::rules::dependents::Footprint;
 use crate::store::merge::{MergeDatabase, MergeError, MergeJob, Merged, inserted_keys};
 use crate::store::merge_units::{Person, Ruling, RulingRefused, UnitRow};
+use crate::store::passing::is_out_of_room;
 use crate::store::sqlite::{ServerDatabase, StoreError};
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -457,13 +458,15 @@ impl Merger {
     }
 }
 
-/// Whether an error concerns one node: what it writes to is stopped, or its rights cannot be evaluated.
+/// Whether an error concerns one node: what it writes to is stopped, its rights cannot be evaluated, or one of its units cannot be
+/// written for a reason that lasts.
 fn is_of_node(error: &MergerError) -> bool {
     match error {
         MergerError::Unit { source, .. } => match &**source {
             MergeError::TableStopped { .. } | MergeError::NotResolved { .. } => true,
             MergeError::Rights(error) => !error.is_busy(),
-            MergeError::Store(_) => false,
+            // Whatever lasts is of this one unit, as far as is known: others go on, and it is tried again.
+            MergeError::Store(error) => !error.is_busy() && !is_out_of_room(error),
         },
         _ => false,
     }
