@@ -145,7 +145,8 @@ fn copy(from: &Path, to: &Path) {
 
 #[test]
 fn r26_r2_rolling_rows_back_gives_what_they_were_for_random_statements() {
-    let seed = fastrand::u64(..);
+    // The same each time, so that a failure is the build's own; DOCK_SEED chooses others.
+    let seed = std::env::var("DOCK_SEED").map_or(1, |seed| seed.parse().unwrap());
     eprintln!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let schema = "CREATE TABLE a(k PRIMARY KEY NOT NULL, u UNIQUE, v);
