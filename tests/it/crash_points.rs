@@ -347,7 +347,7 @@ fn f2_e5_a_node_killed_before_every_operation_on_a_file_each_time_on_what_the_la
 #[test]
 fn f2_dying_again_and_again_at_random_points_while_it_recovers_from_the_death_before() {
     let mut site = in_peace();
-    let seed = fastrand::u64(..);
+    let seed = crate::harness::seed();
     println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let points = |wanted: fn(&Victim) -> bool| CrashPoint::ALL.iter().filter(|point| wanted(&victim(**point))).collect::<Vec<_>>();

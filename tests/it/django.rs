@@ -190,7 +190,7 @@ impl Load {
 /// A constraint is added: Django makes the table anew with the columns that it had. The service heals it by itself.
 #[test]
 fn r6_a_migration_of_django_rebuilds_a_table_under_load_and_no_node_is_extracted_again() {
-    let seed = fastrand::u64(..);
+    let seed = crate::harness::seed();
     println!("seed {seed}");
     let mut shop = Shop::new();
     shop.in_step();
@@ -219,7 +219,7 @@ fn r6_a_migration_of_django_rebuilds_a_table_under_load_and_no_node_is_extracted
 /// A column is added: the table stands still, by name, until `deploy` adopts its new shape with every node active.
 #[test]
 fn r40_a_migration_of_django_that_adds_a_column_is_adopted_by_deploy_and_no_node_is_extracted_again() {
-    let seed = fastrand::u64(..);
+    let seed = crate::harness::seed();
     println!("seed {seed}");
     let mut shop = Shop::new();
     shop.in_step();

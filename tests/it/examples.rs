@@ -88,7 +88,7 @@ impl Example {
         assert_eq!(self.differences(&direct, true), "", "{} after the extracts", self.name);
         let seen: usize = self.oracle.iter().filter(|(_, _, condition)| *condition != "false").count();
         assert!(seen > 5);
-        let seed = std::env::var("DOCK_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
+        let seed = crate::harness::seed();
         println!("DOCK_SEED={seed}");
         let mut random = fastrand::Rng::with_seed(seed);
         let conn = rusqlite::Connection::open(direct.site.path("hq.db")).unwrap();

@@ -6,6 +6,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
+/// The seed of a random test: the same each time, so that a failure is the build's own; `DOCK_SEED` chooses others.
+pub(crate) fn seed() -> u64 {
+    std::env::var("DOCK_SEED").map_or(1, |seed| seed.parse().expect("DOCK_SEED is a number"))
+}
+
+/// Changes a local database without its triggers, as damage does.
+pub(crate) fn behind_our_back(site: &Site, database: &str, sql: &str) {
+    let conn = rusqlite::Connection::open(site.path(database)).unwrap();
+    conn.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false).unwrap();
+    conn.execute_batch(sql).unwrap();
+}
+
 /// A folder with a server database and a definition.
 pub struct Site {
     pub folder: tempfile::TempDir,

@@ -131,7 +131,7 @@ fn northwind_nine_employees_after_500_edits() {
     }
     assert_eq!(differences(&site), "", "after init");
 
-    let seed = std::env::var("DOCK_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
+    let seed = crate::harness::seed();
     println!("DOCK_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let mut done = 0;

@@ -46,7 +46,7 @@ fn incarnations(site: &Site) -> Vec<String> {
 
 #[test]
 fn r26_a_lost_data_store_is_rebuilt_and_rows_that_left_meanwhile_are_taken_from_the_nodes() {
-    let seed = fastrand::u64(..);
+    let seed = crate::harness::seed();
     eprintln!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let mut site = crm::running(&ALL);
@@ -145,8 +145,7 @@ fn copy(from: &Path, to: &Path) {
 
 #[test]
 fn r26_r2_rolling_rows_back_gives_what_they_were_for_random_statements() {
-    // The same each time, so that a failure is the build's own; DOCK_SEED chooses others.
-    let seed = std::env::var("DOCK_SEED").map_or(1, |seed| seed.parse().unwrap());
+    let seed = crate::harness::seed();
     eprintln!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let schema = "CREATE TABLE a(k PRIMARY KEY NOT NULL, u UNIQUE, v);

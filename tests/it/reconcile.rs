@@ -241,7 +241,7 @@ fn r6_reconcile_says_what_it_found_and_a_row_in_the_log_is_counted_once() {
 
 #[test]
 fn r6_r35_keys_of_every_type_and_collation_are_compared_in_one_pass() {
-    let seed = fastrand::u64(..);
+    let seed = crate::harness::seed();
     eprintln!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let schema = "CREATE TABLE a(k PRIMARY KEY NOT NULL, v); CREATE TABLE b(k TEXT COLLATE NOCASE PRIMARY KEY NOT NULL, v) WITHOUT ROWID;

@@ -38,8 +38,7 @@ fn writes(random: &mut fastrand::Rng, mark: &str) -> String {
 
 #[test]
 fn r14_f20_a_restored_database_at_twenty_timings_with_more_writes_than_were_lost() {
-    // The same each time, so that a failure is the build's own; DOCK_SEED chooses others.
-    let seed = std::env::var("DOCK_SEED").map_or(1, |seed| seed.parse().unwrap());
+    let seed = crate::harness::seed();
     eprintln!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let mut site = crm::running(&ALL);

@@ -38,13 +38,6 @@ fn figures(text: &str) -> BTreeMap<String, i64> {
     text.lines().filter(|line| !line.starts_with('#')).filter_map(figure).collect()
 }
 
-/// Changes a local database without its triggers, as damage does.
-fn behind_our_back(site: &Site, database: &str, sql: &str) {
-    let conn = rusqlite::Connection::open(site.path(database)).unwrap();
-    conn.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false).unwrap();
-    conn.execute_batch(sql).unwrap();
-}
-
 #[test]
 fn x11_doe22_h5_metrics_and_status_equal_the_truth() {
     let mut site = deployed();
@@ -109,7 +102,7 @@ fn doe6_x11_a_node_that_cannot_apply_shows_row_and_reason_on_both_sides_and_take
     }
     site.remote_sync_ok(&["sync", "SHOP-01.db"]);
     // Behind our back a row goes that the server then changes.
-    behind_our_back(&site, "SHOP-01.db", "DELETE FROM item WHERE id = 2;");
+    crate::harness::behind_our_back(&site, "SHOP-01.db", "DELETE FROM item WHERE id = 2;");
     site.sqlite3("hq.db", "UPDATE item SET name = 'changed';");
     let failed = site.remote_sync(&["sync", "SHOP-01.db"]);
     assert_eq!(failed.status.code(), Some(2), "{}", String::from_utf8_lossy(&failed.stderr));
@@ -127,7 +120,7 @@ fn doe6_x11_a_node_that_cannot_apply_shows_row_and_reason_on_both_sides_and_take
     let (_, explained) = said(&site, &["explain", "SHOP-01", "item", "2"]);
     assert!(explained.contains("was received and not applied") && explained.contains(reason), "{explained}");
 
-    behind_our_back(&site, "SHOP-01.db", "INSERT INTO item VALUES(2, 1, 'b');");
+    crate::harness::behind_our_back(&site, "SHOP-01.db", "INSERT INTO item VALUES(2, 1, 'b');");
     site.remote_sync_ok(&["sync", "SHOP-01.db"]);
     let (code, well) = said(&site, &["status"]);
     assert!(code == 0 && !well.contains("stopped"), "it is taken back: {well}");
@@ -147,7 +140,7 @@ fn doe24_x41_the_alert_hook_is_run_once_for_what_begins_to_need_a_person_and_nev
     std::fs::write(&config, format!("{text}alert_command = \"(cat; echo) >> alerts.txt; exit 7\"\n")).unwrap();
     let address = site.serve();
     site.remote_sync_ok(&["init", &address, "--node", "SHOP-01", "SHOP-01.db"]);
-    behind_our_back(&site, "SHOP-01.db", "DELETE FROM item;");
+    crate::harness::behind_our_back(&site, "SHOP-01.db", "DELETE FROM item;");
     site.sqlite3("hq.db", "UPDATE item SET name = 'changed';");
     assert_eq!(site.remote_sync(&["sync", "SHOP-01.db"]).status.code(), Some(2));
     let alerts = site.path("alerts.txt");

@@ -2,7 +2,7 @@
 //! follows a new definition or begins anew. A row that does not fit stops its node, by key and reason, until somebody corrects it.
 
 use crate::crm::{self, server_sql, sql_on};
-use crate::harness::{Site, literals};
+use crate::harness::{Site, behind_our_back, literals};
 use std::path::Path;
 
 const SCHEMA: &str = "
@@ -32,7 +32,8 @@ fn site() -> Site {
     site.dockmaster_ok(&["node", "add", "ANNA", "--set", "rep=1"]);
     site.remote_sync_ok(&["init", &address, "--node", "ANNA", "anna.db"]);
     site.stop();
-    sql_on(&site.path("anna.db"), "INSERT INTO note VALUES (100, 1, 'own'), (101, 1, NULL), (102, 7, NULL)");
+    // Nothing of them is pending: what is, is suspended where it does not fit (tests of the rebase).
+    behind_our_back(&site, "anna.db", "INSERT INTO note VALUES (100, 1, 'own'), (101, 1, NULL), (102, 7, NULL)");
     site
 }
 
@@ -90,9 +91,10 @@ fn r40_a_row_that_only_the_node_has_and_that_does_not_fit_a_new_shape_stops_the_
         let mut site = site();
         reshape(&mut site, way, NOT_NULL, "id, rep, ifnull(text, '')");
         assert_stops(&site, way, "2", "NOT NULL constraint failed: note.text");
-        sql_on(&site.path("anna.db"), "UPDATE note SET text = 'mended' WHERE id = 2; DELETE FROM note WHERE id = 102");
+        // Known limit: a correction that is captured is pending, and is taken back before the new shape comes (docs/uploads.md).
+        behind_our_back(&site, "anna.db", "UPDATE note SET text = 'mended' WHERE id = 2; DELETE FROM note WHERE id = 102");
         assert_stops(&site, way, "101", "NOT NULL constraint failed: note.text");
-        sql_on(&site.path("anna.db"), "UPDATE note SET text = 'mended' WHERE id = 101");
+        behind_our_back(&site, "anna.db", "UPDATE note SET text = 'mended' WHERE id = 101");
         site.remote_sync_ok(&["sync", "anna.db"]);
         assert_eq!(notes(&site), ["1 | 1 | 'from the extract'", "100 | 1 | 'own'", "101 | 1 | 'mended'", "2 | 1 | 'mended'"], "{way:?}");
         assert_eq!(visits(&site), ["1 | 'before'", "2 | 'after'"], "{way:?}");

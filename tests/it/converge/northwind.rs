@@ -90,7 +90,7 @@ fn r11_northwind_the_stock_is_exact_after_200_rounds_off_line() {
     let Some(source) = northwind() else { return };
     let definition = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/northwind.toml")).unwrap();
     let definition = format!("{definition}\n[object.StockCounts]\ndirection = \"upload\"\nvisible = 'everyone'\n");
-    let seed = std::env::var("DOCK_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
+    let seed = crate::harness::seed();
     eprintln!("DOCK_SEED={seed}");
     let mut rng = Rng::with_seed(seed);
     let mut site = Site::new(

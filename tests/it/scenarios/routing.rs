@@ -176,7 +176,7 @@ fn c13_a_disabled_node_gets_nothing_and_begins_anew_with_an_extract() {
 #[test]
 fn c10_random_changes_of_the_hierarchy_and_of_who_sits_where() {
     let mut direct = Direct::crm();
-    let seed = fastrand::u64(..);
+    let seed = crate::harness::seed();
     println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     for step in 0..40 {
@@ -240,7 +240,7 @@ fn c15_a_change_that_concerns_nobody_is_taken_note_of_and_sent_to_nobody_then_or
 #[test]
 fn f43_every_node_keeps_every_foreign_key_that_the_server_keeps() {
     let mut direct = Direct::crm();
-    let seed = fastrand::u64(..);
+    let seed = crate::harness::seed();
     println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let broken = |path: &std::path::Path| crate::harness::literals(path, "SELECT * FROM pragma_foreign_key_check");
