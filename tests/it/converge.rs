@@ -25,9 +25,9 @@ mod parts;
 mod shape;
 mod yard;
 
+use crate::harness::{Played, number};
 use case::Case;
 use fault::Fault;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use yard::Counts;
 
 /// Cases of one test function; there are four.
@@ -38,20 +38,8 @@ const FIRST: u64 = 70_000;
 const ACTIONS: usize = 26;
 
 /// Plays one case. An error comes with everything that was done.
-fn play(seed: u64, fault: Fault) -> Result<Counts, (String, Vec<String>)> {
-    let mut case = None;
-    let played = catch_unwind(AssertUnwindSafe(|| {
-        let case = case.insert(Case::new(seed, fault)?);
-        case.play(ACTIONS).map_err(|error| (error, case.log.clone()))
-    }));
-    played.unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-        Err((text.unwrap_or_default(), case.map(|case| case.log).unwrap_or_default()))
-    })
-}
-
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is no number")))
+fn play(seed: u64, fault: Fault) -> Played<Counts> {
+    crate::harness::play(|| Case::new(seed, fault), |case| case.play(ACTIONS), |case| case.log.clone())
 }
 
 /// Plays the cases of one of the four test functions.

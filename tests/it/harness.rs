@@ -6,9 +6,34 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
+/// The number that a variable of the environment gives.
+pub(crate) fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is no number")))
+}
+
 /// The seed of a random test: the same each time, so that a failure is the build's own; `DOCK_SEED` chooses others.
 pub(crate) fn seed() -> u64 {
-    std::env::var("DOCK_SEED").map_or(1, |seed| seed.parse().expect("DOCK_SEED is a number"))
+    number("DOCK_SEED").unwrap_or(1)
+}
+
+/// What a random case came to, or why it failed and what it had done.
+pub(crate) type Played<D> = Result<D, (String, Vec<String>)>;
+
+/// Plays a random case; a panic is a failure with what was done until then, which the case notes in `log`.
+pub(crate) fn play<C, D>(
+    make: impl FnOnce() -> Result<C, (String, Vec<String>)>,
+    run: impl FnOnce(&mut C) -> Result<D, String>,
+    log: impl Fn(&C) -> Vec<String>,
+) -> Played<D> {
+    let mut case = None;
+    let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let case = case.insert(make()?);
+        run(case).map_err(|error| (error, log(case)))
+    }));
+    played.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Err((text.unwrap_or_default(), case.as_ref().map(&log).unwrap_or_default()))
+    })
 }
 
 /// Changes a local database without its triggers, as damage does.

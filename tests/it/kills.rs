@@ -10,6 +10,7 @@ mod power;
 mod town;
 mod workload;
 
+use crate::harness::{number, seed};
 use std::time::{Duration, Instant};
 use town::{LIFE_MAX_MS, Town, WATCHING};
 use workload::Workload;
@@ -19,13 +20,9 @@ const KILLS: u64 = 500;
 /// How long they may take then.
 const TIME: Duration = Duration::from_secs(60);
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
-}
-
 #[test]
 fn f1_x1_i1_both_programs_killed_at_random_moments_of_a_busy_run() {
-    let seed = number("DOCKMASTER_SEED").unwrap_or_else(crate::harness::seed);
+    let seed = number("DOCKMASTER_SEED").unwrap_or_else(seed);
     let wanted = number("DOCKMASTER_KILLS");
     println!("DOCKMASTER_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);

@@ -107,14 +107,7 @@ impl Yard {
     }
 
     fn heading(&self, table: &str) -> Arc<TableHeading> {
-        let declared = &self.dock.tables[self.dock.table(table).unwrap()];
-        let sent: Vec<usize> = (0..declared.columns.len()).filter(|column| declared.columns[*column].sent).collect();
-        let place = |column: &usize| u16::try_from(sent.iter().position(|sent| sent == column).unwrap()).unwrap();
-        Arc::new(TableHeading {
-            name: declared.name.clone(),
-            columns: sent.iter().map(|column| declared.columns[*column].name.clone()).collect(),
-            key: declared.key.iter().map(place).collect(),
-        })
+        crate::node_kit::sent_heading(&self.dock, table)
     }
 
     /// The server's row now, as a node that is in step has it.

@@ -22,6 +22,7 @@ use dockmaster::store::schema::read_schema;
 use dockmaster::store::sqlite::{quote_name, value_of};
 use rusqlite::Connection;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The server of every kit.
 pub(crate) const SERVER: ServerId = ServerId([7; 16]);
@@ -303,6 +304,18 @@ pub(crate) fn both_ways(test: impl Fn()) {
     STAGED.set(true);
     test();
     STAGED.set(false);
+}
+
+/// Returns how nodes spell a table: the columns that they have.
+pub(crate) fn sent_heading(dock: &Dock, table: &str) -> Arc<TableHeading> {
+    let declared = &dock.tables[dock.table(table).unwrap()];
+    let sent: Vec<usize> = (0..declared.columns.len()).filter(|column| declared.columns[*column].sent).collect();
+    let place = |column: &usize| u16::try_from(sent.iter().position(|sent| sent == column).unwrap()).unwrap();
+    Arc::new(TableHeading {
+        name: declared.name.clone(),
+        columns: sent.iter().map(|column| declared.columns[*column].name.clone()).collect(),
+        key: declared.key.iter().map(place).collect(),
+    })
 }
 
 /// Returns the names in a folder, sorted.

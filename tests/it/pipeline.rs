@@ -17,9 +17,9 @@ mod shadow;
 pub(crate) mod site;
 pub(crate) mod writes;
 
+use crate::harness::{Played, number};
 use case::{Case, Done};
 use fault::Fault;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -31,20 +31,8 @@ const ACTIONS: usize = 24;
 const THREADS: usize = 2;
 
 /// Plays one case. An error comes with everything that was done.
-fn play(seed: u64, fault: Fault) -> Result<Done, (String, Vec<String>)> {
-    let mut case = None;
-    let played = catch_unwind(AssertUnwindSafe(|| {
-        let case = case.insert(Case::new(seed, fault)?);
-        case.play(ACTIONS).map_err(|error| (error, case.log.clone()))
-    }));
-    played.unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-        Err((text.unwrap_or_default(), case.map(|case| case.log).unwrap_or_default()))
-    })
-}
-
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is no number")))
+fn play(seed: u64, fault: Fault) -> Played<Done> {
+    crate::harness::play(|| Case::new(seed, fault), |case| case.play(ACTIONS), |case| case.log.clone())
 }
 
 #[test]

@@ -85,8 +85,8 @@ fn f3_f4_f5_power_cuts_on_real_file_systems_lose_and_double_nothing() {
         Ok(systems) => systems,
         Err(why) => return println!("SKIPPED: power cuts need root, loop devices, mkfs.ext4 and python3: {why}"),
     };
-    let seed = super::number("DOCKMASTER_SEED").unwrap_or_else(crate::harness::seed);
-    let wanted = super::number("DOCKMASTER_CUTS");
+    let seed = crate::harness::number("DOCKMASTER_SEED").unwrap_or_else(crate::harness::seed);
+    let wanted = crate::harness::number("DOCKMASTER_CUTS");
     println!("DOCKMASTER_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let mut town = Town::new(site, "nodes/");
