@@ -13,7 +13,8 @@ use std::process::ExitCode;
 /// Keeps many occasionally connected SQLite databases in step with one server database.
 ///
 /// A row that is changed on the server with plain SQL, by any program, reaches every node that may see it, in order, exactly
-/// once, and no other node. Who may see what stands in the definition, dockmaster.toml.
+/// once, and no other node. What programs change on a node is merged into the server database, field by field, once. Who may see and
+/// write what stands in the definition, dockmaster.toml.
 #[derive(Debug, Parser)]
 #[command(name = "dockmaster", version, propagate_version = true, after_help = AFTER_HELP, after_long_help = AFTER_HELP)]
 #[command(subcommand_required = true, arg_required_else_help = true)]

@@ -8,8 +8,8 @@ use std::process::ExitCode;
 
 /// Keeps one local SQLite database in step with its server.
 ///
-/// The local database is ordinary SQLite: any program reads it while it is kept in step. Its path is the handle of every
-/// command; what belongs to it (inbox, settings) lies beside it in DB.sync.
+/// The local database is ordinary SQLite: any program reads and writes it, with or without a network, while it is kept in step. Its
+/// path is the handle of every command; what belongs to it (inbox, outbox, settings) lies beside it in DB.sync.
 #[derive(Debug, Parser)]
 #[command(name = "remote-sync", version, propagate_version = true, after_help = AFTER_HELP, after_long_help = AFTER_HELP)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
@@ -47,9 +47,9 @@ Exit codes: 0 done; 1 done, but something waits for a person; 2 failed; 3 busy o
 enum Command {
     /// Fetch the database of a node, once
     Init(sync_commands::InitArgs),
-    /// Get in step now: fetch what waits, apply it
+    /// Get in step now: send what was changed here, fetch what waits, apply it
     Sync(sync_commands::SyncArgs),
-    /// Stay in step until Ctrl-C: changes arrive as they are routed
+    /// Stay in step until Ctrl-C: changes are sent as they happen and arrive as they are routed
     Watch(client_commands::DatabaseArgs),
     /// Show how far the local database is, and what needs a person
     Status(client_commands::DatabaseArgs),

@@ -226,7 +226,8 @@ fn keys(text: &Text, table: usize, draft: &Draft<'_>, options: &mut MergeOptions
         "own" => KeySource::Own,
         "block" => {
             if !shape.key_is_rowid {
-                let message = format!("{}: keys = \"block\" gives out integers, its key is no INTEGER PRIMARY KEY", shape.name);
+                let message =
+                    format!("{}: keys = \"block\" replaces integers that are taken, its key is no INTEGER PRIMARY KEY", shape.name);
                 report.problem(text.at, message, Some("keys = \"own\"".into()));
             }
             KeySource::Block

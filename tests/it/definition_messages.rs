@@ -494,7 +494,7 @@ fn node_attributes_windows_predicates_and_policies() {
         (
             "keys",
             "version = 1\nreference = [\"german\"]\n[table.german]\nkeys = \"block\"\n",
-            &["d:4:8 german: keys = \"block\" gives out integers, its key is no INTEGER PRIMARY KEY   keys = \"own\""],
+            &["d:4:8 german: keys = \"block\" replaces integers that are taken, its key is no INTEGER PRIMARY KEY   keys = \"own\""],
         ),
     ]);
 }
