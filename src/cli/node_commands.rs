@@ -234,11 +234,11 @@ fn delete(named: Option<&Path>, args: &DeleteArgs, output: Output) -> Outcome {
         output.say("Nothing was changed.")?;
         return Ok(Exit::Failed);
     }
-    let merged = database.merged_to(&args.name)?;
+    let merged = unmerged::Merged::read(&database, &args.name)?;
     nodes::delete(&database, &args.name)?;
     let root = DockingRoot::open(&Settings::load(named)?.root, Access::Look)?;
     let reason = format!("{} was deleted before this was merged", node.name);
-    let moved = unmerged::put_aside(&root, &node.name, merged.as_ref(), &reason)?;
+    let moved = unmerged::put_aside(&root, &node.name, &merged, &reason)?;
     if !moved.is_empty() {
         let (files, folder) = (some(moved.len() as u64, "file", "files"), root.quarantine(&node.name));
         output.say(format!("{files} that it sent and nobody merged: kept in {}", folder.display()))?;

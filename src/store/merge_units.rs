@@ -189,21 +189,7 @@ impl MergeDatabase {
     /// # Errors
     /// A statement failed.
     pub fn unfinished_files(&self, node: &NodeName) -> Result<BTreeMap<(Incarnation, FileNo), bool>, StoreError> {
-        let fault = || self.database.fault("looking for files that are still needed");
-        let mut statement = self
-            .database
-            .connection
-            .prepare_cached(
-                "SELECT incarnation, file_no, max(status <> 'error') FROM main.dock_unit
-                 WHERE node = ?1 AND status IN ('waiting', 'partial', 'error') GROUP BY incarnation, file_no",
-            )
-            .map_err(fault())?;
-        let rows = statement
-            .query_map([node.as_str()], |row| {
-                Ok(((Incarnation(row.get(0)?), FileNo(row.get::<_, i64>(1)?.unsigned_abs())), row.get::<_, bool>(2)?))
-            })
-            .map_err(fault())?;
-        rows.collect::<rusqlite::Result<_>>().map_err(fault())
+        self.database.unfinished_files(node)
     }
 
     /// Returns the last file of an incarnation whose units are known; 0 = none.

@@ -3,6 +3,7 @@
 use crate::base::ids::{ContentHash, FileNo, Incarnation, InstallId, NodeName, UnitNo};
 use crate::store::sqlite::{ServerDatabase, StoreError};
 use rusqlite::OptionalExtension;
+use std::collections::BTreeMap;
 
 /// The last file of a node all of whose units were executed, or refused for a person to decide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +39,30 @@ impl ServerDatabase {
             Ok(MergedTo { incarnation: Incarnation(incarnation), file: FileNo(file.unsigned_abs()), hash })
         })
         .transpose()
+    }
+
+    /// Returns the files of a node in which a unit is not final, each with whether one of them is still to be begun.
+    ///
+    /// # Errors
+    /// A statement failed.
+    pub fn unfinished_files(&self, node: &NodeName) -> Result<BTreeMap<(Incarnation, FileNo), bool>, StoreError> {
+        let fault = || self.fault("looking for files that are still needed");
+        if !self.has_merger()? {
+            return Ok(BTreeMap::new());
+        }
+        let mut statement = self
+            .connection
+            .prepare_cached(
+                "SELECT incarnation, file_no, max(status <> 'error') FROM main.dock_unit
+                 WHERE node = ?1 AND status IN ('waiting', 'partial', 'error') GROUP BY incarnation, file_no",
+            )
+            .map_err(fault())?;
+        let rows = statement
+            .query_map([node.as_str()], |row| {
+                Ok(((Incarnation(row.get(0)?), FileNo(row.get::<_, i64>(1)?.unsigned_abs())), row.get::<_, bool>(2)?))
+            })
+            .map_err(fault())?;
+        rows.collect::<rusqlite::Result<_>>().map_err(fault())
     }
 
     /// Returns the highest unit of a local database that was ever begun; 0 = none.

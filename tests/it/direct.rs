@@ -65,10 +65,19 @@ impl Direct {
 
     /// Registers a node with an attribute (several values with commas between), makes its extract and unpacks it.
     pub fn add(&mut self, node: &str, attribute: &str, value: &str) {
-        let name: NodeName = node.parse().unwrap();
         let mut settings = NodeSettings::default();
         settings.attributes.insert(attribute.into(), value.split(',').map(str::to_owned).collect());
-        nodes::add(&self.server(), &self.dock, &name, &settings).unwrap();
+        self.add_with(node, &settings);
+    }
+
+    /// Like [`Direct::add`], for a node of which nothing is given.
+    pub fn add_without(&mut self, node: &str) {
+        self.add_with(node, &NodeSettings::default());
+    }
+
+    fn add_with(&mut self, node: &str, settings: &NodeSettings) {
+        let name: NodeName = node.parse().unwrap();
+        nodes::add(&self.server(), &self.dock, &name, settings).unwrap();
         self.start(node);
     }
 
