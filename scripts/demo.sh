@@ -86,12 +86,17 @@ sql hq.db "CREATE TABLE credit(highest NUMERIC); INSERT INTO credit VALUES (1000
 show dockmaster check
 show dockmaster deploy --yes
 # ANNA and CORA are representatives of different teams; BERT is ANNA's manager.
-show dockmaster node add ANNA --set employee=5
-show dockmaster node add BERT --set employee=2
-show dockmaster node add CORA --set employee=8
+# Each is let in by a token of its own, once.
+add_node() {
+    printf '  $ dockmaster node add %s --set %s --quiet > %s.token\n' "$1" "$2" "${1,,}"
+    (umask 077 && dockmaster node add "$1" --set "$2" --quiet >"${1,,}.token")
+}
+add_node ANNA employee=5
+add_node BERT employee=2
+add_node CORA employee=8
 start_service
 for node in anna bert cora; do
-    show remote-sync init "127.0.0.1:$port" --node "${node^^}" "$node.db"
+    show remote-sync init "127.0.0.1:$port" --token-file "$node.token" "$node.db"
 done
 stop_service
 printf '  rows of opportunity: server %s, ANNA %s, BERT %s, CORA %s\n' \
@@ -131,15 +136,15 @@ for dx in docking/CORA/outbox/*.dx; do
 done
 printf '  CORA: no file names the row\n'
 
-step "7. The clients call. A node that is not in the list of valid nodes is refused.   SR-8 to SR-11"
+step "7. The clients call. A machine with a token that another one used already is refused.   SR-8 to SR-11"
 start_service
 set +e
-refused=$(remote-sync init "127.0.0.1:$port" --node MALLORY mallory.db 2>&1)
+refused=$(remote-sync init "127.0.0.1:$port" --token-file anna.token mallory.db 2>&1)
 code=$?
 set -e
-printf '  $ remote-sync init 127.0.0.1:%s --node MALLORY mallory.db\n' "$port"
+printf '  $ remote-sync init 127.0.0.1:%s --token-file anna.token mallory.db\n' "$port"
 printf '%s\n' "$refused" | sed 's/^/    /'
-expect "exit code for an unknown node" "$code" 2
+expect "exit code for a used token" "$code" 2
 
 step "8. Files go from the outbox into the client's inbox, and nothing is applied yet.   SR-12 SR-14"
 for node in anna bert cora; do show remote-sync sync "$node.db" --only receive; done

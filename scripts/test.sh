@@ -13,9 +13,10 @@ step() { printf '\n== %s\n' "$*"; }
 
 step "set-up"
 # What the tests stand on beside Rust, by program or file and Debian package. They write through the sqlite3 program as well,
-# because any program may write to the databases; they inject errors of system calls, fake clocks, and run Django.
+# because any program may write to the databases; they inject errors of system calls, fake clocks, call by another TLS, and run Django.
 missing=()
 command -v sqlite3 >/dev/null || missing+=(sqlite3)
+command -v openssl >/dev/null || missing+=(openssl)
 command -v strace >/dev/null || missing+=(strace)
 command -v mkfs.ext4 >/dev/null || [ -x /sbin/mkfs.ext4 ] || missing+=(e2fsprogs)
 command -v python3 >/dev/null || missing+=(python3)

@@ -6,6 +6,7 @@ mod apply_inbox;
 pub mod daemon;
 pub mod exchange;
 pub mod folder;
+pub mod identity;
 pub mod inbox;
 pub mod init;
 pub mod local_applier;

@@ -4,6 +4,7 @@
 
 pub mod backlog;
 pub mod error;
+pub mod keys;
 pub mod ledger;
 pub mod purge_rows;
 pub mod queue;

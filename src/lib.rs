@@ -18,7 +18,8 @@
 //! |---|---|---|---|
 //! | 0 | `base` | - | ids, clock, disk (the only writer of files), limits, step |
 //! | 1 | `model` | base | plain data: value, row, schema, dock objects, events, operations, nodes |
-//! | 2 | `dx`, `rules`, `session` | base, model | pure: codec; definition language and route decisions; protocol state |
+//! | 1 | `trust` | base | keys, certificates, enrolment tokens; what TLS demands |
+//! | 2 | `dx`, `rules`, `session` | base, model, trust | pure: codec; definition language and route decisions; protocol state |
 //! | 3 | `store` | layers 0-2 | SQL on the server database and local databases; values and names in SQL; row predicates |
 //! | 3 | `cds`, `docking` | layers 0-2, store | consolidated data store and scope index; folders, queues, ledger, sessions |
 //! | 3 | `transport` | layers 0-2, docking | sockets |
@@ -37,3 +38,4 @@ pub mod server;
 pub mod session;
 pub mod store;
 pub mod transport;
+pub mod trust;

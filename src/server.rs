@@ -3,9 +3,11 @@
 pub mod alerting;
 pub mod deploy;
 pub mod directory;
+mod enrolment;
 pub mod explain;
 pub mod extract;
 mod finished;
+pub mod identity;
 mod inbox;
 pub mod merger;
 mod mergerinbox;

@@ -10,6 +10,7 @@
 pub mod admission;
 pub mod client;
 pub mod codec;
+pub mod enrol;
 pub mod message;
 pub mod plan;
 pub mod server;

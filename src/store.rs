@@ -50,6 +50,7 @@ mod merge_record;
 pub mod merge_units;
 mod merge_write;
 pub mod messages;
+pub mod node_keys;
 pub mod nodes;
 pub mod passing;
 pub mod predicate;

@@ -1,6 +1,9 @@
 //! Layer 3: what carries a session, and what ends one. A `link` is any pair of byte streams; `tcp` makes one of a socket.
 
 pub mod link;
+pub mod peer;
+pub mod proxy;
 pub mod signals;
 pub mod tcp;
 pub mod throttle;
+pub mod tls;

@@ -128,3 +128,14 @@ CREATE TABLE IF NOT EXISTS dock_node_attribute (node TEXT, name TEXT, position I
 -- Which node brought a row of an upload table that the definition shows to nobody: no rule says it, and only that node may change it.
 -- row_key as model::keycode.
 CREATE TABLE IF NOT EXISTS dock_owner (table_name TEXT, row_key BLOB, node TEXT, PRIMARY KEY (table_name, row_key)) WITHOUT ROWID;
+
+-- How nodes prove who they are: the key of the one that was let in, and the token that lets the next one in. Only a hash of the token is
+-- kept. Nothing is routed by this, so it is not in the log.
+CREATE TABLE IF NOT EXISTS dock_node_key (
+    node        TEXT PRIMARY KEY,
+    key         BLOB UNIQUE,
+    enrolled_at INTEGER,
+    token_hash  BLOB UNIQUE,
+    token_until INTEGER,
+    token_key   BLOB
+);

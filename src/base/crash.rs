@@ -60,6 +60,7 @@ crash_points! {
     MergeRefused = "merge.refused": "A unit was rolled back, and that it is held is committed.",
     SessionAdmitted = "session.admitted": "The server has noted the session and not answered.",
     SessionMarked = "session.marked": "The server has noted how far a node is.",
+    InitEntered = "init.entered": "The server has let the key in; its certificate is kept.",
     InitFetched = "init.fetched": "The packed extract is whole in `tmp`.",
     InitUnpacked = "init.unpacked": "The new database is unpacked beside the old one.",
     InitAdopted = "init.adopted": "The new database has its identity and is durable.",

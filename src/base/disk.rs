@@ -12,10 +12,13 @@ use crate::base::folder::{EntryKind, list};
 use crate::base::group::GroupPut;
 use crate::base::handles;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Most bytes that are read of a file of secrets.
+const SECRET_BYTES_MAX: u64 = 64 << 10;
 
 /// A failed operation on a file or folder.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +46,14 @@ pub enum DiskError {
         operation: &'static str,
         /// On which path.
         path: PathBuf,
+    },
+    /// Others may read a file of secrets.
+    #[error("{} is a secret, but its mode is {mode:03o}: others may read it", path.display())]
+    Readable {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
     },
     /// Something other than an ordinary file stands where one was expected.
     #[error("{} is not an ordinary file", path.display())]
@@ -306,6 +317,24 @@ impl Disk {
         })?;
         let found = file.metadata().map_err(io_error("look at", path))?;
         if found.is_file() { Ok(file) } else { Err(DiskError::NotAFile { path: path.to_owned() }) }
+    }
+
+    /// Reads a file of secrets, which nobody but its owner may read.
+    ///
+    /// # Errors
+    /// [`DiskError::Readable`] if others may read it; anything else of the disk.
+    pub fn read_secret(&self, path: &Path) -> Result<String, DiskError> {
+        let file = self.open(path)?;
+        #[cfg(unix)]
+        {
+            let mode = std::os::unix::fs::MetadataExt::mode(&file.metadata().map_err(io_error("look at", path))?) & 0o777;
+            if mode & 0o077 != 0 {
+                return Err(DiskError::Readable { path: path.to_owned(), mode });
+            }
+        }
+        let mut text = String::new();
+        file.take(SECRET_BYTES_MAX).read_to_string(&mut text).map_err(io_error("read", path))?;
+        Ok(text)
     }
 
     /// Opens a file that is being received, to continue it, and makes it if it is not there. Only for `tmp` folders.

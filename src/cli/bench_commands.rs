@@ -137,12 +137,13 @@ fn measure(folder: &Path, rounds: u32, output: Output) -> anyhow::Result<Measure
     let bare = Probe::create(&folder.join("bare.db"))?;
     command(&programs, folder, &["deploy", "--yes", "--quiet"])?;
     for node in ["NODE", "SECOND"] {
-        command(&programs, folder, &["node", "add", node, "--set", "number=1", "--quiet"])?;
+        let token = command(&programs, folder, &["node", "add", node, "--set", "number=1", "--quiet"])?;
+        Disk::new().put(folder, folder, &format!("{node}.token"), token.as_bytes())?;
     }
     let (_service, address) = serve(&programs, folder)?;
     let mut watching = Vec::new();
     for (node, database) in [("NODE", "node.db"), ("SECOND", "second.db")] {
-        command(&remote_sync, folder, &["init", &address, "--node", node, database, "--quiet"])?;
+        command(&remote_sync, folder, &["init", &address, "--token-file", &format!("{node}.token"), database, "--quiet"])?;
         let watch = Command::new(&remote_sync).args(["watch", database, "--quiet"]).current_dir(folder).stdout(Stdio::null()).spawn();
         watching.push(Running(watch.with_context(|| format!("start {}", remote_sync.display()))?));
     }
@@ -193,14 +194,14 @@ fn measure(folder: &Path, rounds: u32, output: Output) -> anyhow::Result<Measure
     Ok(measured)
 }
 
-/// Runs a command to its end.
-fn command(program: &Path, folder: &Path, arguments: &[&str]) -> anyhow::Result<()> {
+/// Runs a command to its end. Returns what it printed.
+fn command(program: &Path, folder: &Path, arguments: &[&str]) -> anyhow::Result<String> {
     let run = Command::new(program).args(arguments).current_dir(folder).stdin(Stdio::null()).env_remove("DOCKMASTER_CONFIG").output();
     let done = run.with_context(|| format!("start {}", program.display()))?;
     if !done.status.success() {
         bail!("{} {}: {}", program.display(), arguments.join(" "), String::from_utf8_lossy(&done.stderr).trim());
     }
-    Ok(())
+    Ok(String::from_utf8(done.stdout)?)
 }
 
 /// Starts the service and returns the address that it listens on.

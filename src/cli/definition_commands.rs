@@ -13,8 +13,10 @@ use crate::rules::check::Checked;
 use crate::rules::problem::Problem;
 use crate::rules::starter;
 use crate::server::deploy::{self, DeployOptions, DeployPlan};
+use crate::server::identity;
 use crate::server::preview::NodeEffect;
 use crate::store::sqlite::ServerDatabase;
+use crate::trust::token::Fingerprint;
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -144,6 +146,9 @@ pub(crate) struct DeployArgs {
     /// Do not ask
     #[arg(short, long)]
     pub(crate) yes: bool,
+    /// Make a new identity of the server, because the one that nodes know is lost or is no longer secret; every node needs a new token
+    #[arg(long)]
+    pub(crate) new_identity: bool,
 }
 
 /// Checks, shows what will be done, asks, and puts the definition into force.
@@ -159,9 +164,10 @@ pub(crate) fn deploy(named: Option<&Path>, args: &DeployArgs, output: Output) ->
         output.say(format!("warning: {warning}"))?;
     }
     if plan.is_empty() {
+        let identity = identify(args, settings, output)?;
         let revision = plan.revision.map_or(0, |revision| revision.0);
         if output.is_json() {
-            output.json(json!({ "plan": plan, "deployed": null }))?;
+            output.json(json!({ "plan": plan, "deployed": null, "identity": identity.to_string() }))?;
         }
         output.say(format!("Nothing to do, revision {revision} is in force."))?;
         return Ok(Exit::Done);
@@ -182,8 +188,9 @@ pub(crate) fn deploy(named: Option<&Path>, args: &DeployArgs, output: Output) ->
         Err(DockingError::InUse { .. }) => deploy::deploy_beside_service(&options, &settings.root)?,
         Err(error) => return Err(error.into()),
     };
+    let identity = identify(args, settings, output)?;
     if output.is_json() {
-        output.json(json!({ "plan": plan, "deployed": deployed }))?;
+        output.json(json!({ "plan": plan, "deployed": deployed, "identity": identity.to_string() }))?;
     }
     if !deployed.in_force {
         output.say(format!("Revision {} is deployed; the service has not taken it over yet, its log says why.", deployed.revision))?;
@@ -191,6 +198,22 @@ pub(crate) fn deploy(named: Option<&Path>, args: &DeployArgs, output: Output) ->
     }
     output.say(format!("Deployed revision {} in {:.1} s.", deployed.revision, began.elapsed().as_secs_f64()))?;
     Ok(Exit::Done)
+}
+
+/// Sees to it that the server has an identity.
+fn identify(args: &DeployArgs, settings: &Settings, output: Output) -> anyhow::Result<Fingerprint> {
+    let database = ServerDatabase::open(&settings.database)?;
+    if !args.new_identity {
+        return Ok(identity::ensure(&settings.identity, &database)?);
+    }
+    // A service that runs would go on with the former one.
+    let _root = DockingRoot::open(&settings.root, Access::Exclusive)?;
+    if !confirm("A new identity: every node needs a new token before it can synchronise again. Go on?", args.yes)? {
+        anyhow::bail!("the identity is as it was");
+    }
+    let fingerprint = identity::renew(&settings.identity, &database)?;
+    output.say(format!("New identity {fingerprint}. For each node: dockmaster node token NAME"))?;
+    Ok(fingerprint)
 }
 
 /// Returns what is to be deployed; `None` if the definition has problems.

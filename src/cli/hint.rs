@@ -18,6 +18,7 @@ use crate::docking::error::DockingError;
 use crate::docking::room::NoRoom;
 use crate::server::deploy::DeployError;
 use crate::server::explain::ExplainError;
+use crate::server::identity::IdentityError;
 use crate::server::merger::MergerError;
 use crate::server::merger::RuleError;
 use crate::server::messages::MessageError;
@@ -34,7 +35,9 @@ use crate::store::conflicts::ResolveRefused;
 use crate::store::local::LocalError;
 use crate::store::passing::is_out_of_room;
 use crate::store::sqlite::StoreError;
+use crate::transport::peer::DialError;
 use crate::transport::tcp::TcpError;
+use crate::trust::token::TokenError;
 use std::error::Error;
 
 type Cause<'a> = &'a (dyn Error + 'static);
@@ -77,11 +80,13 @@ fn spoken_for(cause: Cause<'_>) -> Option<Cause<'_>> {
         ExplainError: Store, Node, Docking, Sessions, Trail;
         TrailError: Docking, Cds, Sessions;
         VerifyError: Store, Node, Docking, Sessions, Trail;
-        NodeError: Store, Name;
+        NodeError: Store, Name, Identity;
+        IdentityError: Disk, Store;
+        DialError: Tcp, Disk;
         MessageError: Store;
         RuleError: Store;
         DeployError: Store, Cds, TxnProc;
-        ServeError: TxnProc, Router, Extract, Merger, Sync, Node, Store;
+        ServeError: TxnProc, Router, Extract, Merger, Sync, Node, Store, Identity;
         MergerError: Store, Disk, Docking, Sessions, Node;
         SyncError: Tcp, Sessions;
         TxnProcError: Store, Cds, Docking, Disk;
@@ -89,7 +94,7 @@ fn spoken_for(cause: Cause<'_>) -> Option<Cause<'_>> {
         DockingError: Disk, Content;
         ClientStatusError: Local, Folder;
         InitError: Exchange, Disk, Install;
-        ExchangeError: Folder, Disk, Tcp;
+        ExchangeError: Folder, Disk, Dial;
         FolderError: Disk;
         ApplyFault: Apply, Local;
         ApplyError: Local, Disk;
@@ -117,7 +122,7 @@ fn hint(cause: Cause<'_>) -> Option<String> {
     }
     first! {
         ConfigError: config; StoreError: store; NodeError: node; DeployError: deploy; CdsError: data_store; LocalError: local; DockingError: docking;
-        ExplainError: explain; DiskError: disk; FolderError: folder; ExchangeError: exchange; InitError: init; TcpError: tcp; IdError: id;
+        ExplainError: explain; DiskError: disk; FolderError: folder; ExchangeError: exchange; InitError: init; TcpError: tcp; DialError: dial; IdentityError: identity; TokenError: token; IdError: id;
         MessageError: message; RuleError: ruling; ResolveRefused: conflict;
     }
     if is_out_of_room(cause) {
@@ -250,6 +255,7 @@ const MAKE_ROOM: &str = "make room; work resumes by itself, nothing is lost";
 
 fn disk(error: &DiskError) -> Option<String> {
     match error {
+        DiskError::Readable { path, .. } => Some(format!("chmod 600 {}; if others could read it, the secret may be out", path.display())),
         DiskError::Exists { .. } => some("it is yours: move it away first, or name another file"),
         DiskError::Poisoned { .. } => some("look at the disk first, then start again; nothing is lost"),
         error if error.is_no_space() => some(MAKE_ROOM),
@@ -260,7 +266,7 @@ fn disk(error: &DiskError) -> Option<String> {
 fn folder(error: &FolderError) -> Option<String> {
     match error {
         FolderError::Busy { .. } => some("let it end, or stop it; `remote-sync status` works meanwhile"),
-        FolderError::NoConfig { .. } => some("begin with: remote-sync init SERVER --node NAME DB"),
+        FolderError::NoConfig { .. } => some("begin with: remote-sync init SERVER --token TOKEN DB"),
         _ => None,
     }
 }
@@ -290,7 +296,7 @@ fn refused(node: &str, code: RefusalCode) -> Option<String> {
             some("this copy cannot go on; fetch the database anew: remote-sync init --replace --renew")
         }
         RefusalCode::Initialised => some("one node is one local database; if the other copy is gone: remote-sync init --renew"),
-        RefusalCode::NotInitialised => some("remote-sync init SERVER --node NAME DB"),
+        RefusalCode::NotInitialised => some("remote-sync init SERVER DB --replace; `dockmaster node token NAME` lets a new machine in"),
         RefusalCode::WrongServer => some("nothing was exchanged; check the address in remote-sync.toml, in the folder DB.sync"),
         RefusalCode::Busy => Some(format!(
             "another session of {node} goes on, perhaps `remote-sync watch` on another copy; on the server: dockmaster node show {node}"
@@ -303,8 +309,47 @@ fn refused(node: &str, code: RefusalCode) -> Option<String> {
 fn init(error: &InitError) -> Option<String> {
     match error {
         InitError::Exists(_) => some("--replace keeps the old one beside it and puts the new one in its place"),
+        InitError::NoToken(_) => {
+            some("remote-sync init SERVER --token TOKEN DB; `dockmaster node add` and `dockmaster node token` give tokens")
+        }
         InitError::Damaged(_) => some("look at the disk here and at the server's, then run it again"),
         _ => None,
+    }
+}
+
+fn dial(error: &DialError) -> Option<String> {
+    match error {
+        DialError::NoIdentity(_) => {
+            some("begin with: remote-sync init SERVER --token TOKEN DB; `dockmaster node token NAME` gives a token")
+        }
+        DialError::Identity { .. } => {
+            some("let this machine in anew: dockmaster node token NAME, then remote-sync init --token TOKEN --replace")
+        }
+        DialError::Stranger { .. } => some(
+            "nothing was exchanged. Is the address right? Does something between here and there open TLS? After `deploy --new-identity` a new token is needed",
+        ),
+        DialError::Refused { .. } => some(
+            "a token lets one machine in, within a day; another one: dockmaster node token NAME. Why it was refused is in the server's log",
+        ),
+        DialError::Tls { .. } => some("is that a Dockmaster server, and of a version that fits?"),
+        _ => None,
+    }
+}
+
+fn identity(error: &IdentityError) -> Option<String> {
+    match error {
+        IdentityError::Missing(_) => some("dockmaster deploy"),
+        IdentityError::Lost { .. } | IdentityError::Other { .. } | IdentityError::Damaged { .. } => {
+            some("put it back from a backup; if there is none: dockmaster deploy --new-identity, and a new token for each node")
+        }
+        _ => None,
+    }
+}
+
+fn token(error: &TokenError) -> Option<String> {
+    match error {
+        TokenError::Beginning => None,
+        _ => some("copy it once more, or ask for another: dockmaster node token NAME"),
     }
 }
 

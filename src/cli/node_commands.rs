@@ -42,6 +42,11 @@ The columns of the file: name, model (may be left out), attributes of [node].")]
         after_help = "Examples:\n  dockmaster node set ANNA --set employee=4\n  dockmaster node set VENUS --set vessel=9074729 --set vessel=9074731      several values\n  dockmaster node set VENUS --set vessel=                                no value"
     )]
     Set(SetArgs),
+    /// Give a node another token: for a new machine, or because the first one was lost or has ended
+    #[command(after_help = "\
+Whoever uses the token takes the place of the machine that is this node now, which is refused from then on. It may be used for a day, \
+by one machine. `node add` gives the first one.")]
+    Token(NameArgs),
     /// Take a disabled node back; it needs a new extract
     Enable(NameArgs),
     /// End a node: it is refused from now on and gets nothing
@@ -155,6 +160,7 @@ pub(crate) fn node(named: Option<&Path>, command: &NodeCommand, output: Output) 
         NodeCommand::Show(args) => show(named, &args.name, output),
         NodeCommand::History(args) => history_command::history(named, args, output),
         NodeCommand::Set(args) => set(named, args, output),
+        NodeCommand::Token(args) => token(named, &args.name, output),
         NodeCommand::Enable(args) => {
             let node = nodes::enable(&open(named)?, &args.name)?;
             done(&node, &format!("{} is registered again and needs a new extract: remote-sync init on its machine", node.name), output)
@@ -191,21 +197,66 @@ fn add(named: Option<&Path>, args: &AddArgs, output: Output) -> Outcome {
         }
         (None, None) => bail!("name a node, or a file with --from"),
     };
+    let mut tokens = Vec::new();
+    for node in &added {
+        tokens.push(nodes::give_token(&project.settings.identity, &project.database, &node.name)?);
+    }
     if output.is_json() {
-        output.json(json!({ "nodes": added.iter().map(node_json).collect::<Vec<_>>() }))?;
+        let nodes = added.iter().zip(&tokens).map(|(node, given)| {
+            let mut document = node_json(node);
+            document["token"] = json!(given.token.reveal());
+            document["token_until"] = json!(given.until);
+            document
+        });
+        output.json(json!({ "nodes": nodes.collect::<Vec<_>>() }))?;
         return Ok(Exit::Done);
     }
-    match added.as_slice() {
-        [node] => output.say(format!(
-            "{} is registered. On its machine:  remote-sync init {} --node {} {}.db",
-            node.name,
-            project.settings.server.listen,
-            node.name,
-            node.name.as_str().to_ascii_lowercase()
-        ))?,
-        several => output.say(format!("{} nodes are registered.", several.len()))?,
+    match (args.from.is_some(), added.first(), tokens.first()) {
+        (false, Some(node), Some(given)) => tell_token(&project.settings, &node.name, given, output)?,
+        _ => {
+            // For whoever sends them out: as the file came in.
+            output.line("name,token")?;
+            for (node, given) in added.iter().zip(&tokens) {
+                output.line(format!("{},{}", node.name, given.token.reveal()))?;
+            }
+            output.say(format!("{} nodes are registered; their tokens may be used for a day.", added.len()))?;
+        }
     }
     Ok(Exit::Done)
+}
+
+fn token(named: Option<&Path>, name: &NodeName, output: Output) -> Outcome {
+    let settings = Settings::load(named)?;
+    let database = ServerDatabase::open(&settings.database)?;
+    let known = database.node_key(name)?;
+    let given = nodes::give_token(&settings.identity, &database, name)?;
+    if output.is_json() {
+        output.json(json!({ "node": name.as_str(), "token": given.token.reveal(), "token_until": given.until }))?;
+        return Ok(Exit::Done);
+    }
+    tell_token(&settings, name, &given, output)?;
+    if let Some(since) = known.enrolled_at {
+        output.say(format!("The machine that is {name} since {} is refused as soon as another one uses this token.", time(since)))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// Shows a token, once, with the line to type.
+fn tell_token(settings: &Settings, name: &NodeName, given: &nodes::GivenToken, output: Output) -> anyhow::Result<()> {
+    let token = given.token.reveal();
+    if output.is_quiet() {
+        output.line(token)?;
+        return Ok(());
+    }
+    let listen = &settings.server.listen;
+    // One that listens everywhere is called by a name that we do not know.
+    let address = match listen.strip_prefix("0.0.0.0").or_else(|| listen.strip_prefix("[::]")) {
+        Some(port) => format!("SERVER{port}"),
+        None => listen.clone(),
+    };
+    output.line(format!("{name} may join until {}. On its machine:", time(given.until)))?;
+    output.line(format!("  remote-sync init {address} --token {token} {}.db", name.as_str().to_ascii_lowercase()))?;
+    Ok(())
 }
 
 fn set(named: Option<&Path>, args: &SetArgs, output: Output) -> Outcome {
@@ -237,6 +288,9 @@ fn delete(named: Option<&Path>, args: &DeleteArgs, output: Output) -> Outcome {
     let merged = unmerged::Merged::read(&database, &args.name)?;
     nodes::delete(&database, &args.name)?;
     let root = DockingRoot::open(&Settings::load(named)?.root, Access::Look)?;
+    if root.sessions_db().exists() {
+        SessionsDb::open(&root.sessions_db())?.forget_key(&args.name)?;
+    }
     let reason = format!("{} was deleted before this was merged", node.name);
     let moved = unmerged::put_aside(&root, &node.name, &merged, &reason)?;
     if !moved.is_empty() {
@@ -290,7 +344,8 @@ fn list(named: Option<&Path>, output: Output) -> Outcome {
 
 fn show(named: Option<&Path>, name: &NodeName, output: Output) -> Outcome {
     let settings = Settings::load(named)?;
-    let node = nodes::show(&ServerDatabase::open(&settings.database)?, name)?;
+    let server = ServerDatabase::open(&settings.database)?;
+    let (node, keys) = (nodes::show(&server, name)?, server.node_key(name)?);
     let root = DockingRoot::open(&settings.root, Access::Look)?;
     let (mut mark, mut sessions, mut alerts, mut stop) = (None, Vec::new(), Vec::new(), None);
     if let Some(database) = SessionsDb::open_to_read(&root.sessions_db())? {
@@ -301,6 +356,9 @@ fn show(named: Option<&Path>, name: &NodeName, output: Output) -> Outcome {
     }
     if output.is_json() {
         let mut document = node_json(&node);
+        document["key"] = json!(keys.key.map(|key| key.to_string()));
+        document["enrolled"] = json!(keys.enrolled_at);
+        document["token_until"] = json!(keys.token_until);
         document["applied"] = json!(mark.as_ref().map(|mark| mark.applied.unit.0));
         document["stopped"] = json!(stop.as_ref().map(|stop| json!({ "since": stop.since, "reason": stop.reason })));
         document["alerts"] = json!(alerts.iter().map(|alert| json!({ "at": alert.at, "text": alert.text })).collect::<Vec<_>>());
@@ -315,6 +373,13 @@ fn show(named: Option<&Path>, name: &NodeName, output: Output) -> Outcome {
         output.json(document)?;
     } else {
         output.line(format!("{}  {}  extract {}  {}", node.name, node.state, node.incarnation, attributes_text(&node)))?;
+        output.line(match (keys.key, keys.enrolled_at) {
+            (Some(key), Some(since)) => format!("machine  let in {}, key {}", time(since), &key.to_string()[..16]),
+            _ => "machine  none was let in yet".to_owned(),
+        })?;
+        if let Some(until) = keys.token_until {
+            output.line(format!("token    may be used until {}", time(until)))?;
+        }
         output.line(format!("model    {}", node.model.as_deref().unwrap_or("none: every rule holds")))?;
         output.line(match &mark {
             Some(mark) => format!("applied  txn {} (file {}), received file {}", mark.applied.unit, mark.applied.file, mark.received),

@@ -23,6 +23,8 @@ pub(crate) struct Settings {
     pub(crate) database: PathBuf,
     /// Where the docking root is.
     pub(crate) root: PathBuf,
+    /// Where the server's identity is.
+    pub(crate) identity: PathBuf,
 }
 
 impl Settings {
@@ -31,8 +33,8 @@ impl Settings {
         let Loaded { path, files } = config::load(named)?;
         let server = settings(&files).map_err(|problems| ConfigError::Wrong { problems })?.server;
         let Some(database) = &server.database else { return Err(ConfigError::NoDatabase { path }) };
-        let (database, root) = (config::beside(&path, database), config::beside(&path, &server.root));
-        Ok(Settings { config: path, files, server, database, root })
+        let [database, root, identity] = [database, &server.root, &server.identity].map(|name| config::beside(&path, name));
+        Ok(Settings { config: path, files, server, database, root, identity })
     }
 }
 

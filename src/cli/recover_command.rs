@@ -71,6 +71,7 @@ pub(crate) fn recover(named: Option<&Path>, args: &RecoverArgs, output: Output) 
     if !recovered.disabled.is_empty() {
         lines.push(format!("Their streams had ended, so they are disabled: {}.", names(&recovered.disabled)));
     }
+    lines.push("Tokens that nobody used yet are good no more: dockmaster node token NAME gives another.".to_owned());
     output.say(lines.join("\n"))?;
     Ok(Exit::Done)
 }

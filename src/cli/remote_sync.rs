@@ -37,7 +37,7 @@ struct Common {
 
 const AFTER_HELP: &str = "\
 First steps:
-  remote-sync init hq.example.com --node SHOP-01 pos.db    fetch the database, once
+  remote-sync init hq.example.com --token DM1-.. pos.db    fetch the database, once
   remote-sync sync pos.db                                  get in step now (from cron, or by hand)
   remote-sync watch pos.db                                 stay in step until Ctrl-C
 

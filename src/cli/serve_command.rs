@@ -6,6 +6,7 @@ use crate::cli::output::{Output, some};
 use crate::cli::project::Settings;
 use crate::cli::server_commands::serve_options;
 use crate::docking::root::{Access, DockingRoot};
+use crate::server::identity;
 use crate::server::supervisor::{self, Stop};
 use crate::store::sqlite::ServerDatabase;
 use crate::transport::signals;
@@ -22,6 +23,7 @@ pub(crate) fn serve(named: Option<&Path>, output: Output) -> Outcome {
     let database = ServerDatabase::open(&settings.database)?;
     let identity = database.identity()?;
     let nodes = database.nodes()?.len();
+    let fingerprint = identity::read(&settings.identity, &database)?.fingerprint().to_string();
     drop(database);
     let root = Arc::new(DockingRoot::open(&settings.root, Access::Exclusive)?);
     let stop = Stop::new();
@@ -36,15 +38,18 @@ pub(crate) fn serve(named: Option<&Path>, output: Output) -> Outcome {
     })?;
     let ready = |address: std::net::SocketAddr| {
         let told = if output.is_json() {
-            output.json(json!({ "listening": address.to_string(), "revision": identity.revision.0, "nodes": nodes }))
+            output
+                .json(json!({ "listening": address.to_string(), "identity": fingerprint, "revision": identity.revision.0, "nodes": nodes }))
         } else {
             output
                 .say(format!(
-                    "{}  {} (SQLite)  revision {}  root {}    listening on {address} (loopback only: TLS is not built yet)    {}",
+                    "{}  {} (SQLite)  revision {}  root {}    listening on {address} (TLS 1.3, identity {})    {}",
                     identity.server_name,
                     settings.database.display(),
                     identity.revision,
                     settings.root.display(),
+                    // The beginning tells one from another; the whole of it is in `status --json` and in every token.
+                    &fingerprint[..11],
                     some(nodes as u64, "node", "nodes")
                 ))
                 .and_then(|()| output.say(format!("ready in {:.1} s, Ctrl-C stops cleanly", began.elapsed().as_secs_f32())))

@@ -82,6 +82,7 @@ pub(crate) struct RunArgs {
 pub(crate) fn serve_options(settings: &Settings) -> ServeOptions {
     ServeOptions {
         database: settings.database.clone(),
+        identity: settings.identity.clone(),
         listen: settings.server.listen.clone(),
         alert_command: settings.server.alert_command.clone(),
         day_starts_minutes: i64::from(settings.server.day_starts_minutes),

@@ -1,6 +1,5 @@
 //! `remote-sync init | sync | watch`: the commands that talk to the server, or apply what it sent.
 
-use crate::base::ids::NodeName;
 use crate::base::limits::AWAIT_SECONDS_MAX;
 use crate::cli::client_commands::DatabaseArgs;
 use crate::cli::exit::{Exit, Outcome};
@@ -9,14 +8,20 @@ use crate::cli::sync_report;
 use crate::client::applier::Applier;
 use crate::client::daemon;
 use crate::client::exchange::{self, ExchangeOptions, SharedApplier};
-use crate::client::folder::ClientFolder;
+use crate::client::folder::{ClientFolder, LockedFolder};
+use crate::client::identity::{ServerDialer, Which};
 use crate::client::init::{self, InitOptions};
 use crate::client::local_applier::{ApplyFault, LocalApplier};
 use crate::client::report::{ExchangeError, Progress, ProgressEvent, SyncReport};
 use crate::session::message::DEFAULT_PORT;
+use crate::transport::link::Timing;
+use crate::transport::proxy::Proxy;
 use crate::transport::signals;
+use crate::trust::token::Token;
+use anyhow::Context as _;
 use indicatif::ProgressBar;
 use serde_json::json;
+use std::io::Read as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -28,15 +33,21 @@ Fetches the extract that the server makes for this node and puts it in place as 
 command goes on where it was.
 
 Examples:
-  remote-sync init 127.0.0.1:40400 --node SHOP-01 pos.db
-  remote-sync init 127.0.0.1 --node SHOP-01 pos.db --replace --renew     begin anew with a new extract")]
+  remote-sync init hq.example.com --token DM1-.... pos.db          the token is from `dockmaster node add`
+  remote-sync init hq.example.com --token-file token.txt pos.db    it does not show in the list of processes then; - is stdin
+  remote-sync init hq.example.com pos.db --replace --renew         begin anew with a new extract; no token is needed
+
+The key of this node is made here and stays here, in DB.sync/identity. With HTTPS_PROXY set, the way leads through that proxy.")]
 pub(crate) struct InitArgs {
     /// Address of the server: host, or host:port
     #[arg(value_name = "SERVER")]
     server: String,
-    /// The node that this database will be
-    #[arg(long, value_name = "NAME")]
-    node: NodeName,
+    /// Lets this machine in, once, as the node that the token is for
+    #[arg(long, value_name = "TOKEN", conflicts_with = "token_file")]
+    token: Option<String>,
+    /// A file with the token; `-` reads it from stdin
+    #[arg(long, value_name = "PATH")]
+    token_file: Option<PathBuf>,
     /// Replace a database that has something in it; the old one is kept beside it
     #[arg(long)]
     replace: bool,
@@ -87,27 +98,24 @@ pub(crate) struct SyncArgs {
 /// Makes the local database.
 pub(crate) fn init(args: &InitArgs, output: Output) -> Outcome {
     let folder = ClientFolder::of(&args.database).lock()?;
-    let options = InitOptions {
-        server: with_port(&args.server),
-        node: args.node.clone(),
-        replace: args.replace,
-        renew: args.renew,
-        exchange: ExchangeOptions::default(),
-    };
+    let (server, token, proxy) = (with_port(&args.server), token(args)?, proxy()?);
     let began = Instant::now();
+    init::look(&folder, args.replace)?;
+    let (node, dialer) = init::enter(&folder, &server, token.as_ref(), proxy.as_ref(), Timing::default())?;
+    let options = InitOptions { server, node, replace: args.replace, renew: args.renew, exchange: ExchangeOptions::new(dialer) };
     let mut bars = Bars::new(output);
     let report = init::init(&folder, &options, &mut bars)?;
     bars.finish();
     if output.is_json() {
         output.json(json!({
-            "node": args.node.as_str(), "server": report.server_name, "incarnation": report.offer.incarnation.0,
+            "node": options.node.as_str(), "server": report.server_name, "incarnation": report.offer.incarnation.0,
             "unit": report.offer.unit.0, "bytes": report.offer.bytes, "replaced": report.replaced,
         }))?;
     } else {
         output.line(format!(
             "{} is ready: node {} of {}, extract {}, as of txn {}, {} fetched in {:.1} s.",
             args.database.display(),
-            args.node,
+            options.node,
             report.server_name,
             report.offer.incarnation,
             count(report.offer.unit.0),
@@ -120,6 +128,41 @@ pub(crate) fn init(args: &InitArgs, output: Output) -> Outcome {
         output.say(format!("Next: remote-sync sync {0}    or stay in step:  remote-sync watch {0}", args.database.display()))?;
     }
     Ok(Exit::Done)
+}
+
+/// Longest text that is read where a token is expected, in bytes.
+const TOKEN_BYTES_MAX: u64 = 1024;
+
+/// Reads the token; it is never part of a message.
+fn token(args: &InitArgs) -> anyhow::Result<Option<Token>> {
+    let text = match (&args.token, &args.token_file) {
+        (Some(text), _) => text.clone(),
+        (None, Some(path)) if path.as_os_str() == "-" => read_token(std::io::stdin().lock()).context("read the token from stdin")?,
+        (None, Some(path)) => {
+            let file = std::fs::File::open(path).with_context(|| format!("open {}", path.display()))?;
+            read_token(file).with_context(|| format!("read {}", path.display()))?
+        }
+        (None, None) => return Ok(None),
+    };
+    Ok(Some(text.parse()?))
+}
+
+fn read_token(from: impl std::io::Read) -> std::io::Result<String> {
+    let mut text = String::new();
+    from.take(TOKEN_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// The web proxy, by the variables of the environment that other programs read too.
+fn proxy() -> anyhow::Result<Option<Proxy>> {
+    let variable = |names: [&str; 2]| names.iter().find_map(|name| std::env::var(name).ok()).filter(|value| !value.trim().is_empty());
+    let Some(url) = variable(["HTTPS_PROXY", "https_proxy"]) else { return Ok(None) };
+    Proxy::new(&url, &variable(["NO_PROXY", "no_proxy"]).unwrap_or_default()).map(Some).map_err(anyhow::Error::msg)
+}
+
+/// The ordinary way to the server of a database.
+fn exchange_options(folder: &LockedFolder) -> anyhow::Result<ExchangeOptions> {
+    Ok(ExchangeOptions::new(Arc::new(ServerDialer::new(folder, Which::Node, proxy()?))))
 }
 
 /// Gets in step once.
@@ -146,7 +189,7 @@ pub(crate) fn sync(args: &SyncArgs, output: Output) -> Outcome {
             send: sends,
             receive: fetches,
             wait: args.wait.filter(|_| sends),
-            ..ExchangeOptions::default()
+            ..exchange_options(&folder)?
         };
         let shared: SharedApplier = applier.clone();
         loop {
@@ -222,7 +265,7 @@ pub(crate) fn watch(args: &DatabaseArgs, output: Output) -> Outcome {
     let shared: SharedApplier = applier.clone();
     let stop = signals::token()?;
     output.say(format!("{} stays in step with {}; Ctrl-C stops cleanly.", config.node, config.server))?;
-    let options = ExchangeOptions { receive: config.download, ..ExchangeOptions::default() };
+    let options = ExchangeOptions { receive: config.download, ..exchange_options(&folder)? };
     daemon::watch(&folder, &config, &shared, &options, &mut Told, &stop).map_err(|error| stopped_first(&applier, error))?;
     Ok(Exit::Done)
 }

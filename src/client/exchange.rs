@@ -12,9 +12,9 @@ use crate::client::inbox::Inbox;
 use crate::client::report::{ExchangeError, Progress, ProgressEvent, SyncReport};
 use crate::client::send::Up;
 use crate::session::client::{Action, ClientSession, Closed, Event, Report, plan};
-use crate::session::message::{AppliedTo, Hello, Mode, Versions, Welcome, feature, program};
+use crate::session::message::{AppliedTo, Hello, Mode, RefusalCode, Versions, Welcome, feature, program};
 use crate::transport::link::{Link, LinkError, Timing};
-use crate::transport::tcp;
+use crate::transport::peer::Dialer;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -24,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 /// How an exchange is done.
 #[derive(Debug, Clone)]
 pub struct ExchangeOptions {
+    /// Who opens the line.
+    pub dialer: Arc<dyn Dialer>,
     /// Who waits how long.
     pub timing: Timing,
     /// Attempts in a row without any progress before giving up.
@@ -42,9 +44,11 @@ pub struct ExchangeOptions {
     pub wait: Option<u32>,
 }
 
-impl Default for ExchangeOptions {
-    fn default() -> ExchangeOptions {
+impl ExchangeOptions {
+    /// Returns the ordinary way of it.
+    pub fn new(dialer: Arc<dyn Dialer>) -> ExchangeOptions {
         ExchangeOptions {
+            dialer,
             timing: Timing::default(),
             attempts: 4,
             pause: Duration::from_millis(500),
@@ -187,7 +191,7 @@ impl Exchange<'_> {
         let inbox = Inbox::open(self.folder, position.applied.file)?;
         self.report.applied = position.applied;
         self.report.received = inbox.received();
-        let link = tcp::connect(&self.config.server, self.options.timing).await?;
+        let link = self.options.dialer.dial(&self.config.server, self.options.timing).await?;
         let machine = ClientSession::new(self.hello(&position, inbox.received(), up.is_wanted()));
         // What lies in the inbox from before is applied too.
         let apply_due = self.options.apply && inbox.received() > position.applied.file;
@@ -479,7 +483,12 @@ impl Exchange<'_> {
     fn end(&self, closed: Option<Closed>, position: &LocalPosition) -> Result<(), ExchangeError> {
         match closed {
             Some(Closed::Done) => Ok(()),
-            Some(Closed::Refused(refusal)) => Err(ExchangeError::Refused { node: self.config.node.to_string(), refusal }),
+            Some(Closed::Refused(refusal)) => {
+                if refusal.code == RefusalCode::Certificate {
+                    self.options.dialer.renew_next();
+                }
+                Err(ExchangeError::Refused { node: self.config.node.to_string(), refusal })
+            }
             Some(Closed::Stopped(text)) if text.is_empty() => Err(ExchangeError::Lost("the server ended the session".into())),
             Some(Closed::Stopped(text) | Closed::Lost(text)) => Err(ExchangeError::Lost(text)),
             None => Err(ExchangeError::Lost("the session ended".into())),

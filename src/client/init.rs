@@ -10,16 +10,20 @@ use crate::base::ids::{ByteHash, Incarnation, InstallId, NodeName, ServerId};
 use crate::base::quarantine::{self, Aside};
 use crate::client::exchange::{ExchangeOptions, jitter, runtime};
 use crate::client::folder::{LockedFolder, RemoteConfig, with_suffix};
+use crate::client::identity::{self, ServerDialer, Which};
 use crate::client::inbox::Part;
 use crate::client::report::{ExchangeError, Progress, ProgressEvent};
 use crate::session::client::{Action, ClientSession, Closed, Event, init_hello};
-use crate::session::message::{ExtractOffer, Welcome};
+use crate::session::message::{ExtractOffer, RefusalCode, Welcome};
 use crate::store::swap::{self, Expected, InstallError};
-use crate::transport::link::Link;
-use crate::transport::tcp;
+use crate::transport::link::{Link, Timing};
+use crate::transport::peer::Dialer;
+use crate::transport::proxy::Proxy;
+use crate::trust::token::Token;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Longest extract that is taken, in bytes, packed or not.
@@ -64,6 +68,9 @@ pub struct InitReport {
 /// Why init did not come to its end. Running it again continues.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
+    /// Nothing says which node this is.
+    #[error("{} was never let in by a server, and there is no token", .0.display())]
+    NoToken(PathBuf),
     /// There is a database already.
     #[error("{} exists and is not empty; it is replaced only with --replace", .0.display())]
     Exists(PathBuf),
@@ -111,16 +118,43 @@ struct Fetched {
     bytes: u64,
 }
 
+/// Returns whether there is a database with something in it, which is to be replaced.
+///
+/// # Errors
+/// There is one, and it is not to be replaced.
+pub fn look(folder: &LockedFolder, replace: bool) -> Result<bool, InitError> {
+    let exists = fs::metadata(folder.database()).is_ok_and(|metadata| metadata.len() > 0);
+    if exists && !replace { Err(InitError::Exists(folder.database().to_owned())) } else { Ok(exists) }
+}
+
+/// Has this folder let in by a token, if there is one; else it goes on as the node that it is. Returns the node, and who calls its
+/// server. Blocks.
+///
+/// # Errors
+/// There is no token, and it was never let in; no line; or the server refuses.
+pub fn enter(
+    folder: &LockedFolder,
+    server: &str,
+    token: Option<&Token>,
+    proxy: Option<&Proxy>,
+    timing: Timing,
+) -> Result<(NodeName, Arc<dyn Dialer>), InitError> {
+    let dial = |error| InitError::Exchange(ExchangeError::Dial(error));
+    let (which, identity) = match token {
+        Some(token) => (Which::New, Some(runtime()?.block_on(identity::enrol(folder, server, token, proxy, timing)).map_err(dial)?)),
+        None => (Which::Node, identity::of(folder, Which::Node).map_err(dial)?),
+    };
+    let identity = identity.ok_or_else(|| InitError::NoToken(folder.database().to_owned()))?;
+    crash::at(CrashPoint::InitEntered);
+    Ok((identity.node().clone(), Arc::new(ServerDialer::new(folder, which, proxy.cloned()))))
+}
+
 /// Makes the local database of `folder` from the node's extract. Blocks.
 ///
 /// # Errors
 /// See `InitError`. Nothing of the former database has changed then.
 pub fn init(folder: &LockedFolder, options: &InitOptions, progress: &mut dyn Progress) -> Result<InitReport, InitError> {
-    let database = folder.database();
-    let exists = fs::metadata(database).is_ok_and(|metadata| metadata.len() > 0);
-    if exists && !options.replace {
-        return Err(InitError::Exists(database.to_owned()));
-    }
+    let exists = look(folder, options.replace)?;
     let mut install_id = InstallId::default();
     getrandom::fill(&mut install_id.0).map_err(|error| InitError::Random(error.to_string()))?;
     let fetched = runtime()?.block_on(Box::pin(fetch(folder, options, install_id, progress)))?;
@@ -166,6 +200,7 @@ fn put_in_place(folder: &LockedFolder, options: &InitOptions, fetched: &Fetched,
     let (server, node, server_id) = (options.server.clone(), options.node.clone(), Some(fetched.welcome.server_id));
     let config = RemoteConfig { server, node, server_id, download };
     folder.write_config(&config).map_err(ExchangeError::Folder)?;
+    identity::take_over(folder).map_err(ExchangeError::Dial)?;
     crash::at(CrashPoint::InitConfigured);
     let replaced = exists.then(|| folder.replaced_database());
     if let Some(kept) = &replaced {
@@ -181,6 +216,8 @@ fn put_in_place(folder: &LockedFolder, options: &InitOptions, fetched: &Fetched,
     crash::at(CrashPoint::InitReplaced);
     // What init and former sessions left.
     disk.clean_tmp(&folder.tmp())?;
+    // The last thing: until here the same call may be made again with the same token.
+    identity::forget_key(folder).map_err(ExchangeError::Dial)?;
     Ok(replaced)
 }
 
@@ -237,7 +274,12 @@ async fn fetch(
 
 fn ended_error(ended: Option<Closed>, options: &InitOptions) -> InitError {
     let error = match ended {
-        Some(Closed::Refused(refusal)) => ExchangeError::Refused { node: options.node.to_string(), refusal },
+        Some(Closed::Refused(refusal)) => {
+            if refusal.code == RefusalCode::Certificate {
+                options.exchange.dialer.renew_next();
+            }
+            ExchangeError::Refused { node: options.node.to_string(), refusal }
+        }
         Some(Closed::Violation(text)) => ExchangeError::Violation(text),
         Some(Closed::Lost(text) | Closed::Stopped(text)) if !text.is_empty() => ExchangeError::Lost(text),
         _ => ExchangeError::Lost("the server ended the session".into()),
@@ -261,7 +303,7 @@ struct Download<'a> {
 impl Download<'_> {
     async fn run(&mut self, install_id: InstallId) -> Result<(), InitError> {
         let timing = self.options.exchange.timing;
-        let mut link = tcp::connect(&self.options.server, timing).await.map_err(ExchangeError::Tcp)?;
+        let mut link = self.options.exchange.dialer.dial(&self.options.server, timing).await.map_err(ExchangeError::Dial)?;
         let mut machine = ClientSession::new(init_hello(self.options.node.as_str(), install_id, None));
         let pulse = link.pulse();
         let (began, mut pinged) = (Instant::now(), Instant::now());

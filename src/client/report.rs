@@ -7,7 +7,7 @@ use crate::client::folder::FolderError;
 use crate::session::message::{AppliedTo, Refusal, Unavailable};
 use crate::session::upload::{Refused, UploadFile};
 use crate::store::passing::is_out_of_room;
-use crate::transport::tcp::TcpError;
+use crate::transport::peer::DialError;
 use std::io;
 use std::time::Duration;
 
@@ -170,7 +170,7 @@ pub enum ExchangeError {
     Disk(#[from] DiskError),
     /// No line.
     #[error(transparent)]
-    Tcp(#[from] TcpError),
+    Dial(#[from] DialError),
     /// The node's stream began anew; the local database has taken that over and calls again.
     #[error("the stream of this node begins anew (incarnation {0})")]
     BegunAnew(Incarnation),
@@ -241,7 +241,7 @@ impl ExchangeError {
         }
         match self {
             ExchangeError::Folder(error) => error.is_passing(),
-            ExchangeError::Tcp(error) => matches!(error, TcpError::Connect { .. } | TcpError::Address { .. }),
+            ExchangeError::Dial(error) => error.is_passing(),
             ExchangeError::Lost(_) | ExchangeError::BegunAnew(_) => true,
             ExchangeError::Refused { refusal, .. } => refusal.code.is_passing(),
             _ => false,

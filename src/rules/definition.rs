@@ -19,6 +19,8 @@ pub struct ServerSettings {
     pub listen: String,
     /// Docking root, relative to the file. Default `docking`.
     pub root: String,
+    /// Folder of the server's identity, relative to the file. Default `identity`.
+    pub identity: String,
     /// Command that is run, with the alert as JSON on its standard input, when something begins to need a person.
     pub alert_command: Option<String>,
     /// When a day begins for windows, minutes after midnight. Default 03:00.
@@ -46,6 +48,7 @@ impl Default for ServerSettings {
             database: None,
             listen: "127.0.0.1:40400".into(),
             root: "docking".into(),
+            identity: "identity".into(),
             alert_command: None,
             day_starts_minutes: 180,
             compare_every_seconds: 600,

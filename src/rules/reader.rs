@@ -18,6 +18,7 @@ const SERVER_KEYS: &[&str] = &[
     "database",
     "listen",
     "root",
+    "identity",
     "alert_command",
     "day_starts",
     "compare_every",
@@ -150,6 +151,9 @@ impl Reader<'_, '_> {
         }
         if let Some(root) = self.optional_text(server, "root") {
             settings.root = root.value;
+        }
+        if let Some(identity) = self.optional_text(server, "identity") {
+            settings.identity = identity.value;
         }
         if let Some(listen) = self.optional_text(server, "listen") {
             let port = listen.value.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then(|| port.parse::<u16>().ok())?);

@@ -1,6 +1,7 @@
 //! What the Synchronization Manager asks of the other parts: the list of valid nodes in the server database, and how far
 //! routing is. Its own connections, so that a session never waits for a stage.
 
+use super::enrolment;
 use super::nodes;
 use super::syncmgr::{BoxError, NodeDirectory, OutboxFile, OutboxIndex};
 use crate::base::ids::{FileNo, Incarnation, InstallId, NodeName, TxnId, UnitNo};
@@ -10,24 +11,30 @@ use crate::docking::ledger::Ledger;
 use crate::docking::root::DockingRoot;
 use crate::model::node::Node;
 use crate::session::admission::ServerIdentity;
+use crate::session::enrol::Request;
 use crate::store::sqlite::{ServerDatabase, StoreError};
 use crate::store::upload_position::MergedTo;
+use crate::trust::authority::Authority;
+use crate::trust::keys::PublicKey;
 use rusqlite::Connection;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The server database as a list of valid nodes (SR-11).
 #[derive(Debug)]
-pub struct Directory(Mutex<ServerDatabase>);
+pub struct Directory {
+    database: Mutex<ServerDatabase>,
+    authority: Arc<Authority>,
+}
 
 impl Directory {
-    /// Opens the server database.
-    pub fn open(database: &Path) -> Result<Directory, StoreError> {
-        Ok(Directory(Mutex::new(ServerDatabase::open(database)?)))
+    /// Opens the server database; nodes are let in in the name of `authority`.
+    pub fn open(database: &Path, authority: Arc<Authority>) -> Result<Directory, StoreError> {
+        Ok(Directory { database: Mutex::new(ServerDatabase::open(database)?), authority })
     }
 
     fn database(&self) -> MutexGuard<'_, ServerDatabase> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.database.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -56,6 +63,14 @@ impl NodeDirectory for Directory {
     fn restart(&self, name: &NodeName) -> Result<(), BoxError> {
         nodes::restart(&self.database(), name)?;
         Ok(())
+    }
+
+    fn key_holder(&self, key: &PublicKey) -> Result<Option<NodeName>, BoxError> {
+        Ok(self.database().key_holder(key)?)
+    }
+
+    fn enrol(&self, request: &Request, proved: Option<PublicKey>) -> Result<Result<(NodeName, Vec<u8>), &'static str>, BoxError> {
+        enrolment::decide(&self.database(), &self.authority, request, proved)
     }
 
     fn start(&self, name: &NodeName) -> Result<Incarnation, BoxError> {

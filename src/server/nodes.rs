@@ -3,14 +3,19 @@
 //! Every change is checked against the definition and the server database and committed, with its control, in one transaction: a
 //! file of forty nodes is imported as a whole or not at all.
 
+use super::identity::{self, IdentityError};
+use crate::base::clock::now_seconds;
 use crate::base::ids::{IdError, Incarnation, NodeName};
 use crate::model::dock::{AttributeSource, AttributeType, Dock};
 use crate::model::node::{Node, NodeState};
 use crate::model::value::Value;
 use crate::store::nodes::NodeWriter;
 use crate::store::sqlite::{ServerDatabase, StoreError};
+use crate::trust::keys::TrustError;
+use crate::trust::token::{TOKEN_SECONDS, Token};
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::path::Path;
 
 /// What can be wrong with a change of a node.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +26,12 @@ pub enum NodeError {
     /// The name breaks a rule.
     #[error(transparent)]
     Name(#[from] IdError),
+    /// The identity of the server.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// No random numbers.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// The name is taken.
     #[error("node {name} exists already")]
     Exists {
@@ -104,6 +115,29 @@ pub struct NodeSettings {
 /// The name is taken, a setting does not fit the definition or the data, or the database refused.
 pub fn add(database: &ServerDatabase, dock: &Dock, name: &NodeName, settings: &NodeSettings) -> Result<Node, NodeError> {
     database.change_nodes(|writer| add_in(writer, dock, name, settings))
+}
+
+/// A token, just made. It is shown once.
+#[derive(Debug, Clone, Copy)]
+pub struct GivenToken {
+    /// The token.
+    pub token: Token,
+    /// Until when it may be used, in seconds since 1970.
+    pub until: i64,
+}
+
+/// Gives a node a token; one that it had is good no more.
+///
+/// # Errors
+/// The node is unknown, the server has no identity, or the database refused.
+pub fn give_token(identity: &Path, database: &ServerDatabase, name: &NodeName) -> Result<GivenToken, NodeError> {
+    let authority = identity::read(identity, database)?;
+    let token = Token::generate(authority.fingerprint()).map_err(|error| TrustError::Random(error.to_string()))?;
+    let until = now_seconds() + TOKEN_SECONDS;
+    match database.keep_token(name, &token.secret, until) {
+        Err(StoreError::UnknownNode { name }) => Err(NodeError::Unknown { name }),
+        kept => Ok(kept.map(|()| GivenToken { token, until })?),
+    }
 }
 
 /// Returns every node, sorted by name.

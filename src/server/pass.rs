@@ -60,6 +60,9 @@ pub enum ServeError {
     /// The Synchronization Manager.
     #[error("Synchronization Manager: {0}")]
     Sync(#[from] super::syncmgr::SyncError),
+    /// The identity of the server.
+    #[error(transparent)]
+    Identity(#[from] super::identity::IdentityError),
     /// A node could not be started anew.
     #[error(transparent)]
     Node(#[from] super::nodes::NodeError),
@@ -102,6 +105,8 @@ impl ServeError {
 pub struct ServeOptions {
     /// The server database.
     pub database: PathBuf,
+    /// Folder of the server's identity.
+    pub identity: PathBuf,
     /// Address of the Synchronization Manager, e.g. `127.0.0.1:40400`.
     pub listen: String,
     /// Command that is told what begins to need a person; `None` = nobody is told.
@@ -130,10 +135,12 @@ impl ServeOptions {
         MergerOptions { errors: self.merge_errors, keep, ..MergerOptions::default() }
     }
 
-    /// Returns options with the ordinary limits; a day begins at midnight.
+    /// Returns options with the ordinary limits; a day begins at midnight, and the identity lies beside the database.
     pub fn new(database: impl Into<PathBuf>, listen: impl Into<String>) -> ServeOptions {
+        let database = database.into();
         ServeOptions {
-            database: database.into(),
+            identity: database.with_file_name("identity"),
+            database,
             listen: listen.into(),
             alert_command: None,
             day_starts_minutes: 0,

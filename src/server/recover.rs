@@ -5,6 +5,7 @@ use crate::base::ids::{Revision, TxnId};
 use crate::cds::layout::{connect_read_only, read_state, running_nodes};
 use crate::cds::{CdsError, CdsState};
 use crate::docking::root::DockingRoot;
+use crate::docking::sessions::{SessionsDb, SessionsError};
 use crate::store::log::ReadOptions;
 use crate::store::recover::{Recovered, Remembered};
 use crate::store::sqlite::{ServerDatabase, StoreError};
@@ -20,6 +21,9 @@ pub enum RecoverError {
     /// The data store.
     #[error(transparent)]
     Cds(#[from] CdsError),
+    /// What is known of nodes.
+    #[error(transparent)]
+    Sessions(#[from] SessionsError),
     /// Another server's.
     #[error("{} is of server {found}, the docking root {} of server {known}", database.display(), root.display())]
     OtherServer {
@@ -159,7 +163,9 @@ pub fn restored(database: &Path, root: &DockingRoot) -> Result<Recovered, Recove
         return Err(RecoverError::Definition { database: database.to_owned(), found, known: state.revision });
     }
     let nodes = running_nodes(&root.cds_db())?;
-    let remembered = Remembered { position: state.position, nonce: state.nonce, epoch: state.epoch, nodes: &nodes };
+    let seen = SessionsDb::open(&root.sessions_db())?.keys()?;
+    let keys: Vec<_> = seen.into_iter().map(|seen| (seen.node, seen.key, seen.since)).collect();
+    let remembered = Remembered { position: state.position, nonce: state.nonce, epoch: state.epoch, nodes: &nodes, keys: &keys };
     Ok(server.declare_restored(&remembered)?)
 }
 

@@ -5,6 +5,7 @@
 
 use super::alerting;
 use super::directory::{Directory, Routed};
+use super::identity::{self, IdentityError};
 use super::merger::{Merger, MergerError};
 use super::pass::{ExtractsOf, ServeError, ServeOptions, restart_lost_extracts, tick};
 use super::purge::Purge;
@@ -21,7 +22,9 @@ use crate::cds::nodes::NodeScope;
 use crate::docking::room::Room;
 use crate::docking::root::DockingRoot;
 use crate::docking::sessions::SessionsDb;
+use crate::store::sqlite::ServerDatabase;
 use crate::store::wal;
+use crate::transport::tls::TlsGreeter;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -66,7 +69,9 @@ pub fn serve(
         failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         stop.stop();
     };
-    let directory = Arc::new(Directory::open(&options.database)?);
+    let authority = Arc::new(identity::read(&options.identity, &ServerDatabase::open(&options.database)?)?);
+    let greeter = Arc::new(TlsGreeter::new(Arc::clone(&authority)).map_err(IdentityError::from)?);
+    let directory = Arc::new(Directory::open(&options.database, authority)?);
     let index = Arc::new(Routed::open(root).map_err(RouterError::from)?);
     let end_sessions = CancellationToken::new();
 
@@ -84,7 +89,7 @@ pub fn serve(
                 min_free_bytes: options.min_free_bytes,
                 ..SyncOptions::new(&options.listen, root.path())
             };
-            if let Err(error) = syncmgr::serve(sync_options, directory, index, routed, sessions, ready) {
+            if let Err(error) = syncmgr::serve(sync_options, greeter, directory, index, routed, sessions, ready) {
                 fail(ServeError::from(error));
             }
         });

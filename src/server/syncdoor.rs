@@ -12,6 +12,7 @@ use crate::session::admission::{self, Admitted, NodeFacts, ServerIdentity, Turne
 use crate::session::message::{AppliedTo, Hello, Mode, RefusalCode};
 use crate::session::server::Event;
 use crate::transport::link::Pulse;
+use crate::transport::peer::Proof;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +29,8 @@ pub(super) struct Seat {
 
 /// Everything that judging a hello needs.
 pub(super) struct Door {
+    /// Which node the line proves.
+    pub(super) proof: Proof,
     pub(super) shared: Arc<Shared>,
     pub(super) identity: ServerIdentity,
     pub(super) hello: Box<Hello>,
@@ -98,7 +101,7 @@ impl Door {
 
     fn decide(self) -> Result<(Result<Admitted, Turned>, Option<Seat>), BoxError> {
         let (shared, hello) = (&self.shared, &self.hello);
-        let look = || -> Result<Option<Node>, BoxError> { self.node.as_ref().map_or(Ok(None), |name| shared.directory.node(name)) };
+        let look = || -> Result<Option<Node>, BoxError> { self.node.as_ref().map_or(Ok(None), |name| shared.proved(&self.proof, name)) };
         let mut node = look()?;
         let mut facts = self.facts(node.as_ref())?;
         let heartbeat = u16::try_from(shared.timing.heartbeat.as_secs().max(1)).unwrap_or(u16::MAX);
@@ -114,7 +117,15 @@ impl Door {
             facts = self.facts(node.as_ref())?;
             verdict = admission::admit(hello, &self.identity, node.as_ref(), &facts, heartbeat);
         }
-        let Some(node) = node else { return Ok((verdict, None)) };
+        let Some(node) = node else {
+            if let (Err(turned), Some(name)) = (&mut verdict, &self.node)
+                && turned.refusal.code == RefusalCode::Node
+                && shared.directory.node(name)?.is_some()
+            {
+                turned.detail = format!("the line does not prove that it is {name} ({:?})", self.proof);
+            }
+            return Ok((verdict, None));
+        };
         let begin = Begin {
             node: node.name.clone(),
             peer: self.peer,
@@ -148,6 +159,9 @@ impl Door {
                 });
                 if let Some(mark) = &mark {
                     sessions.set_mark(mark)?;
+                }
+                if let Proof::Key(key) = &self.proof {
+                    sessions.note_key(&node.name, key, now_seconds())?;
                 }
                 crash::at(CrashPoint::SessionAdmitted);
                 Ok((verdict, Some(Seat { claim, row, mark })))

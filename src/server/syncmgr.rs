@@ -10,11 +10,14 @@ use crate::docking::sessions::{SessionsDb, SessionsError};
 use crate::model::node::Node;
 use crate::server::syncsession;
 use crate::session::admission::{ServerIdentity, Turned};
+use crate::session::enrol::Request;
 use crate::session::message::{Message, Refusal, RefusalCode};
 use crate::store::upload_position::MergedTo;
 use crate::transport::link::{Pulse, Timing};
+use crate::transport::peer::{Greeted, Greeter, Proof};
 use crate::transport::tcp::{self, TcpError};
 use crate::transport::throttle::Throttle;
+use crate::trust::keys::PublicKey;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
@@ -69,6 +72,18 @@ pub trait NodeDirectory: Send + Sync + 'static {
     /// The server database cannot be written, or the node is gone.
     fn restart(&self, name: &NodeName) -> Result<(), BoxError>;
 
+    /// Returns the node that a key belongs to.
+    ///
+    /// # Errors
+    /// The server database cannot be read.
+    fn key_holder(&self, key: &PublicKey) -> Result<Option<NodeName>, BoxError>;
+
+    /// Lets a node in, or gives it a new certificate; `proved` is the key that its line proves. `Ok(Err(why))` is for the log only.
+    ///
+    /// # Errors
+    /// The server database cannot be read or written, or the authority failed.
+    fn enrol(&self, request: &Request, proved: Option<PublicKey>) -> Result<Result<(NodeName, Vec<u8>), &'static str>, BoxError>;
+
     /// Starts a node anew and returns its new incarnation; its extract will appear in its outbox.
     ///
     /// # Errors
@@ -120,7 +135,7 @@ pub type StoredHook = Arc<dyn Fn() + Send + Sync>;
 /// What the manager needs to know.
 #[derive(Clone)]
 pub struct SyncOptions {
-    /// Address to listen on; loopback only until TLS is built.
+    /// Address to listen on.
     pub listen: String,
     /// The docking root.
     pub root: PathBuf,
@@ -220,6 +235,25 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// Ends the session that a node has, if it has one.
+    pub(super) fn cut_off(&self, node: &NodeName) {
+        let slots = self.slots.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(slot) = slots.get(node) {
+            slot.cut.cancel();
+        }
+    }
+
+    /// Returns a node if a line proves it. Blocks.
+    pub(super) fn proved(&self, proof: &Proof, name: &NodeName) -> Result<Option<Node>, BoxError> {
+        let is_proved = match proof {
+            Proof::Key(key) => self.directory.key_holder(key)?.as_ref() == Some(name),
+            Proof::Named(proved) => proved == name,
+        };
+        if is_proved { self.directory.node(name) } else { Ok(None) }
+    }
+}
+
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared").field("root", &self.root.path()).finish_non_exhaustive()
@@ -244,21 +278,28 @@ impl Drop for Claim {
 }
 
 /// A manager that listens and has not begun to serve.
-#[derive(Debug)]
 pub struct SyncManager {
     listener: TcpListener,
+    greeter: Arc<dyn Greeter>,
     shared: Arc<Shared>,
     sessions_max: usize,
     addresses: Addresses,
+}
+
+impl fmt::Debug for SyncManager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SyncManager").field("shared", &self.shared).finish_non_exhaustive()
+    }
 }
 
 impl SyncManager {
     /// Opens the listener and `sessions.db`. `routed` changes whenever the Router has finished a round or an extract is there.
     ///
     /// # Errors
-    /// The address is taken or not on this machine, or the history cannot be opened.
+    /// The address is taken or not of this machine, or the history cannot be opened.
     pub async fn bind(
         options: SyncOptions,
+        greeter: Arc<dyn Greeter>,
         directory: Arc<dyn NodeDirectory>,
         index: Arc<dyn OutboxIndex>,
         routed: watch::Receiver<u64>,
@@ -280,7 +321,7 @@ impl SyncManager {
             next_session: AtomicU64::new(1),
         });
         let addresses = Addresses { most: options.sessions_per_address, held: Arc::default() };
-        Ok(SyncManager { listener, shared, sessions_max: options.sessions_max, addresses })
+        Ok(SyncManager { listener, greeter, shared, sessions_max: options.sessions_max, addresses })
     }
 
     /// Returns the address that nodes call.
@@ -310,7 +351,7 @@ impl SyncManager {
                     continue;
                 }
             };
-            let shared = self.shared.clone();
+            let (shared, greeter) = (self.shared.clone(), self.greeter.clone());
             let seat = match (self.addresses.take(peer.ip()), places.clone().try_acquire_owned()) {
                 (Some(address), Ok(place)) => Ok((address, place)),
                 (None, _) => Err("as many sessions come from this address as may; try again later"),
@@ -320,13 +361,13 @@ impl SyncManager {
                 Ok(seat) => {
                     let shutdown = shutdown.clone();
                     tasks.spawn(async move {
-                        syncsession::serve(shared, stream, peer, shutdown).await;
+                        syncsession::serve(shared, greeter, stream, peer, shutdown).await;
                         drop(seat);
                     });
                 }
                 // The refusals need no place of their own, but they are bounded too.
                 Err(why) if tasks.len() < self.sessions_max * 2 => {
-                    tasks.spawn(refuse_full(shared, stream, why));
+                    tasks.spawn(refuse_full(shared, greeter, stream, why));
                 }
                 Err(_) => drop(stream),
             }
@@ -378,8 +419,8 @@ impl Drop for AddressSeat {
     }
 }
 
-async fn refuse_full(shared: Arc<Shared>, stream: TcpStream, why: &'static str) {
-    if let Ok(link) = tcp::accept(stream, shared.timing) {
+async fn refuse_full(shared: Arc<Shared>, greeter: Arc<dyn Greeter>, stream: TcpStream, why: &'static str) {
+    if let Ok(Greeted::Session { link, .. } | Greeted::Turned { link, .. }) = greeter.greet(stream, shared.timing).await {
         let refusal = Refusal::new(RefusalCode::Full, why);
         if link.outgoing.send(&Message::Refused(refusal)).await.is_ok() {
             link.close().await;
@@ -393,6 +434,7 @@ async fn refuse_full(shared: Arc<Shared>, stream: TcpStream, why: &'static str) 
 /// As `SyncManager::bind`, or no threads.
 pub fn serve(
     options: SyncOptions,
+    greeter: Arc<dyn Greeter>,
     directory: Arc<dyn NodeDirectory>,
     index: Arc<dyn OutboxIndex>,
     routed: watch::Receiver<u64>,
@@ -406,7 +448,7 @@ pub fn serve(
         .build()
         .map_err(SyncError::Runtime)?;
     runtime.block_on(async {
-        let manager = SyncManager::bind(options, directory, index, routed).await?;
+        let manager = SyncManager::bind(options, greeter, directory, index, routed).await?;
         ready(manager.local_addr().map_err(SyncError::Runtime)?);
         manager.run(shutdown).await;
         Ok(())

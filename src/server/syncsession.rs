@@ -7,6 +7,7 @@ use crate::base::clock::now_seconds;
 use crate::base::ids::{FileNo, Incarnation, NodeName};
 use crate::docking::sessions::{End, Mark, SessionsDb, SessionsError};
 use crate::model::node::Node;
+use crate::server::enrolment;
 use crate::server::outbox::{self, OutboxError, Reading};
 use crate::server::syncdoor::{Door, Seat, write_mark};
 use crate::server::syncmgr::{BoxError, Shared};
@@ -16,6 +17,7 @@ use crate::session::message::{Message, OfferedFile, Refusal, RefusalCode, Unavai
 use crate::session::server::{Action, Closed, Event, ServerSession};
 use crate::session::upload_server::{UploadAction, UploadEvent};
 use crate::transport::link::{Link, LinkError, Pulse};
+use crate::transport::peer::{Greeted, Greeter, Proof};
 use crate::transport::tcp;
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -62,16 +64,30 @@ enum Woken {
     RouterGone,
 }
 
-/// Serves one socket until its session ends.
-pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, shutdown: CancellationToken) {
-    match tcp::accept(stream, shared.timing) {
-        Ok(link) => serve_link(shared, link, peer.to_string(), shutdown).await,
-        Err(error) => tracing::info!(%peer, "the line broke at once: {error}"),
+/// Serves one socket until what it is for ends.
+pub(super) async fn serve(
+    shared: Arc<Shared>,
+    greeter: Arc<dyn Greeter>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    shutdown: CancellationToken,
+) {
+    match greeter.greet(stream, shared.timing).await {
+        Ok(Greeted::Session { link, proof }) => serve_link(shared, link, proof, peer.to_string(), shutdown).await,
+        Ok(Greeted::Enrolment { stream, key }) => enrolment::serve(shared, stream, key, peer.to_string()).await,
+        Ok(Greeted::Turned { link, refusal }) => {
+            tracing::info!(%peer, "turned away: {refusal}");
+            tokio::time::sleep(shared.timing.refusal_pause).await;
+            if link.outgoing.send(&Message::Refused(refusal)).await.is_ok() {
+                link.close().await;
+            }
+        }
+        Err(error) => tracing::info!(%peer, "no line came of it: {error}"),
     }
 }
 
 /// Serves one line of any kind until its session ends.
-pub(super) async fn serve_link(shared: Arc<Shared>, link: Link, peer: String, shutdown: CancellationToken) {
+pub(super) async fn serve_link(shared: Arc<Shared>, link: Link, proof: Proof, peer: String, shutdown: CancellationToken) {
     let directory = shared.directory.clone();
     let identity = match blocking(move || directory.identity()).await {
         Ok(identity) => identity,
@@ -89,6 +105,7 @@ pub(super) async fn serve_link(shared: Arc<Shared>, link: Link, peer: String, sh
         machine: ServerSession::new(identity.clone()),
         identity,
         link,
+        proof,
         peer,
         node: None,
         cut: CancellationToken::new(),
@@ -115,6 +132,8 @@ struct Task {
     identity: ServerIdentity,
     machine: ServerSession,
     link: Link,
+    /// Which node the line proves.
+    proof: Proof,
     peer: String,
     /// The node that the peer says it is, once that is a name.
     node: Option<NodeName>,
@@ -252,7 +271,8 @@ impl Task {
             Action::Admit { hello, node } => {
                 self.node.clone_from(&node);
                 let (pulse, cut, peer) = (self.link.pulse(), self.cut.clone(), self.peer.clone());
-                let door = Door { shared: self.shared.clone(), identity: self.identity.clone(), hello, node, pulse, cut, peer };
+                let proof = self.proof.clone();
+                let door = Door { proof, shared: self.shared.clone(), identity: self.identity.clone(), hello, node, pulse, cut, peer };
                 self.call = Some(Box::pin(door.judge()));
             }
             Action::ListFiles { after, limit } => self.call = self.list_files(after, limit),
@@ -352,8 +372,8 @@ impl Task {
         if self.machine.is_open() && self.looking.is_none() && self.looked.elapsed() > timing.recheck {
             self.looked = Instant::now();
             if let Some(node) = self.node.clone() {
-                let shared = self.shared.clone();
-                self.looking = Some(tokio::task::spawn_blocking(move || shared.directory.node(&node)));
+                let (shared, proof) = (self.shared.clone(), self.proof.clone());
+                self.looking = Some(tokio::task::spawn_blocking(move || shared.proved(&proof, &node)));
             }
         }
         // One that watches and gets nothing is heard all the same: it must not count as silent.

@@ -76,7 +76,7 @@ impl Turned {
 }
 
 /// What a node is told that may not come in, whatever the reason.
-const NODE_TEXT: &str = "unknown, disabled or wrong node";
+pub const NODE_TEXT: &str = "unknown, disabled or wrong node";
 
 /// First half: what can be judged without the node (versions, server, epoch). Returns the node name to look up, if it is one.
 ///

@@ -192,11 +192,13 @@ pub enum RefusalCode {
     Stale,
     /// The stream of the node begins anew without an extract: the next call takes that over.
     BegunAnew,
+    /// The certificate that the node shows has ended: it asks for a new one, and calls again.
+    Certificate,
     /// A code that this program does not know.
     Other(u16),
 }
 
-const REFUSALS: [(u16, RefusalCode); 17] = [
+const REFUSALS: [(u16, RefusalCode); 18] = [
     (1, RefusalCode::Protocol),
     (2, RefusalCode::DxFormat),
     (3, RefusalCode::WrongServer),
@@ -214,6 +216,7 @@ const REFUSALS: [(u16, RefusalCode); 17] = [
     (15, RefusalCode::Violation),
     (16, RefusalCode::Stale),
     (17, RefusalCode::BegunAnew),
+    (18, RefusalCode::Certificate),
 ];
 
 impl RefusalCode {
@@ -232,7 +235,15 @@ impl RefusalCode {
 
     /// Whether the same `Hello` may succeed later without anybody doing anything.
     pub fn is_passing(self) -> bool {
-        matches!(self, RefusalCode::Busy | RefusalCode::Full | RefusalCode::Stopping | RefusalCode::Internal | RefusalCode::BegunAnew)
+        matches!(
+            self,
+            RefusalCode::Busy
+                | RefusalCode::Full
+                | RefusalCode::Stopping
+                | RefusalCode::Internal
+                | RefusalCode::BegunAnew
+                | RefusalCode::Certificate
+        )
     }
 }
 

@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 /// Our tables.
 const SERVER_SQL: &str = include_str!("../../sql/sqlite/0001_server.sql");
 /// Names of our tables, in the order in which they are dropped.
-const OUR_TABLES: [&str; 13] = [
+const OUR_TABLES: [&str; 14] = [
     "dock_txn_log",
     "dock_tail",
     "dock_capture",
@@ -34,6 +34,7 @@ const OUR_TABLES: [&str; 13] = [
     "dock_key_map",
     "dock_message_event",
     "dock_owner",
+    "dock_node_key",
 ];
 
 /// What is to be installed.

@@ -224,6 +224,7 @@ impl NodeWriter<'_> {
         let connection = &self.database.connection;
         connection.execute("DELETE FROM main.dock_node_attribute WHERE node = ?1", [name.as_str()]).map_err(fault())?;
         connection.execute("DELETE FROM main.dock_node WHERE name = ?1", [name.as_str()]).map_err(fault())?;
+        self.database.forget_key(name)?;
         self.put_meta(&format!("{STALE_AFTER}{name}"), None)?;
         self.put_meta(&last_incarnation_name(name), Some(node.incarnation.0.to_string()))?;
         self.database.log_control(&Control::NodeDeleted { name: name.clone(), before: Some(node) })

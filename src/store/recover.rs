@@ -4,6 +4,7 @@ use crate::base::ids::{Epoch, NodeName, Nonce, TxnId};
 use crate::model::node::{Node, NodeState};
 use crate::store::control::Control;
 use crate::store::sqlite::{ServerDatabase, StoreError};
+use crate::trust::keys::PublicKey;
 use rusqlite::OptionalExtension;
 
 /// What the data store knows, and a restored database may have lost.
@@ -17,6 +18,8 @@ pub struct Remembered<'a> {
     pub epoch: Epoch,
     /// Nodes whose streams run.
     pub nodes: &'a [Node],
+    /// Keys by which nodes came in last: node, key, and since when, in seconds since 1970.
+    pub keys: &'a [(NodeName, PublicKey, i64)],
 }
 
 /// What was changed.
@@ -54,7 +57,7 @@ impl ServerDatabase {
     }
 
     /// Declares that this database was restored: in one transaction it gets a new epoch, its log goes on above the position that was
-    /// read, nodes that it lost are written back, and a comparison of every table is asked for. Whatever the log holds above
+    /// read, nodes that it lost are written back with their keys, and a comparison of every table is asked for. Whatever the log holds above
     /// that position is found by the comparison too, so it goes: its numbers were not given to anything that was ever read.
     ///
     /// # Errors
@@ -85,6 +88,7 @@ impl ServerDatabase {
                 writer.put(&Node { state: NodeState::Disabled, ..node })?;
             }
         }
+        self.put_keys_back(remembered.keys)?;
         self.log_control(&Control::Reconcile { tables: Vec::new(), reason: "the server database was restored".to_owned() })?;
         transaction.commit().map_err(fault())?;
         Ok(recovered)

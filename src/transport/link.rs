@@ -64,7 +64,7 @@ impl Default for Timing {
 pub enum LinkError {
     /// The operating system says so.
     #[error("the line broke: {0}")]
-    Io(#[from] io::Error),
+    Io(#[source] io::Error),
     /// The peer sent something that is no message.
     #[error("bad message: {0}")]
     Codec(#[from] CodecError),
@@ -87,6 +87,16 @@ pub enum LinkError {
     /// The peer asks faster than it takes the answers.
     #[error("the peer floods the line")]
     Flood,
+}
+
+impl From<io::Error> for LinkError {
+    fn from(error: io::Error) -> LinkError {
+        match error.kind() {
+            // Without the farewell of TLS: it died, or was cut off. What was on its way is not taken for the whole of it (T5).
+            io::ErrorKind::UnexpectedEof => LinkError::Closed,
+            _ => LinkError::Io(error),
+        }
+    }
 }
 
 /// Bytes that went through, and when the last ones did.

@@ -1,13 +1,13 @@
-//! Sessions over plain TCP, on this machine only.
-//!
-//! Until TLS is built a plain socket must not leave the machine: names and rows would travel readable, and nobody would be
-//! authenticated. So the listener and the client take loopback addresses only; a tunnel (ssh -L) ends at one.
+//! Sockets: where a server listens, how a client gets there, through a proxy if its network has one.
 
-use crate::base::limits::{SESSION_MESSAGE_BYTES_MAX, UPLOAD_CHUNK_BYTES};
 use crate::transport::link::{Link, Timing};
+use crate::transport::proxy::{self, Proxy};
 use std::io;
 use std::net::SocketAddr;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+
+use crate::base::limits::UPLOAD_CHUNK_BYTES;
 
 /// Longest frame that a server takes from a node that sends requests only.
 pub const REQUEST_BYTES_MAX: usize = 16 << 10;
@@ -25,17 +25,6 @@ pub enum TcpError {
         /// What is wrong.
         source: io::Error,
     },
-    /// The address is not on this machine.
-    #[error(
-        "{address} ({resolved}) is not a loopback address: sessions are not encrypted and nodes not authenticated yet (TLS is not \
-         built), so only 127.0.0.0/8 and ::1 are allowed; use an ssh tunnel to reach another machine"
-    )]
-    NotLoopback {
-        /// As written.
-        address: String,
-        /// What it stands for.
-        resolved: SocketAddr,
-    },
     /// The listener cannot be made.
     #[error("listen on {address}: {source}")]
     Listen {
@@ -52,6 +41,16 @@ pub enum TcpError {
         /// What the operating system says.
         source: io::Error,
     },
+    /// The proxy does not lead there.
+    #[error("connect to {address} through the proxy {proxy}: {source}")]
+    Proxy {
+        /// The address.
+        address: String,
+        /// The proxy, without user and password.
+        proxy: String,
+        /// What is wrong.
+        source: io::Error,
+    },
 }
 
 async fn resolve(address: &str) -> Result<Vec<SocketAddr>, TcpError> {
@@ -60,47 +59,46 @@ async fn resolve(address: &str) -> Result<Vec<SocketAddr>, TcpError> {
     if found.is_empty() {
         return Err(wrong(io::Error::new(io::ErrorKind::NotFound, "it stands for nothing")));
     }
-    // Every address that the name stands for: one that is not loopback is one too many.
-    match found.iter().find(|resolved| !resolved.ip().to_canonical().is_loopback()) {
-        Some(resolved) => Err(TcpError::NotLoopback { address: address.to_owned(), resolved: *resolved }),
-        None => Ok(found),
-    }
+    Ok(found)
 }
 
-/// Opens a listener on a loopback address, e.g. `127.0.0.1:40400`; port 0 lets the system choose.
+/// Opens a listener, e.g. on `0.0.0.0:40400`; port 0 lets the system choose.
 ///
 /// # Errors
-/// Not an address, not on this machine, or taken.
+/// Not an address, not of this machine, or taken.
 pub async fn listen(address: &str) -> Result<TcpListener, TcpError> {
     let found = resolve(address).await?;
     TcpListener::bind(found.as_slice()).await.map_err(|source| TcpError::Listen { address: address.to_owned(), source })
 }
 
-/// Connects to a server on a loopback address.
+/// Opens a socket to an address within the handshake time.
 ///
 /// # Errors
-/// Not an address, not on this machine, nobody there, or no answer within the handshake time.
-pub async fn connect(address: &str, timing: Timing) -> Result<Link, TcpError> {
-    let found = resolve(address).await?;
-    let failed = |source| TcpError::Connect { address: address.to_owned(), source };
-    let stream = tokio::time::timeout(timing.handshake, TcpStream::connect(found.as_slice()))
-        .await
-        .map_err(|_| failed(io::Error::new(io::ErrorKind::TimedOut, "no answer")))?
-        .map_err(failed)?;
-    link(stream, SESSION_MESSAGE_BYTES_MAX, timing).map_err(failed)
-}
-
-/// Makes a line of a socket that was accepted.
-///
-/// # Errors
-/// The socket is broken already.
-pub fn accept(stream: TcpStream, timing: Timing) -> io::Result<Link> {
-    link(stream, REQUEST_BYTES_MAX, timing)
-}
-
-fn link(stream: TcpStream, frame_max: usize, timing: Timing) -> io::Result<Link> {
+/// Not an address, nobody there, no answer in time, or the proxy refuses.
+pub async fn connect(address: &str, proxy: Option<&Proxy>, timing: Timing) -> Result<TcpStream, TcpError> {
+    let connecting = async {
+        match proxy.filter(|proxy| proxy.is_for(address)) {
+            Some(proxy) => proxy::connect(proxy, address).await.map_err(|source| TcpError::Proxy {
+                address: address.to_owned(),
+                proxy: proxy.to_string(),
+                source,
+            }),
+            None => {
+                let found = resolve(address).await?;
+                TcpStream::connect(found.as_slice()).await.map_err(|source| TcpError::Connect { address: address.to_owned(), source })
+            }
+        }
+    };
+    let stream = tokio::time::timeout(timing.handshake, connecting).await.unwrap_or_else(|_| {
+        Err(TcpError::Connect { address: address.to_owned(), source: io::Error::new(io::ErrorKind::TimedOut, "no answer") })
+    })?;
     // Requests and acknowledgements are small and each may be waited for.
-    stream.set_nodelay(true)?;
-    let (reader, writer) = stream.into_split();
-    Ok(Link::new(reader, writer, frame_max, timing))
+    stream.set_nodelay(true).map_err(|source| TcpError::Connect { address: address.to_owned(), source })?;
+    Ok(stream)
+}
+
+/// Makes a line of a stream.
+pub fn line<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(stream: S, frame_max: usize, timing: Timing) -> Link {
+    let (reader, writer) = tokio::io::split(stream);
+    Link::new(reader, writer, frame_max, timing)
 }

@@ -61,7 +61,10 @@ fn site(rows: usize, nodes: usize, active: bool) -> Site {
         register(&direct, nodes, 1);
     }
     // What it holds open besides is closed here; the programs take over.
-    direct.site
+    let site = direct.site;
+    let database = dockmaster::store::sqlite::ServerDatabase::open(site.path("hq.db")).unwrap();
+    dockmaster::server::identity::ensure(&site.path("identity"), &database).unwrap();
+    site
 }
 
 fn line(measure: &str, ours: f64, gate: f64, goal: f64) -> Line {
@@ -92,7 +95,7 @@ pub fn watch(options: &Options, report: &mut Report) {
     let mut site = site(rows, 1, false);
     site.dockmaster_ok(&["node", "add", "N000001", "--set", "number=1"]);
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "N000001", "node.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("N000001"), "node.db"]);
     let watching = Running(site.remote_sync_started(&["watch", "node.db"]));
     // It is at work: a row of now arrives.
     write(&open(&site.path("hq.db"), "NORMAL", 1_000), &[Write::Insert(contact(rows, 1, 0))], 1);

@@ -33,7 +33,7 @@ fn waiting() -> Site {
     site.dockmaster_ok(&["deploy", "--yes"]);
     let address = site.serve();
     site.dockmaster_ok(&["node", "add", "ANNA", "--set", "rep=1"]);
-    site.remote_sync_ok(&["init", &address, "--node", "ANNA", "anna.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("ANNA"), "anna.db"]);
     site.stop();
     define(&site, &next());
     let ended = site.command(Program::Dockmaster, &["deploy", "--yes"]).env("DOCKMASTER_CRASH", "deploy.installed").output().unwrap();

@@ -255,7 +255,7 @@ fn a_docking_root_in_use_and_a_server_that_is_away_are_worth_another_try() {
     let mut site = deployed();
     site.dockmaster_ok(&["node", "add", "ANNA", "--set", "rep=1"]);
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "ANNA", "anna.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("ANNA"), "anna.db"]);
     let busy = site.dockmaster(&["run"]);
     assert_eq!(busy.status.code(), Some(3), "{}", stderr(&busy));
     let (error, hint) = complaint(&busy);
@@ -277,15 +277,15 @@ fn a_docking_root_in_use_and_a_server_that_is_away_are_worth_another_try() {
 fn sr11_an_unknown_and_a_disabled_node_get_one_answer_with_what_to_do() {
     let mut site = deployed();
     site.dockmaster_ok(&["node", "add", "ENDED", "--set", "rep=1"]);
+    let tokens = [site.forged_token("ENDED"), site.token("ENDED")];
     site.dockmaster_ok(&["node", "disable", "ENDED"]);
     let address = site.serve();
-    let answers = ["NOBODY", "ENDED"].map(|node| {
-        let output = site.remote_sync(&["init", &address, "--node", node, "x.db"]);
+    let answers = tokens.map(|token| {
+        let output = site.remote_sync(&["init", &address, "--token", &token, "x.db"]);
         assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
-        let (error, hint) = complaint(&output);
-        assert!(hint.contains(&format!("dockmaster node show {node}")), "{hint}");
-        error.replace(node, "NODE")
+        complaint(&output)
     });
+    assert!(answers[0].1.contains("dockmaster node token"), "{answers:?}");
     assert_eq!(answers[0], answers[1], "the answer does not tell who exists (T18)");
     assert!(!site.path("x.db").exists());
 }
@@ -479,7 +479,7 @@ fn the_client_says_what_waits_in_its_inbox_and_what_was_put_aside() {
     let mut site = deployed();
     site.dockmaster_ok(&["node", "add", "ANNA", "--set", "rep=1"]);
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "ANNA", "anna.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("ANNA"), "anna.db"]);
     site.stop();
     site.sqlite3("hq.db", "INSERT INTO visit VALUES(2, 1)");
     site.dockmaster_ok(&["run"]);
@@ -501,7 +501,7 @@ fn mi11_pending_and_status_show_what_is_not_finished_and_pending_ends_with_1_if_
     let mut site = deployed();
     site.dockmaster_ok(&["node", "add", "ANNA", "--set", "rep=1"]);
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "ANNA", "anna.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("ANNA"), "anna.db"]);
     assert_eq!(site.remote_sync_ok(&["pending", "anna.db"]).trim(), "No local changes are pending.");
     assert_eq!(json(&site.remote_sync(&["pending", "anna.db", "--json"]))["units"], serde_json::json!([]));
     let quiet = site.remote_sync_ok(&["status", "anna.db"]);

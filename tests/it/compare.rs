@@ -33,7 +33,7 @@ fn r6_a_table_without_triggers_is_compared_on_a_schedule() {
     let triggers = "SELECT DISTINCT tbl_name FROM sqlite_schema WHERE type = 'trigger'";
     assert_eq!(literals(&site.path("hq.db"), triggers), ["'note'"]);
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "A", "a.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("A"), "a.db"]);
     assert!(!differs(&site));
     for _ in 0..2 {
         server_sql(&site, CHANGES);
@@ -67,7 +67,7 @@ fn r6_a_table_without_triggers_is_compared_on_a_schedule() {
 fn r6_each_pass_of_run_compares_and_so_does_reconcile() {
     let mut site = site("24h");
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "A", "a.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("A"), "a.db"]);
     site.stop();
     server_sql(&site, CHANGES);
     site.dockmaster_ok(&["run"]);

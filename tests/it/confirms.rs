@@ -159,7 +159,7 @@ fn r28_r43_the_rules_of_the_merge_travel_with_the_extract_and_in_the_stream() {
     site.dockmaster_ok(&["deploy", "--yes"]);
     site.dockmaster_ok(&["node", "add", "ANNA"]);
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "ANNA", "anna.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("ANNA"), "anna.db"]);
     let local = site.path("anna.db");
     let usual = r#"{"policy":"ServerWins","columns":{},"download_only":[],"delete":"Wins","keys":"Block"}"#;
     assert_eq!(rules_in(&local), [format!("'item' | 'two-way' | '{usual}'"), format!("'part' | 'two-way' | '{usual}'")]);

@@ -51,7 +51,9 @@ fn victim(point: CrashPoint) -> Victim {
         CaptureHealed => Victim::Heal,
         PurgeOutbox | PurgeTxnproc => Victim::Purge,
         SessionAdmitted | SessionMarked => Victim::Service,
-        InitFetched | InitUnpacked | InitAdopted | InitRetired | InitEmptied | InitConfigured | InitKept | InitReplaced => Victim::Init,
+        InitEntered | InitFetched | InitUnpacked | InitAdopted | InitRetired | InitEmptied | InitConfigured | InitKept | InitReplaced => {
+            Victim::Init
+        }
         DiskOperation | ExchangeBegun | ExchangeStored | ExchangeWhole | ExchangeRenamed | ExchangeAcknowledged | ApplyUnit
         | ApplyCommit | ApplyCommitted | ApplyRemoved => Victim::Sync,
         MergeBegin | MergeCommit | MergeCommitted | MergeRefused => Victim::Merge,
@@ -119,7 +121,7 @@ fn crash_and_recover(peace: &Site, point: CrashPoint) {
             dies(&site, Program::Dockmaster, &["extract", "CORA", "--yes"], at);
             edit(&site, 2);
             let address = serve_again(&mut site);
-            site.remote_sync_ok(&["init", &address, "--node", "CORA", "--replace", "cora.db"]);
+            site.remote_sync_ok(&["init", &address, "--token", &site.token("CORA"), "--replace", "cora.db"]);
         }
         Victim::Merge => {
             upload(&site);
@@ -161,7 +163,8 @@ fn crash_and_recover(peace: &Site, point: CrashPoint) {
         }
         Victim::Init => {
             let address = serve_again(&mut site);
-            let init = ["init", &address, "--node", "CORA", "--replace", "--renew", "cora.db"];
+            let token = site.token("CORA");
+            let init = ["init", &address, "--token", &token, "--replace", "--renew", "cora.db"];
             dies(&site, Program::RemoteSync, &init, at);
             edit(&site, 2);
             site.remote_sync_ok(&init);
@@ -278,7 +281,7 @@ fn deploy_first(at: &str) {
     }
     let address = site.serve();
     for node in ALL {
-        site.remote_sync_ok(&["init", &address, "--node", node, &local(node)]);
+        site.remote_sync_ok(&["init", &address, "--token", &site.token(node), &local(node)]);
     }
     edit(&site, 3);
     in_step(&site, &ALL);
@@ -336,7 +339,8 @@ fn f2_e5_a_node_killed_before_every_operation_on_a_file_each_time_on_what_the_la
     let address = serve_again(&mut site);
     let died = sweep(&site, Program::RemoteSync, &["sync", "anna.db"], edit);
     assert!(died > 8, "{died}");
-    let init = ["init", &address, "--node", "CORA", "--replace", "--renew", "cora.db"];
+    let token = site.token("CORA");
+    let init = ["init", &address, "--token", &token, "--replace", "--renew", "cora.db"];
     let died = sweep(&site, Program::RemoteSync, &init, |_, _| {});
     assert!(died > 20, "{died}");
     in_step(&site, &["ANNA", "CORA"]);

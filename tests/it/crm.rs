@@ -161,7 +161,7 @@ pub fn running(nodes: &[&str]) -> Site {
     let mut site = deployed();
     let address = site.serve();
     for node in nodes {
-        site.remote_sync_ok(&["init", &address, "--node", node, &local(node)]);
+        site.remote_sync_ok(&["init", &address, "--token", &site.token(node), &local(node)]);
     }
     site
 }

@@ -31,7 +31,7 @@ fn position(site: &Site) -> String {
 /// The node's database is what it may see of the table that both definitions have.
 fn assert_sees_a(site: &mut Site, database: &str, table: &str) {
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "X", database]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("X"), database]);
     site.stop();
     let rows = format!("SELECT id, e, t FROM {table}");
     assert_eq!(literals(&site.path(database), &rows), literals(&site.path("hq.db"), &format!("{rows} WHERE e = 1")));
@@ -42,7 +42,7 @@ fn r26_a_data_store_whose_program_was_killed_is_replaced_without_its_write_ahead
     let mut site = site(BOTH);
     site.dockmaster_ok(&["node", "add", "X", "--set", "emp=1"]);
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "X", "x.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("X"), "x.db"]);
     for _ in 0..3 {
         site.sqlite3("hq.db", "UPDATE a SET t = t || 'x', e = (e + 1) % 5");
         let until = Instant::now() + Duration::from_secs(30);
@@ -97,7 +97,7 @@ fn r38_a_row_that_no_file_can_carry_stops_its_table_and_no_other() {
     let mut site = site(BOTH);
     site.dockmaster_ok(&["node", "add", "X", "--set", "emp=1"]);
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "X", "x.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("X"), "x.db"]);
     site.sqlite3("hq.db", "INSERT INTO a VALUES(5000, 1, zeroblob(40000000)); UPDATE b SET t = 'changed'");
     let until = Instant::now() + Duration::from_secs(30);
     let rows = "SELECT id, e, t FROM b";

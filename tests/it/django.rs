@@ -89,7 +89,7 @@ impl Shop {
         }
         let address = site.serve();
         for (node, _) in NODES {
-            site.remote_sync_ok(&["init", &address, "--node", node, &local(node)]);
+            site.remote_sync_ok(&["init", &address, "--token", &site.token(node), &local(node)]);
         }
         Shop { site, python }
     }

@@ -350,7 +350,7 @@ fn x40_explain_follows_a_row_from_the_log_to_the_node_and_out_of_it() {
     assert!(code == 2 && text.contains("the key of line is (order_id, number); 1 given"), "{code} {text}");
 
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "ANNA", "anna.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("ANNA"), "anna.db"]);
     site.remote_sync_ok(&["sync", "anna.db"]);
     site.stop();
     let (code, text) = said(&site, &["ANNA", "orders", "10"]);

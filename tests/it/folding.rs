@@ -58,7 +58,7 @@ fn r35_data_store_client_and_plain_sqlite_agree_for_every_type_and_collation() {
     site.dockmaster_ok(&["deploy", "--yes"]);
     site.dockmaster_ok(&["node", "add", "A", "--set", "word=Ab", "--set", "number=2"]);
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "A", "a.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("A"), "a.db"]);
     for round in 0..4 {
         for (table, _, condition) in RULES {
             let wanted = literals(&site.path("hq.db"), &format!("SELECT * FROM {table} WHERE {condition}"));

@@ -105,6 +105,17 @@ impl Site {
         succeeded("remote-sync", arguments, self.remote_sync(arguments))
     }
 
+    /// Gives a node a token, as an administrator does, and returns it.
+    pub fn token(&self, node: &str) -> String {
+        token(&self.dockmaster_ok(&["node", "token", node, "--json"]))
+    }
+
+    /// A token of this server that nobody gave out.
+    pub fn forged_token(&self, node: &str) -> String {
+        let real: dockmaster::trust::token::Token = self.token(node).parse().unwrap();
+        dockmaster::trust::token::Token::generate(real.server).unwrap().reveal()
+    }
+
     /// Starts the service and returns its address.
     pub fn serve(&mut self) -> String {
         let command = self.command(Program::Dockmaster, &["serve"]);
@@ -113,7 +124,18 @@ impl Site {
 
     /// Starts the service by a command of the caller and returns its address.
     pub fn serve_as(&mut self, mut command: Command) -> String {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+        command.stderr(Stdio::inherit());
+        self.served_by(command)
+    }
+
+    /// Like [`Site::serve_as`], with the log in a file.
+    pub fn serve_logging(&mut self, mut command: Command, log: std::fs::File) -> String {
+        command.stderr(log);
+        self.served_by(command)
+    }
+
+    fn served_by(&mut self, mut command: Command) -> String {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let stdout = child.stdout.take().unwrap();
         let mut address = None;
         let mut lines = BufReader::new(stdout).lines();
@@ -189,6 +211,12 @@ impl Site {
         child.stdin.take().unwrap().write_all(sql.as_bytes()).unwrap();
         child.wait_with_output().unwrap()
     }
+}
+
+/// Takes the token out of what `node token --json` printed.
+pub fn token(printed: &str) -> String {
+    let document: serde_json::Value = serde_json::from_str(printed).unwrap();
+    document["token"].as_str().unwrap().to_owned()
 }
 
 /// One of the two programs.

@@ -65,6 +65,7 @@ mod server_logic;
 mod session;
 mod ten_steps;
 mod tidy;
+mod trust;
 mod upload_reshape;
 mod verify;
 mod wrong_input;

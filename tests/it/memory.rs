@@ -61,7 +61,7 @@ fn g14_f36_c17_a_transaction_larger_than_memory_goes_through_and_other_nodes_go_
     }
     let address = site.serve();
     for node in ["BIG", "SMALL"] {
-        site.remote_sync_ok(&["init", &address, "--node", node, &format!("{}.db", node.to_lowercase())]);
+        site.remote_sync_ok(&["init", &address, "--token", &site.token(node), &format!("{}.db", node.to_lowercase())]);
     }
     let server = Connection::open(site.path("hq.db")).unwrap();
     server.busy_timeout(std::time::Duration::from_secs(60)).unwrap();

@@ -127,7 +127,7 @@ fn northwind_nine_employees_after_500_edits() {
     }
     site.serve();
     for employee in 1..=EMPLOYEES {
-        site.remote_sync_ok(&["init", site.address(), "--node", &format!("E{employee}"), &format!("e{employee}.db")]);
+        site.remote_sync_ok(&["init", site.address(), "--token", &site.token(&format!("E{employee}")), &format!("e{employee}.db")]);
     }
     assert_eq!(differences(&site), "", "after init");
 

@@ -31,7 +31,7 @@ fn site(rows: u64) -> Site {
     site.dockmaster_ok(&["deploy", "--yes"]);
     site.dockmaster_ok(&["node", "add", "ANNA"]);
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "ANNA", "anna.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("ANNA"), "anna.db"]);
     site.remote_sync_ok(&["sync", "anna.db"]);
     sql(&site, "hq.db", GATE);
     site

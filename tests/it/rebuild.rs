@@ -287,7 +287,7 @@ fn without_affinity(rows: &str) -> Site {
     site.dockmaster_ok(&["deploy", "--yes"]);
     let address = site.serve();
     site.dockmaster_ok(&["node", "add", "ANNA"]);
-    site.remote_sync_ok(&["init", &address, "--node", "ANNA", "anna.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("ANNA"), "anna.db"]);
     site.stop();
     site
 }

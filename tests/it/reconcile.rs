@@ -182,7 +182,7 @@ fn r6_an_omitted_column_may_come_and_go() {
     site.dockmaster_ok(&["deploy", "--yes"]);
     site.dockmaster_ok(&["node", "add", "ANNA", "--set", "employee=4"]);
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "ANNA", "anna.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("ANNA"), "anna.db"]);
     // Other type, other default: no business of the nodes.
     let rebuild = REBUILD.replace("name TEXT NOT NULL)", "name TEXT NOT NULL, note BLOB DEFAULT 'x')");
     server_sql(&site, &format!("{rebuild} UPDATE contact SET name = 'after' WHERE id < 20"));

@@ -94,7 +94,7 @@ fn r14_nodes_that_the_restored_database_lost_are_written_back_and_those_that_end
     site.stop();
     copy(&site.path("hq.db"), &site.path("backup.db"));
     let address = crm::serve_again(&mut site);
-    site.remote_sync_ok(&["init", &address, "--node", "BERT", "bert.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("BERT"), "bert.db"]);
     site.dockmaster_ok(&["node", "disable", "CORA"]);
     site.dockmaster_ok(&["node", "set", "ANNA", "--set", "employee=4"]);
     routed(&site);
@@ -193,7 +193,7 @@ fn r39_a_step_of_more_than_two_days_waits_for_a_person() {
 fn c12_h3_dates_as_text_and_as_seconds_pass_out_of_the_window_and_unreadable_ones_stay_and_are_counted() {
     let mut site = windows();
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "A", "--renew", "a.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("A"), "--renew", "a.db"]);
     assert_eq!(literals(&site.path("a.db"), "SELECT id FROM visit"), ["1", "2", "3", "4", "5", "6", "7"]);
     let text = String::from_utf8_lossy(&site.dockmaster(&["status"]).stdout).into_owned();
     assert!(text.contains("table visit: 3 rows have no readable date in due"), "{text}");

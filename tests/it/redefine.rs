@@ -28,7 +28,7 @@ fn site() -> Site {
     let address = site.serve();
     for (node, rep) in [("ANNA", "rep=1"), ("BEN", "rep=2")] {
         site.dockmaster_ok(&["node", "add", node, "--set", rep]);
-        site.remote_sync_ok(&["init", &address, "--node", node, &format!("{node}.db")]);
+        site.remote_sync_ok(&["init", &address, "--token", &site.token(node), &format!("{node}.db")]);
     }
     site
 }
@@ -174,7 +174,7 @@ fn r40_c9_northwind_orders_become_everyones_and_their_owners_again_under_load() 
     let nodes: Vec<String> = (1..=9).map(|employee| format!("E{employee}")).collect();
     for (node, employee) in nodes.iter().zip(1..) {
         site.dockmaster_ok(&["node", "add", node, "--set", &format!("employee={employee}")]);
-        site.remote_sync_ok(&["init", &address, "--node", node, &format!("{node}.db")]);
+        site.remote_sync_ok(&["init", &address, "--token", &site.token(node), &format!("{node}.db")]);
     }
     let owners = literals(&site.path("hq.db"), "SELECT OrderID, EmployeeID FROM Orders ORDER BY OrderID");
     let hq = site.path("hq.db");

@@ -1,6 +1,6 @@
 //! Scenarios and counterexamples, each as a small case from outside.
 
-mod clocks;
+pub(crate) mod clocks;
 mod injected;
 mod life;
 mod routing;

@@ -43,7 +43,7 @@ fn x11_doe22_h5_metrics_and_status_equal_the_truth() {
     let mut site = deployed();
     let address = site.serve();
     for node in ["SHOP-01", "SHOP-02"] {
-        site.remote_sync_ok(&["init", &address, "--node", node, &format!("{node}.db")]);
+        site.remote_sync_ok(&["init", &address, "--token", &site.token(node), &format!("{node}.db")]);
         site.remote_sync_ok(&["sync", &format!("{node}.db")]);
     }
     site.sqlite3("hq.db", "UPDATE item SET name = 'x' WHERE shop = 1;");
@@ -98,7 +98,7 @@ fn doe6_x11_a_node_that_cannot_apply_shows_row_and_reason_on_both_sides_and_take
     let mut site = deployed();
     let address = site.serve();
     for node in ["SHOP-01", "SHOP-02"] {
-        site.remote_sync_ok(&["init", &address, "--node", node, &format!("{node}.db")]);
+        site.remote_sync_ok(&["init", &address, "--token", &site.token(node), &format!("{node}.db")]);
     }
     site.remote_sync_ok(&["sync", "SHOP-01.db"]);
     // Behind our back a row goes that the server then changes.
@@ -139,7 +139,7 @@ fn doe24_x41_the_alert_hook_is_run_once_for_what_begins_to_need_a_person_and_nev
     // It writes the alert down, and fails.
     std::fs::write(&config, format!("{text}alert_command = \"(cat; echo) >> alerts.txt; exit 7\"\n")).unwrap();
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "SHOP-01", "SHOP-01.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("SHOP-01"), "SHOP-01.db"]);
     crate::harness::behind_our_back(&site, "SHOP-01.db", "DELETE FROM item;");
     site.sqlite3("hq.db", "UPDATE item SET name = 'changed';");
     assert_eq!(site.remote_sync(&["sync", "SHOP-01.db"]).status.code(), Some(2));
@@ -171,7 +171,7 @@ fn doe24_x41_the_alert_hook_is_run_once_for_what_begins_to_need_a_person_and_nev
 fn doe5_a_sync_reports_how_far_its_files_were_compressed() {
     let mut site = deployed();
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "SHOP-01", "SHOP-01.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("SHOP-01"), "SHOP-01.db"]);
     site.sqlite3("hq.db", "WITH RECURSIVE n(i) AS (SELECT 10 UNION ALL SELECT i + 1 FROM n WHERE i < 2000) INSERT INTO item SELECT i, 1, 'the same text again' FROM n;");
     let text = site.remote_sync_ok(&["sync", "SHOP-01.db", "--json"]);
     let report: serde_json::Value = serde_json::from_str(&text).unwrap();

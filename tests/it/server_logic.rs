@@ -149,7 +149,7 @@ fn mi43_each_direction_works_in_each_mode() {
     site.dockmaster_ok(&["deploy", "--yes"]);
     site.dockmaster_ok(&["node", "add", "ANNA", "--set", "shop=1"]);
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "ANNA", "anna.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("ANNA"), "anna.db"]);
     let modes: [&[&str]; 3] = [&["sync"], &["sync", "--wait", "20"], &["watch"]];
     for (mode, arguments) in (10..).zip(modes) {
         for table in ["both", "down", "up"] {

@@ -77,9 +77,9 @@ fn sr1_sr22_the_ten_steps_with_every_artefact_on_the_way() {
 
     // SR-8 to SR-11: the clients call; a name that is not in the list of valid nodes is refused.
     let address = crm::serve_again(&mut site);
-    let mallory = site.remote_sync(&["init", &address, "--node", "MALLORY", "mallory.db"]);
+    let mallory = site.remote_sync(&["init", &address, "--token", &site.forged_token("ANNA"), "mallory.db"]);
     assert_eq!(mallory.status.code(), Some(2));
-    assert!(crm::complaint(&mallory).0.contains("MALLORY"));
+    assert!(crm::complaint(&mallory).0.contains("unknown, disabled or wrong node"));
 
     // SR-12, SR-14: the files come into the inbox byte by byte as they lay in the outbox; nothing is applied.
     for (node, _) in NODES {

@@ -30,7 +30,7 @@ fn site() -> Site {
     site.dockmaster_ok(&["deploy", "--yes"]);
     let address = site.serve();
     site.dockmaster_ok(&["node", "add", "ANNA", "--set", "rep=1"]);
-    site.remote_sync_ok(&["init", &address, "--node", "ANNA", "anna.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("ANNA"), "anna.db"]);
     site.stop();
     // Nothing of them is pending: what is, is suspended where it does not fit (tests of the rebase).
     behind_our_back(&site, "anna.db", "INSERT INTO note VALUES (100, 1, 'own'), (101, 1, NULL), (102, 7, NULL)");

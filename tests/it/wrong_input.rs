@@ -74,8 +74,8 @@ fn bad_rules_are_all_named_with_place_and_remedy_and_nothing_is_changed() {
 fn sr11_unknown_and_disabled_nodes_are_refused_and_a_live_session_is_cut_off() {
     let mut site = crm::running(&["ANNA"]);
     let address = site.address().to_owned();
-    let unknown = site.remote_sync(&["init", &address, "--node", "NOBODY", "x.db"]);
-    answered(&unknown, 2, "the server refused NOBODY: unknown, disabled or wrong node", "dockmaster node show NOBODY");
+    let unknown = site.remote_sync(&["init", &address, "--token", &site.forged_token("ANNA"), "x.db"]);
+    answered(&unknown, 2, &format!("the server at {address} refused: unknown, disabled or wrong node"), "dockmaster node token");
     let mut watching = site.remote_sync_started(&["watch", "anna.db"]);
     let until = Instant::now() + Duration::from_secs(10);
     while !site.dockmaster_ok(&["status"]).contains("watching") {
@@ -121,16 +121,25 @@ fn a_database_of_one_server_called_at_another_exchanges_nothing() {
     answered(
         &site.remote_sync(&["sync", "anna.db"]),
         2,
-        "the server refused ANNA: this is server TEST ID the local database belongs to server ID",
+        &format!("{address} does not prove that it is the server of this database"),
         "nothing was exchanged",
     );
     assert_eq!(crm::traces(&site.path("anna.db.sync"), "DX"), before);
     test.stop();
 }
 
+/// The key and certificates of ANNA.
+fn identity(site: &Site) -> dockmaster::trust::identity::NodeIdentity {
+    let text = std::fs::read_to_string(site.path("anna.db.sync/identity/node.pem")).unwrap();
+    dockmaster::trust::identity::NodeIdentity::from_text(&text).unwrap()
+}
+
 /// Sends one message as a client of another age would, and returns the answer.
-fn greeted(address: &str, body: &[u8]) -> dockmaster::session::message::Message {
-    let mut line = std::net::TcpStream::connect(address).unwrap();
+fn greeted(site: &Site, body: &[u8]) -> dockmaster::session::message::Message {
+    use dockmaster::trust::tls;
+    let config = tls::node(&identity(site), tls::SESSION).unwrap();
+    let end = rustls::ClientConnection::new(config.into(), tls::server_name().unwrap()).unwrap();
+    let mut line = rustls::StreamOwned::new(end, std::net::TcpStream::connect(site.address()).unwrap());
     line.write_all(&u32::try_from(body.len()).unwrap().to_le_bytes()).unwrap();
     line.write_all(body).unwrap();
     let mut answer = Vec::new();
@@ -143,17 +152,16 @@ fn versions_without_a_common_one_are_named_on_both_sides() {
     use dockmaster::session::codec::{decode, encode};
     use dockmaster::session::message::{Message, Refusal, RefusalCode};
     let mut site = crm::running(&["ANNA"]);
-    let address = site.address().to_owned();
     let hello = dockmaster::session::client::init_hello("ANNA", dockmaster::base::ids::InstallId([1; 16]), None);
     let mut body = encode(&Message::Hello(Box::new(hello.clone()))).unwrap().to_vec();
     assert_eq!(&body[2..10], b"DOCKSESS");
     body[10..14].copy_from_slice(&[7, 0, 9, 0]);
-    let Message::Refused(refusal) = greeted(&address, &body) else { panic!("a hello of protocol 7 to 9 is refused") };
+    let Message::Refused(refusal) = greeted(&site, &body) else { panic!("a hello of protocol 7 to 9 is refused") };
     assert_eq!(refusal.code, RefusalCode::Protocol);
     assert!(refusal.text.contains("protocol 1") && refusal.text.contains("7 to 9"), "{refusal}");
     let mut newer = hello;
     (newer.dx.min, newer.dx.max) = (4, 5);
-    let Message::Refused(refusal) = greeted(&address, &encode(&Message::Hello(Box::new(newer))).unwrap()) else {
+    let Message::Refused(refusal) = greeted(&site, &encode(&Message::Hello(Box::new(newer))).unwrap()) else {
         panic!("a hello of .dx 4 to 5 is refused")
     };
     assert_eq!(refusal.code, RefusalCode::DxFormat);
@@ -162,8 +170,12 @@ fn versions_without_a_common_one_are_named_on_both_sides() {
     // The client's side: a server of another age answers.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
+    let authority = std::fs::read_to_string(site.path("identity/authority.pem")).unwrap();
+    let authority = dockmaster::trust::authority::Authority::from_text(&authority).unwrap();
     let server = std::thread::spawn(move || {
-        let (mut line, _) = listener.accept().unwrap();
+        let config = dockmaster::trust::tls::server(&authority.into()).unwrap();
+        let end = rustls::ServerConnection::new(config.into()).unwrap();
+        let mut line = rustls::StreamOwned::new(end, listener.accept().unwrap().0);
         let mut length = [0; 4];
         line.read_exact(&mut length).unwrap();
         let mut body = vec![0; u32::from_le_bytes(length) as usize];
@@ -242,7 +254,7 @@ fn d3_a_damaged_file_in_the_outbox_is_named_on_both_sides_and_nothing_of_it_is_a
     assert!(String::from_utf8_lossy(&verified.stdout).contains("00000001.dx: BAD, damaged at byte"));
     in_step(&site, &["BERT"]);
     // A new extract always helps.
-    site.remote_sync_ok(&["init", site.address(), "--node", "ANNA", "--replace", "--renew", "anna.db"]);
+    site.remote_sync_ok(&["init", site.address(), "--token", &site.token("ANNA"), "--replace", "--renew", "anna.db"]);
     crm::equal(&site, &["ANNA"]);
     site.stop();
 }
@@ -350,7 +362,7 @@ fn r38_a_null_key_stops_its_table_by_name_and_no_statement_of_a_program() {
     site.dockmaster_ok(&["deploy", "--yes"]);
     site.dockmaster_ok(&["node", "add", "ANNA", "--set", "rep=1"]);
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "ANNA", "anna.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("ANNA"), "anna.db"]);
     assert!(site.sqlite3("hq.db", "INSERT INTO visit VALUES(NULL, 1), ('a', 1); INSERT INTO call VALUES(1, 1);").status.success());
     routed(&site);
     site.remote_sync_ok(&["sync", "anna.db"]);
@@ -387,17 +399,6 @@ fn a_database_that_is_missing_or_none_is_named_and_never_made() {
 }
 
 #[test]
-fn only_loopback_is_listened_on_until_there_is_tls() {
-    let site = crm::deployed();
-    let config = std::fs::read_to_string(site.path("dockmaster.toml")).unwrap();
-    std::fs::write(site.path("dockmaster.toml"), config.replace("127.0.0.1:0", "0.0.0.0:0")).unwrap();
-    let output = site.dockmaster(&["serve"]);
-    let error = "Synchronization Manager: 0.0.0.0:0 (0.0.0.0:0) is not a loopback address: sessions are not encrypted and nodes not \
-                 authenticated yet (TLS is not built), so only 127.0.0.0/8 and ::1 are allowed; use an ssh tunnel to reach another machine";
-    answered(&output, 2, error, "");
-}
-
-#[test]
 fn sync_without_init_and_init_over_a_database_are_refused() {
     let mut site = crm::running(&["ANNA"]);
     answered(
@@ -410,14 +411,14 @@ fn sync_without_init_and_init_over_a_database_are_refused() {
     let before = literals(&site.path("anna.db"), "SELECT * FROM opportunity");
     let address = site.address().to_owned();
     answered(
-        &site.remote_sync(&["init", &address, "--node", "BERT", "anna.db"]),
+        &site.remote_sync(&["init", &address, "--token", &site.token("BERT"), "anna.db"]),
         2,
         "anna.db exists and is not empty; it is replaced only with --replace",
         "--replace",
     );
     rusqlite::Connection::open(site.path("app.db")).unwrap().execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(1)").unwrap();
     answered(
-        &site.remote_sync(&["init", &address, "--node", "BERT", "app.db"]),
+        &site.remote_sync(&["init", &address, "--token", &site.token("BERT"), "app.db"]),
         2,
         "app.db exists and is not empty; it is replaced only with --replace",
         "--replace",

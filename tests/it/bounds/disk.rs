@@ -102,7 +102,7 @@ fn fault7_d10_below_low_water_routing_pauses_acknowledgements_and_administration
     site.dockmaster_ok(&["deploy", "--yes"]);
     site.dockmaster_ok(&["node", "add", "ANNA", "--set", "owner=1"]);
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "ANNA", "anna.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("ANNA"), "anna.db"]);
     insert(&site, 2);
     equal(&site, "anna.db");
     until("a reserve is set aside", || site.path("docking/reserve").exists());
@@ -146,7 +146,7 @@ fn fault7_a_disk_that_is_full_in_the_middle_of_a_round_loses_nothing() {
     site.dockmaster_ok(&["deploy", "--yes"]);
     site.dockmaster_ok(&["node", "add", "ANNA", "--set", "owner=1"]);
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "ANNA", "anna.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("ANNA"), "anna.db"]);
     for leave in [2 * MIB, 4 * MIB, MIB / 2] {
         small.fill(leave);
         insert(&site, 24);
@@ -169,7 +169,7 @@ fn fault7_no_file_may_be_made_any_more_pauses_and_resumes_likewise() {
     site.dockmaster_ok(&["deploy", "--yes"]);
     site.dockmaster_ok(&["node", "add", "ANNA", "--set", "owner=1"]);
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "ANNA", "anna.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("ANNA"), "anna.db"]);
     let names = small.0.join("filler");
     std::fs::create_dir(&names).unwrap();
     let mut made = 0;
@@ -191,7 +191,7 @@ fn fault7_a_full_disk_at_the_node_ends_with_3_and_the_next_sync_goes_on() {
     site.dockmaster_ok(&["deploy", "--yes"]);
     site.dockmaster_ok(&["node", "add", "ANNA", "--set", "owner=1"]);
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "ANNA", "small/anna.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("ANNA"), "small/anna.db"]);
     insert(&site, 1);
     equal(&site, "small/anna.db");
     // Too little for the file; then enough for the file and too little for the rows.

@@ -92,7 +92,7 @@ fn fault29_of_eight_that_start_at_once_one_serves_and_goes_on_after_a_pause() {
 fn fault29_x15_a_paused_router_that_another_followed_commits_nothing() {
     let mut site = site();
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "ANNA", "anna.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("ANNA"), "anna.db"]);
     insert(&site, "one");
     site.remote_sync_ok(&["sync", "anna.db"]);
     let (mut old, _) = site.take_server();

@@ -129,7 +129,7 @@ fn f10_with_64_file_handles_the_service_keeps_running_and_refuses_what_is_too_mu
     let mut command = std::process::Command::new("bash");
     command.args(["-c", "ulimit -n 64; exec \"$0\" serve", env!("CARGO_BIN_EXE_dockmaster")]).current_dir(site.folder.path());
     let address = site.serve_as(command);
-    site.remote_sync_ok(&["init", &address, "--node", "ANNA", "anna.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("ANNA"), "anna.db"]);
     let strangers: Vec<Option<TcpStream>> = (0..100).map(|_| TcpStream::connect(&address).ok()).collect();
     let hq = Connection::open(site.path("hq.db")).unwrap();
     hq.execute_batch("INSERT INTO item(text) VALUES('written meanwhile')").unwrap();

@@ -185,7 +185,7 @@ fn f38_a_stale_node_is_told_and_comes_back_by_itself() {
     let told = site.dockmaster_ok(&["node", "set", "ANNA", "--stale-after", "95d"]);
     assert!(told.contains("stale after 95 days"), "{told}");
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "ANNA", "anna.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("ANNA"), "anna.db"]);
     site.remote_sync_ok(&["sync", "anna.db"]);
     site.stop();
     let folder = site.folder.path().to_owned();

@@ -54,7 +54,7 @@ fn uninstall_leaves_the_schema_as_it_was() {
     app.execute_batch("INSERT INTO t VALUES (1, 2)").unwrap();
     assert_eq!(db.schema().unwrap(), schema, "our own objects show in no schema");
     let removed = db.uninstall().unwrap();
-    assert_eq!((removed.triggers.len(), removed.tables.len(), removed.journal_mode.as_str()), (10, 13, "wal"));
+    assert_eq!((removed.triggers.len(), removed.tables.len(), removed.journal_mode.as_str()), (10, 14, "wal"));
     assert!(removed.empty_sequence_table);
     let mut left = objects(&app);
     left.retain(|(name, _)| name != "sqlite_sequence");

@@ -108,7 +108,7 @@ fn r11_northwind_the_stock_is_exact_after_200_rounds_off_line() {
     }
     site.serve();
     for employee in 1..=EMPLOYEES {
-        site.remote_sync_ok(&["init", site.address(), "--node", &format!("E{employee}"), &format!("e{employee}.db")]);
+        site.remote_sync_ok(&["init", site.address(), "--token", &site.token(&format!("E{employee}")), &format!("e{employee}.db")]);
     }
     let mut number = 0;
     for _ in 0..ROUNDS {

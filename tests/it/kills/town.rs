@@ -53,7 +53,7 @@ impl Town {
         let mut town = Town { site, address, clients, service: None, watching: [None, None], snapshots: Vec::new(), renewing: false };
         town.serve();
         for (node, _) in crm::NODES {
-            town.until_done(&["init", &town.address, "--node", node, &town.local(node)]);
+            town.until_done(&["init", &town.address, "--token", &town.site.token(node), &town.local(node)]);
         }
         town
     }
@@ -139,7 +139,7 @@ impl Town {
         self.renewing |= renew;
         let (address, cora) = (self.address.clone(), self.local("CORA"));
         let mut child = if self.renewing {
-            self.start(Program::RemoteSync, &["init", &address, "--node", "CORA", "--replace", "--renew", &cora])
+            self.start(Program::RemoteSync, &["init", &address, "--token", &self.site.token("CORA"), "--replace", "--renew", &cora])
         } else {
             self.start(Program::RemoteSync, &["sync", &cora])
         };
@@ -180,7 +180,7 @@ impl Town {
             crate::harness::interrupt(child);
         }
         if self.renewing {
-            self.until_done(&["init", &self.address, "--node", "CORA", "--replace", "--renew", &self.local("CORA")]);
+            self.until_done(&["init", &self.address, "--token", &self.site.token("CORA"), "--replace", "--renew", &self.local("CORA")]);
         }
         self.until_done(&["sync", &self.local("CORA")]);
         crm::routed(&self.site);

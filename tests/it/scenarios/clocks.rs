@@ -19,7 +19,7 @@ fn library() -> Option<PathBuf> {
 }
 
 /// Gives a program the time that a file says; the file may change while it runs.
-fn by_clock<'c>(command: &'c mut Command, library: &Path, clock: &Path) -> &'c mut Command {
+pub(crate) fn by_clock<'c>(command: &'c mut Command, library: &Path, clock: &Path) -> &'c mut Command {
     command
         .env("LD_PRELOAD", library)
         .env("FAKETIME_TIMESTAMP_FILE", clock)
@@ -29,7 +29,7 @@ fn by_clock<'c>(command: &'c mut Command, library: &Path, clock: &Path) -> &'c m
         .env("TZ", "UTC")
 }
 
-fn set(clock: &Path, time: &str) {
+pub(crate) fn set(clock: &Path, time: &str) {
     // Replaced as a whole: the library may read it at any moment.
     let new = clock.with_extension("new");
     std::fs::write(&new, time).unwrap();
@@ -37,7 +37,7 @@ fn set(clock: &Path, time: &str) {
 }
 
 /// The library must be seen to work, or the test proves nothing.
-fn checked_library(site: &Site) -> Option<PathBuf> {
+pub(crate) fn checked_library(site: &Site) -> Option<PathBuf> {
     let library = library()?;
     let clock = site.path("clock");
     set(&clock, "2031-05-06 07:08:09");

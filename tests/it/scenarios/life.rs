@@ -64,11 +64,12 @@ fn a1_a_node_registers_gets_its_extract_and_whoever_is_not_registered_or_closed_
     let mut site = crm::running(&["ANNA"]);
     crm::equal(&site, &["ANNA"]);
     let address = site.address().to_owned();
-    assert_eq!(site.remote_sync(&["init", &address, "--node", "DORA", "dora.db"]).status.code(), Some(2));
+    assert_eq!(site.remote_sync(&["init", &address, "--token", &site.forged_token("ANNA"), "dora.db"]).status.code(), Some(2));
+    let token = site.token("CORA");
     site.dockmaster_ok(&["node", "disable", "CORA"]);
-    assert_eq!(site.remote_sync(&["init", &address, "--node", "CORA", "cora.db"]).status.code(), Some(2));
+    assert_eq!(site.remote_sync(&["init", &address, "--token", &token, "cora.db"]).status.code(), Some(2));
     site.dockmaster_ok(&["node", "enable", "CORA"]);
-    site.remote_sync_ok(&["init", &address, "--node", "CORA", "cora.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("CORA"), "cora.db"]);
     crm::equal(&site, &["CORA"]);
     site.stop();
 }
@@ -78,8 +79,8 @@ fn a2_an_extract_holds_exactly_the_visible_rows_and_no_byte_of_others() {
     let mut site = crm::running(&["ANNA", "BERT"]);
     crm::equal(&site, &["ANNA", "BERT"]);
     server_sql(&site, "INSERT INTO opportunity VALUES(900, 1, 6, 'only CORA sees this one', 1)");
-    site.remote_sync_ok(&["init", site.address(), "--node", "CORA", "cora.db"]);
-    site.remote_sync_ok(&["init", site.address(), "--node", "ANNA", "--replace", "--renew", "anna.db"]);
+    site.remote_sync_ok(&["init", site.address(), "--token", &site.token("CORA"), "cora.db"]);
+    site.remote_sync_ok(&["init", site.address(), "--token", &site.token("ANNA"), "--replace", "--renew", "anna.db"]);
     crm::equal(&site, &["ANNA", "CORA"]);
     assert!(crm::holds(&site.path("cora.db"), "only CORA sees this one"));
     assert!(!crm::holds(&site.path("anna.db"), "only CORA sees this one"));
@@ -362,14 +363,18 @@ fn a_node_initialised_again_keeps_the_old_database_and_the_old_copy_is_refused()
     }
     copy_folder(&site.path("anna.db.sync"), &site.path("old.db.sync"));
     server_sql(&site, "UPDATE opportunity SET name = 'between' WHERE id <= 10");
-    site.remote_sync_ok(&["init", site.address(), "--node", "ANNA", "--replace", "--renew", "anna.db"]);
+    site.remote_sync_ok(&["init", site.address(), "--token", &site.token("ANNA"), "--replace", "--renew", "anna.db"]);
     assert_eq!(differences(&site, "anna.db", 4), "");
     assert!(site.path("anna.db.before-init").exists());
     server_sql(&site, "UPDATE opportunity SET name = 'after' WHERE id <= 10");
     in_step(&site, &["ANNA", "CORA"]);
     let old = site.remote_sync(&["sync", "old.db"]);
     assert_eq!(old.status.code(), Some(2), "{}", String::from_utf8_lossy(&old.stderr));
-    assert!(crm::complaint(&old).1.contains("--replace --renew"), "{:?}", crm::complaint(&old));
+    let (error, hint) = crm::complaint(&old);
+    assert!(
+        error.contains("unknown, disabled or wrong node") && hint.contains("dockmaster node"),
+        "another machine is the node now: {error} {hint}"
+    );
     assert_eq!(literals(&site.path("old.db"), "SELECT name FROM opportunity WHERE name = 'after'"), Vec::<String>::new());
     in_step(&site, &["ANNA", "CORA"]);
     site.stop();

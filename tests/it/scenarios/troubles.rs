@@ -33,14 +33,14 @@ fn a4_a_live_node_extracted_anew_keeps_what_was_written_on_it_in_the_old_databas
         !literals(&site.path("anna.db"), "SELECT 1 FROM opportunity WHERE name = 'before'").is_empty()
     });
     // Its database is not replaced under the program that watches, and not without being asked.
-    let busy = site.remote_sync(&["init", &address, "--node", "ANNA", "--replace", "--renew", "anna.db"]);
+    let busy = site.remote_sync(&["init", &address, "--token", &site.token("ANNA"), "--replace", "--renew", "anna.db"]);
     assert_eq!(busy.status.code(), Some(3), "{:?}", complaint(&busy));
     watching.kill().unwrap();
     watching.wait().unwrap();
-    let refused = site.remote_sync(&["init", &address, "--node", "ANNA", "--renew", "anna.db"]);
+    let refused = site.remote_sync(&["init", &address, "--token", &site.token("ANNA"), "--renew", "anna.db"]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(complaint(&refused).0.contains("--replace"), "{:?}", complaint(&refused));
-    site.remote_sync_ok(&["init", &address, "--node", "ANNA", "--replace", "--renew", "anna.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("ANNA"), "--replace", "--renew", "anna.db"]);
     server_sql(&site, "UPDATE opportunity SET name = 'after'");
     in_step(&site, &ALL);
     let kept = literals(&site.path("anna.db.before-init"), "SELECT name FROM contact WHERE id = 900");
@@ -59,7 +59,7 @@ fn a5_a_node_under_a_new_name_begins_anew_and_the_old_name_is_refused() {
     assert_eq!(old.status.code(), Some(2), "{}", String::from_utf8_lossy(&old.stderr));
     assert!(literals(&site.path("anna.db"), "SELECT 1 FROM opportunity WHERE name LIKE 'after%'").is_empty());
     let address = site.address().to_owned();
-    site.remote_sync_ok(&["init", &address, "--node", "ANNETTE", "--replace", "anna.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("ANNETTE"), "--replace", "anna.db"]);
     server_sql(&site, "DELETE FROM opportunity WHERE id % 5 = 0");
     routed(&site);
     site.remote_sync_ok(&["sync", "anna.db"]);
@@ -232,7 +232,7 @@ fn h2_a_suspended_node_is_cut_off_while_the_others_go_on_and_comes_back_with_an_
     let address = site.address().to_owned();
     let refused = site.remote_sync(&["sync", "anna.db"]);
     assert_eq!(refused.status.code(), Some(2));
-    site.remote_sync_ok(&["init", &address, "--node", "ANNA", "--replace", "anna.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("ANNA"), "--replace", "anna.db"]);
     server_sql(&site, "UPDATE product SET name = 'and on'");
     in_step(&site, &ALL);
     site.stop();
@@ -244,13 +244,13 @@ fn a6_an_init_killed_again_and_again_is_done_in_the_end() {
     let address = site.address().to_owned();
     let mut deaths = 0;
     for point in [CrashPoint::InitFetched, CrashPoint::InitUnpacked, CrashPoint::InitAdopted, CrashPoint::InitConfigured] {
-        let mut command = site.command(Program::RemoteSync, &["init", &address, "--node", "CORA", "cora.db"]);
+        let mut command = site.command(Program::RemoteSync, &["init", &address, "--token", &site.token("CORA"), "cora.db"]);
         deaths += u32::from(command.env("DOCKMASTER_CRASH", point.name()).output().unwrap().status.signal() == Some(9));
         server_sql(&site, &format!("UPDATE opportunity SET name = '{}'", point.name()));
     }
     assert_eq!(deaths, 4);
     assert!(!site.path("cora.db").exists(), "a half database never stands in the place of a whole one");
-    site.remote_sync_ok(&["init", &address, "--node", "CORA", "cora.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("CORA"), "cora.db"]);
     in_step(&site, &["BERT", "CORA"]);
     site.stop();
 }

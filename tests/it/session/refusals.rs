@@ -1,6 +1,6 @@
 //! Files that are not taken, one by one by name, and nodes that send what they should not.
 
-use super::support::{SERVER_ID, Server, name, noise, timing, until};
+use super::support::{PlainDialer, SERVER_ID, Server, name, noise, timing, until};
 use super::upload_kit::{INSTALL, Made, Recipe, chain, make, recipe, sender};
 use dockmaster::base::ids::*;
 use dockmaster::base::limits::{DX_FILE_BYTES_MAX, UPLOAD_CHUNK_BYTES};
@@ -10,7 +10,7 @@ use dockmaster::session::message::{AppliedTo, Hello, Message, Mode, RefusalCode,
 use dockmaster::session::upload::{UploadFile, UploadMessage, UploadRefusal, UploadState};
 use dockmaster::store::upload_position::MergedTo;
 use dockmaster::transport::link::Link;
-use dockmaster::transport::tcp;
+use dockmaster::transport::peer::Dialer;
 use std::fs;
 
 const NODE: &str = "SHOP-01";
@@ -25,7 +25,7 @@ impl Raw {
     /// Calls, is let in, and returns what the server says of uploads.
     fn call(server: &Server, node: &str) -> (Raw, UploadState) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let link = runtime.block_on(tcp::connect(&server.address.to_string(), timing())).unwrap();
+        let link = runtime.block_on(PlainDialer.dial(&server.address.to_string(), timing())).unwrap();
         let mut raw = Raw { runtime, link };
         raw.send(Message::Hello(Box::new(Hello {
             server_id: Some(SERVER_ID),

@@ -1,6 +1,7 @@
 //! A real server on a loopback socket over real files, a client folder, and a proxy between them that misbehaves on demand.
 
 use dockmaster::base::ids::*;
+use dockmaster::base::limits::SESSION_MESSAGE_BYTES_MAX;
 use dockmaster::client::applier::SharedUploads;
 use dockmaster::client::exchange::{Applier, BoxError, ExchangeOptions, LocalPosition, Reports, SharedApplier, sync_once};
 use dockmaster::client::folder::{ClientFolder, LockedFolder, RemoteConfig};
@@ -9,9 +10,14 @@ use dockmaster::docking::sessions::SessionsDb;
 use dockmaster::model::node::{Node, NodeState};
 use dockmaster::server::syncmgr::{NodeDirectory, OutboxFile, OutboxIndex, SyncManager, SyncOptions};
 use dockmaster::session::admission::ServerIdentity;
-use dockmaster::session::message::{AppliedTo, kind};
+use dockmaster::session::codec;
+use dockmaster::session::enrol::Request;
+use dockmaster::session::message::{AppliedTo, Message, kind};
 use dockmaster::store::upload_position::MergedTo;
-use dockmaster::transport::link::Timing;
+use dockmaster::transport::link::{Link, Timing};
+use dockmaster::transport::peer::{Boxed, DialError, Dialer, Greeted, Greeter, Proof};
+use dockmaster::transport::tcp;
+use dockmaster::trust::keys::PublicKey;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
@@ -40,7 +46,61 @@ pub(crate) fn timing() -> Timing {
 
 pub(crate) fn options() -> ExchangeOptions {
     let pause = Duration::from_millis(20);
-    ExchangeOptions { timing: timing(), attempts: 6, pause, pause_max: Duration::from_millis(200), ..ExchangeOptions::default() }
+    ExchangeOptions {
+        timing: timing(),
+        attempts: 6,
+        pause,
+        pause_max: Duration::from_millis(200),
+        ..ExchangeOptions::new(Arc::new(PlainDialer))
+    }
+}
+
+/// Sockets without TLS: what goes on in a session is looked at, cut and flipped byte by byte. The node that a hello names is proved, as
+/// sshd would have proved it. What TLS does is tested in `tests/it/trust.rs`, and by every test that runs the programs.
+#[derive(Debug)]
+pub(crate) struct PlainDialer;
+
+impl Dialer for PlainDialer {
+    fn dial<'a>(&'a self, address: &'a str, timing: Timing) -> Boxed<'a, Result<Link, DialError>> {
+        Box::pin(async move {
+            let stream = tcp::connect(address, None, timing).await?;
+            Ok(tcp::line(stream, SESSION_MESSAGE_BYTES_MAX, timing))
+        })
+    }
+}
+
+struct PlainGreeter;
+
+impl Greeter for PlainGreeter {
+    fn greet(&self, stream: tokio::net::TcpStream, timing: Timing) -> Boxed<'_, std::io::Result<Greeted>> {
+        Box::pin(async move {
+            stream.set_nodelay(true)?;
+            let proof = Proof::Named(named(&stream, timing).await.unwrap_or_else(|| name("STRANGER")));
+            Ok(Greeted::Session { link: tcp::line(stream, tcp::REQUEST_BYTES_MAX, timing), proof })
+        })
+    }
+}
+
+/// Looks at the hello that is about to be read.
+async fn named(stream: &tokio::net::TcpStream, timing: Timing) -> Option<NodeName> {
+    let mut bytes = vec![0; 4096];
+    let looking = async {
+        loop {
+            let there = stream.peek(&mut bytes).await.ok()?;
+            let length = bytes.get(..4).map(|length| u32::from_le_bytes(length.try_into().unwrap()) as usize)?;
+            if there == 0 || length > 4000 {
+                return None;
+            }
+            if there >= 4 + length {
+                return match codec::decode(&bytes[4..4 + length].to_vec().into()) {
+                    Ok(Message::Hello(hello)) => hello.node.parse().ok(),
+                    _ => None,
+                };
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(timing.handshake, looking).await.ok().flatten()
 }
 
 pub(crate) fn byte_hash(bytes: &[u8]) -> ByteHash {
@@ -113,6 +173,14 @@ impl NodeDirectory for Facts {
         Ok(())
     }
 
+    fn key_holder(&self, _: &PublicKey) -> Result<Option<NodeName>, BoxError> {
+        Err("no keys are shown here".into())
+    }
+
+    fn enrol(&self, _: &Request, _: Option<PublicKey>) -> Result<Result<(NodeName, Vec<u8>), &'static str>, BoxError> {
+        Err("nobody is let in here".into())
+    }
+
     fn start(&self, name: &NodeName) -> Result<Incarnation, BoxError> {
         let mut nodes = self.nodes.lock().unwrap();
         let node = nodes.get_mut(name).ok_or("no such node")?;
@@ -183,7 +251,7 @@ impl Server {
         change(&mut options);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (routed, receiver) = watch::channel(0);
-        let manager = runtime.block_on(SyncManager::bind(options, facts.clone(), facts.clone(), receiver)).unwrap();
+        let manager = runtime.block_on(SyncManager::bind(options, Arc::new(PlainGreeter), facts.clone(), facts.clone(), receiver)).unwrap();
         let address = manager.local_addr().unwrap();
         let (shutdown, stopped) = (CancellationToken::new(), Arc::new(AtomicBool::new(false)));
         let (token, flag) = (shutdown.clone(), stopped.clone());
@@ -397,7 +465,17 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
+    /// Stands before a server that speaks without TLS: what it sees are messages.
     pub(crate) fn to(server: SocketAddr) -> Proxy {
+        Proxy::between(server, Framing::Messages)
+    }
+
+    /// Stands before a server as it is: what it sees are TLS records, which have no kind.
+    pub(crate) fn to_tls(server: SocketAddr) -> Proxy {
+        Proxy::between(server, Framing::TlsRecords)
+    }
+
+    fn between(server: SocketAddr, framing: Framing) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let proxy = Proxy {
             address: listener.local_addr().unwrap(),
@@ -423,7 +501,7 @@ impl Proxy {
                 let (node2, server2) = (node.try_clone().unwrap(), server.try_clone().unwrap());
                 let (sent, cut_at_kind, hole) = (sent.clone(), cut_at_kind.clone(), black_hole.clone());
                 let (cut_up, flip_up, ends) = (cut_up.clone(), flip_up.clone(), ends.clone());
-                std::thread::spawn(move || upward(node2, server2, &sent, (&cut_at_kind, &cut_up, &flip_up), &ends, &hole));
+                std::thread::spawn(move || upward((node2, framing), server2, &sent, (&cut_at_kind, &cut_up, &flip_up), &ends, &hole));
                 let (cut_after, always, flip_at, hole) = (cut_after.clone(), always.clone(), flip_at.clone(), black_hole.clone());
                 std::thread::spawn(move || downward(server, node, &cut_after, &always, &flip_at, &hole));
             }
@@ -442,9 +520,40 @@ impl Proxy {
     }
 }
 
+/// What a proxy takes for one piece.
+#[derive(Debug, Clone, Copy)]
+enum Framing {
+    Messages,
+    TlsRecords,
+}
+
+impl Framing {
+    fn head(self) -> usize {
+        match self {
+            Framing::Messages => 4,
+            Framing::TlsRecords => 5,
+        }
+    }
+
+    /// Bytes that follow a head.
+    fn length(self, head: &[u8]) -> usize {
+        match self {
+            Framing::Messages => u32::from_le_bytes(head.try_into().unwrap()) as usize,
+            Framing::TlsRecords => usize::from(u16::from_be_bytes([head[3], head[4]])),
+        }
+    }
+
+    fn kind(self, frame: &[u8]) -> u16 {
+        match self {
+            Framing::Messages => u16::from_le_bytes([frame[4], frame[5]]),
+            Framing::TlsRecords => 0,
+        }
+    }
+}
+
 /// Node to server, frame by frame.
 fn upward(
-    mut node: TcpStream,
+    (mut node, framing): (TcpStream, Framing),
     mut server: TcpStream,
     sent: &Mutex<BTreeMap<u16, u64>>,
     (cut_at, cut_after, flip_at): (&AtomicU64, &AtomicI64, &AtomicI64),
@@ -456,17 +565,18 @@ fn upward(
     ends.lock().unwrap().clear();
     let mut pass = || -> std::io::Result<()> {
         loop {
-            let mut head = [0u8; 4];
-            if let Err(error) = node.read_exact(&mut head) {
+            let mut head = [0u8; 5];
+            let head = &mut head[..framing.head()];
+            if let Err(error) = node.read_exact(head) {
                 wait_out(hole);
                 // The node is done sending; what the server still says must reach it.
                 let _half = server.shutdown(Shutdown::Write);
                 return Err(error);
             }
             let mut frame = head.to_vec();
-            frame.resize(4 + u32::from_le_bytes(head) as usize, 0);
-            node.read_exact(&mut frame[4..])?;
-            let kind = u16::from_le_bytes([frame[4], frame[5]]);
+            frame.resize(head.len() + framing.length(head), 0);
+            node.read_exact(&mut frame[head.len()..])?;
+            let kind = framing.kind(&frame);
             if cut_at.load(Ordering::SeqCst) == u64::from(kind) {
                 return Ok(());
             }

@@ -24,7 +24,7 @@ fn site() -> Site {
     site.dockmaster_ok(&["deploy", "--yes"]);
     site.dockmaster_ok(&["node", "add", "ANNA"]);
     let address = site.serve();
-    site.remote_sync_ok(&["init", &address, "--node", "ANNA", "anna.db"]);
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("ANNA"), "anna.db"]);
     site
 }
 
@@ -74,7 +74,7 @@ fn mi1_mi52_f7_an_order_is_one_order_wherever_the_connection_breaks() {
     site.sqlite3("hq.db", "CREATE TRIGGER audit BEFORE INSERT ON item BEGIN INSERT INTO executed VALUES(NEW.name); END");
     site.dockmaster_ok(&["deploy", "--yes"]);
     site.remote_sync_ok(&["sync", "anna.db"]);
-    let proxy = Proxy::to(site.address().parse().unwrap());
+    let proxy = Proxy::to_tls(site.address().parse().unwrap());
     let config = site.path("anna.db.sync/remote-sync.toml");
     let straight = fs::read_to_string(&config).unwrap();
     let through_proxy = straight.replace(site.address(), &proxy.address.to_string());
