@@ -29,6 +29,8 @@ mod recover_command;
 pub mod remote_sync;
 mod serve_command;
 pub mod server_commands;
+#[cfg(unix)]
+mod session_command;
 pub mod status_view;
 mod sync_commands;
 mod sync_report;

@@ -3,6 +3,7 @@
 pub mod alerting;
 pub mod deploy;
 pub mod directory;
+pub mod door;
 mod enrolment;
 pub mod explain;
 pub mod extract;

@@ -4,6 +4,8 @@ pub mod link;
 pub mod peer;
 pub mod proxy;
 pub mod signals;
+#[cfg(unix)]
+pub mod ssh;
 pub mod tcp;
 pub mod throttle;
 pub mod tls;

@@ -265,6 +265,17 @@ impl Disk {
         }
     }
 
+    /// Makes a file that is there one that its owner alone may use.
+    ///
+    /// # Errors
+    /// Anything of the disk.
+    #[cfg(unix)]
+    pub fn make_private(&self, path: &Path) -> Result<(), DiskError> {
+        self.crash_point("set mode", path)?;
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(path, mode).map_err(io_error("set the mode of", path))
+    }
+
     /// Deletes whatever files lie in a `tmp` folder: nobody refers to them. Returns how many.
     ///
     /// # Errors

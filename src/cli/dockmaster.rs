@@ -2,6 +2,8 @@
 
 use crate::cli::exit::{self, Outcome};
 use crate::cli::output::Output;
+#[cfg(unix)]
+use crate::cli::session_command;
 use crate::cli::{
     bench_commands, conflict_commands, definition_commands, dx_commands, explain_command, logging, message_commands, node_commands,
     reconcile_command, recover_command, serve_command, server_commands, tick_command, verify_command,
@@ -63,6 +65,9 @@ enum Command {
     Deploy(definition_commands::DeployArgs),
     /// Take everything of ours out of the server database and prove that nothing is left
     Uninstall(definition_commands::UninstallArgs),
+    /// Carry the session of a node that sshd has let in to the service; sshd runs it
+    #[cfg(unix)]
+    Session(session_command::SessionArgs),
     /// Run the service: route as things change, serve nodes as they call
     Serve,
     /// Do one pass and end, for cron; all stages unless some are named
@@ -122,6 +127,8 @@ fn run(arguments: &Arguments) -> Outcome {
         Command::Deploy(args) => definition_commands::deploy(named, args, output),
         Command::Uninstall(args) => definition_commands::uninstall(named, args, output),
         Command::Serve => serve_command::serve(named, output),
+        #[cfg(unix)]
+        Command::Session(args) => session_command::session(named, args),
         Command::Run(args) => server_commands::run(named, args, output),
         Command::Node(command) => node_commands::node(named, command, output),
         Command::Extract(args) => server_commands::extract(named, args, output),

@@ -17,6 +17,7 @@ use crate::client::status::ClientStatusError;
 use crate::docking::error::DockingError;
 use crate::docking::room::NoRoom;
 use crate::server::deploy::DeployError;
+use crate::server::door::DoorError;
 use crate::server::explain::ExplainError;
 use crate::server::identity::IdentityError;
 use crate::server::merger::MergerError;
@@ -36,6 +37,7 @@ use crate::store::local::LocalError;
 use crate::store::passing::is_out_of_room;
 use crate::store::sqlite::StoreError;
 use crate::transport::peer::DialError;
+use crate::transport::ssh::SshError;
 use crate::transport::tcp::TcpError;
 use crate::trust::token::TokenError;
 use std::error::Error;
@@ -82,13 +84,15 @@ fn spoken_for(cause: Cause<'_>) -> Option<Cause<'_>> {
         VerifyError: Store, Node, Docking, Sessions, Trail;
         NodeError: Store, Name, Identity;
         IdentityError: Disk, Store;
-        DialError: Tcp, Disk;
+        DialError: Tcp, Disk, Ssh;
+        SshError: Disk;
         MessageError: Store;
         RuleError: Store;
         DeployError: Store, Cds, TxnProc;
         ServeError: TxnProc, Router, Extract, Merger, Sync, Node, Store, Identity;
         MergerError: Store, Disk, Docking, Sessions, Node;
-        SyncError: Tcp, Sessions;
+        SyncError: Tcp, Sessions, Door;
+        DoorError: Disk;
         TxnProcError: Store, Cds, Docking, Disk;
         RouterError: Docking, Disk;
         DockingError: Disk, Content;
@@ -114,6 +118,7 @@ fn is_passing(cause: Cause<'_>) -> bool {
         || cause.downcast_ref::<ExchangeError>().is_some_and(ExchangeError::is_passing)
         || cause.downcast_ref::<InitError>().is_some_and(InitError::is_passing)
         || cause.downcast_ref::<FolderError>().is_some_and(FolderError::is_passing)
+        || cause.downcast_ref::<DoorError>().is_some_and(|error| matches!(error, DoorError::Open { .. }))
 }
 
 fn hint(cause: Cause<'_>) -> Option<String> {
@@ -122,7 +127,7 @@ fn hint(cause: Cause<'_>) -> Option<String> {
     }
     first! {
         ConfigError: config; StoreError: store; NodeError: node; DeployError: deploy; CdsError: data_store; LocalError: local; DockingError: docking;
-        ExplainError: explain; DiskError: disk; FolderError: folder; ExchangeError: exchange; InitError: init; TcpError: tcp; DialError: dial; IdentityError: identity; TokenError: token; IdError: id;
+        ExplainError: explain; DiskError: disk; FolderError: folder; ExchangeError: exchange; InitError: init; TcpError: tcp; DialError: dial; SshError: ssh; DoorError: door; IdentityError: identity; TokenError: token; IdError: id;
         MessageError: message; RuleError: ruling; ResolveRefused: conflict;
     }
     if is_out_of_room(cause) {
@@ -333,6 +338,39 @@ fn dial(error: &DialError) -> Option<String> {
         ),
         DialError::Tls { .. } => some("is that a Dockmaster server, and of a version that fits?"),
         _ => None,
+    }
+}
+
+fn ssh(error: &SshError) -> Option<String> {
+    match error {
+        SshError::HostChanged { host, known_hosts, .. } => Some(format!(
+            "nothing was exchanged. Compare with the server's administrator; what is known: ssh-keygen -l -F '{host}' -f {}",
+            known_hosts.display()
+        )),
+        SshError::HostUnknown { host, known_hosts, .. } => {
+            let (host, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once("]:")) {
+                Some((host, port)) => (host, format!("-p {port} ")),
+                None => (host.as_str(), String::new()),
+            };
+            Some(format!(
+                "ask the server's administrator whether that is its fingerprint; then: ssh-keyscan {port}{host} >> {}",
+                known_hosts.display()
+            ))
+        }
+        SshError::Denied { .. } => {
+            some("on the server: does authorized_keys of that account have a line for this key? dockmaster session --help")
+        }
+        SshError::NotOpened { .. } => {
+            some("on the server: its line of authorized_keys, see dockmaster session --help; and dockmaster serve has to run")
+        }
+        _ => None,
+    }
+}
+
+fn door(error: &DoorError) -> Option<String> {
+    match error {
+        DoorError::Open { .. } => some("does dockmaster serve run on this docking root, as this account?"),
+        DoorError::Disk(_) => None,
     }
 }
 

@@ -1,5 +1,6 @@
 //! `remote-sync init | sync | watch`: the commands that talk to the server, or apply what it sent.
 
+use crate::base::ids::NodeName;
 use crate::base::limits::AWAIT_SECONDS_MAX;
 use crate::cli::client_commands::DatabaseArgs;
 use crate::cli::exit::{Exit, Outcome};
@@ -8,15 +9,18 @@ use crate::cli::sync_report;
 use crate::client::applier::Applier;
 use crate::client::daemon;
 use crate::client::exchange::{self, ExchangeOptions, SharedApplier};
-use crate::client::folder::{ClientFolder, LockedFolder};
+use crate::client::folder::{ClientFolder, LockedFolder, RemoteConfig, SshSettings};
 use crate::client::identity::{ServerDialer, Which};
 use crate::client::init::{self, InitOptions};
 use crate::client::local_applier::{ApplyFault, LocalApplier};
 use crate::client::report::{ExchangeError, Progress, ProgressEvent, SyncReport};
 use crate::session::message::DEFAULT_PORT;
 use crate::transport::link::Timing;
+use crate::transport::peer::Dialer;
 use crate::transport::proxy::Proxy;
 use crate::transport::signals;
+#[cfg(unix)]
+use crate::transport::ssh::{SshAddress, SshDialer, SshKeys};
 use crate::trust::token::Token;
 use anyhow::Context as _;
 use indicatif::ProgressBar;
@@ -36,6 +40,7 @@ Examples:
   remote-sync init hq.example.com --token DM1-.... pos.db          the token is from `dockmaster node add`
   remote-sync init hq.example.com --token-file token.txt pos.db    it does not show in the list of processes then; - is stdin
   remote-sync init hq.example.com pos.db --replace --renew         begin anew with a new extract; no token is needed
+  remote-sync init ssh://dock@hq.example.com --node POS-7 pos.db   over SSH, which proves both sides; see `dockmaster session --help`
 
 The key of this node is made here and stays here, in DB.sync/identity. With HTTPS_PROXY set, the way leads through that proxy.")]
 pub(crate) struct InitArgs {
@@ -48,6 +53,11 @@ pub(crate) struct InitArgs {
     /// A file with the token; `-` reads it from stdin
     #[arg(long, value_name = "PATH")]
     token_file: Option<PathBuf>,
+    /// Over SSH: the node that this key is, by the far side's authorized_keys
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["token", "token_file"])]
+    node: Option<NodeName>,
+    #[command(flatten)]
+    ssh: SshArgs,
     /// Replace a database that has something in it; the old one is kept beside it
     #[arg(long)]
     replace: bool,
@@ -57,6 +67,20 @@ pub(crate) struct InitArgs {
     /// The local database to make
     #[arg(value_name = "DB")]
     database: PathBuf,
+}
+
+/// How to get in over SSH.
+#[derive(Debug, clap::Args)]
+struct SshArgs {
+    /// Over SSH: the file with the private key; without it the agent is asked, or the password used
+    #[arg(long, value_name = "PATH")]
+    ssh_key: Option<PathBuf>,
+    /// Over SSH: the list of known hosts [default: ~/.ssh/known_hosts]
+    #[arg(long, value_name = "PATH")]
+    ssh_known_hosts: Option<PathBuf>,
+    /// Over SSH: a file with the password of the account, or of the key
+    #[arg(long, value_name = "PATH")]
+    ssh_password_file: Option<PathBuf>,
 }
 
 /// Which half of a sync to do.
@@ -98,11 +122,17 @@ pub(crate) struct SyncArgs {
 /// Makes the local database.
 pub(crate) fn init(args: &InitArgs, output: Output) -> Outcome {
     let folder = ClientFolder::of(&args.database).lock()?;
-    let (server, token, proxy) = (with_port(&args.server), token(args)?, proxy()?);
+    let (server, token, proxy) = (with_port(&args.server)?, token(args)?, proxy()?);
     let began = Instant::now();
     init::look(&folder, args.replace)?;
-    let (node, dialer) = init::enter(&folder, &server, token.as_ref(), proxy.as_ref(), Timing::default())?;
-    let options = InitOptions { server, node, replace: args.replace, renew: args.renew, exchange: ExchangeOptions::new(dialer) };
+    let ssh = ssh_settings(&args.ssh, &folder)?;
+    let (node, dialer) = if is_ssh(&server) {
+        (node_by_ssh(args, &folder)?, ssh_dialer(&ssh)?)
+    } else {
+        init::enter(&folder, &server, token.as_ref(), proxy.as_ref(), Timing::default())?
+    };
+    let ssh = if is_ssh(&server) { ssh } else { SshSettings::default() };
+    let options = InitOptions { server, node, ssh, replace: args.replace, renew: args.renew, exchange: ExchangeOptions::new(dialer) };
     let mut bars = Bars::new(output);
     let report = init::init(&folder, &options, &mut bars)?;
     bars.finish();
@@ -160,9 +190,55 @@ fn proxy() -> anyhow::Result<Option<Proxy>> {
     Proxy::new(&url, &variable(["NO_PROXY", "no_proxy"]).unwrap_or_default()).map(Some).map_err(anyhow::Error::msg)
 }
 
-/// The ordinary way to the server of a database.
-fn exchange_options(folder: &LockedFolder) -> anyhow::Result<ExchangeOptions> {
-    Ok(ExchangeOptions::new(Arc::new(ServerDialer::new(folder, Which::Node, proxy()?))))
+/// The way to the server of a database.
+fn exchange_options(folder: &LockedFolder, config: &RemoteConfig) -> anyhow::Result<ExchangeOptions> {
+    Ok(ExchangeOptions::new(match is_ssh(&config.server) {
+        true => ssh_dialer(&config.ssh)?,
+        false => Arc::new(ServerDialer::new(folder, Which::Node, proxy()?)),
+    }))
+}
+
+fn is_ssh(server: &str) -> bool {
+    server.starts_with("ssh://")
+}
+
+/// Settings that are named now, or else those that the database had. Paths hold wherever the next command is called.
+fn ssh_settings(args: &SshArgs, folder: &ClientFolder) -> anyhow::Result<SshSettings> {
+    let former = folder.read_config().map(|config| config.ssh).unwrap_or_default();
+    let path = |named: &Option<PathBuf>, former: Option<PathBuf>| match named {
+        Some(path) => std::path::absolute(path).with_context(|| format!("{}", path.display())).map(Some),
+        None => Ok(former),
+    };
+    Ok(SshSettings {
+        key: path(&args.ssh_key, former.key)?,
+        known_hosts: path(&args.ssh_known_hosts, former.known_hosts)?,
+        password_file: path(&args.ssh_password_file, former.password_file)?,
+    })
+}
+
+fn node_by_ssh(args: &InitArgs, folder: &ClientFolder) -> anyhow::Result<NodeName> {
+    if args.token.is_some() || args.token_file.is_some() {
+        anyhow::bail!("over SSH the key of SSH lets this node in, no token: name the node with --node");
+    }
+    match &args.node {
+        Some(node) => Ok(node.clone()),
+        None => Ok(folder.read_config().context("over SSH the node is named: --node NAME")?.node),
+    }
+}
+
+#[cfg(unix)]
+fn ssh_dialer(ssh: &SshSettings) -> anyhow::Result<Arc<dyn Dialer>> {
+    let known_hosts = match &ssh.known_hosts {
+        Some(path) => path.clone(),
+        None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set: name --ssh-known-hosts")?).join(".ssh/known_hosts"),
+    };
+    let keys = SshKeys { key: ssh.key.clone(), known_hosts, password_file: ssh.password_file.clone() };
+    Ok(Arc::new(SshDialer::new(keys)))
+}
+
+#[cfg(not(unix))]
+fn ssh_dialer(_: &SshSettings) -> anyhow::Result<Arc<dyn Dialer>> {
+    anyhow::bail!("SSH is not built for this system")
 }
 
 /// Gets in step once.
@@ -189,7 +265,7 @@ pub(crate) fn sync(args: &SyncArgs, output: Output) -> Outcome {
             send: sends,
             receive: fetches,
             wait: args.wait.filter(|_| sends),
-            ..exchange_options(&folder)?
+            ..exchange_options(&folder, &config)?
         };
         let shared: SharedApplier = applier.clone();
         loop {
@@ -265,7 +341,7 @@ pub(crate) fn watch(args: &DatabaseArgs, output: Output) -> Outcome {
     let shared: SharedApplier = applier.clone();
     let stop = signals::token()?;
     output.say(format!("{} stays in step with {}; Ctrl-C stops cleanly.", config.node, config.server))?;
-    let options = ExchangeOptions { receive: config.download, ..exchange_options(&folder)? };
+    let options = ExchangeOptions { receive: config.download, ..exchange_options(&folder, &config)? };
     daemon::watch(&folder, &config, &shared, &options, &mut Told, &stop).map_err(|error| stopped_first(&applier, error))?;
     Ok(Exit::Done)
 }
@@ -282,9 +358,13 @@ fn lock(applier: &Mutex<LocalApplier>) -> MutexGuard<'_, LocalApplier> {
     applier.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn with_port(server: &str) -> String {
+fn with_port(server: &str) -> anyhow::Result<String> {
+    #[cfg(unix)]
+    if is_ssh(server) {
+        return Ok(server.parse::<SshAddress>().map_err(anyhow::Error::msg)?.to_string());
+    }
     let has_port = server.rsplit_once(':').is_some_and(|(host, port)| !host.ends_with(':') && port.parse::<u16>().is_ok());
-    if has_port { server.to_owned() } else { format!("{server}:{DEFAULT_PORT}") }
+    Ok(if has_port { server.to_owned() } else { format!("{server}:{DEFAULT_PORT}") })
 }
 
 /// Progress of a command that ends, drawn as bars on stderr where that is a terminal.

@@ -193,10 +193,25 @@ pub struct RemoteConfig {
     pub server_id: Option<ServerId>,
     /// Whether files are fetched; changes made here are sent all the same (MI-22).
     pub download: bool,
+    /// For a server whose address begins with `ssh://`.
+    pub ssh: SshSettings,
+}
+
+/// By what a node proves itself to sshd, and knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SshSettings {
+    /// The file with the private key; `None` = the agent, or the password.
+    pub key: Option<PathBuf>,
+    /// The list of known hosts; `None` = that of the user.
+    pub known_hosts: Option<PathBuf>,
+    /// A file with the password of the account, or of the key.
+    pub password_file: Option<PathBuf>,
 }
 
 /// Layout of `remote-sync.toml`.
 const CONFIG_VERSION: i64 = 1;
+/// What it may hold.
+const CONFIG_NAMES: [&str; 8] = ["version", "server", "node", "server_id", "download", "ssh_key", "ssh_known_hosts", "ssh_password_file"];
 /// Most bytes that are read of it.
 const CONFIG_BYTES_MAX: u64 = 64 << 10;
 
@@ -208,8 +223,8 @@ impl RemoteConfig {
     pub fn parse(text: &str) -> Result<RemoteConfig, String> {
         let document: DocumentMut = text.parse().map_err(|error: toml_edit::TomlError| error.to_string())?;
         for (name, _) in document.iter() {
-            if !["version", "server", "node", "server_id", "download"].contains(&name) {
-                return Err(format!("`{name}` is not known here (known: version, server, node, server_id, download)"));
+            if !CONFIG_NAMES.contains(&name) {
+                return Err(format!("`{name}` is not known here (known: {})", CONFIG_NAMES.join(", ")));
             }
         }
         let text_of = |name: &str| match document.get(name) {
@@ -224,7 +239,16 @@ impl RemoteConfig {
         let wrong = |error: IdError| error.to_string();
         let server = text_of("server")?.ok_or("`server` is missing")?.to_owned();
         if server.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
-            return Err(format!("`server` = \"{server}\" is not of the form host:port"));
+            return Err(format!("`server` = \"{server}\" is not of the form host:port or ssh://user@host:port"));
+        }
+        let path_of = |name: &str| Ok::<_, String>(text_of(name)?.map(PathBuf::from));
+        let ssh = SshSettings {
+            key: path_of("ssh_key")?,
+            known_hosts: path_of("ssh_known_hosts")?,
+            password_file: path_of("ssh_password_file")?,
+        };
+        if ssh != SshSettings::default() && !server.starts_with("ssh://") {
+            return Err(format!("`ssh_..` is for a server that begins with ssh://, not for \"{server}\""));
         }
         let node = text_of("node")?.ok_or("`node` is missing")?.parse().map_err(wrong)?;
         let server_id = text_of("server_id")?.map(str::parse).transpose().map_err(wrong)?;
@@ -232,7 +256,7 @@ impl RemoteConfig {
             None => true,
             Some(item) => item.as_bool().ok_or("`download` must be true or false")?,
         };
-        Ok(RemoteConfig { server, node, server_id, download })
+        Ok(RemoteConfig { server, node, server_id, download, ssh })
     }
 
     /// Returns the text of the file.
@@ -246,6 +270,12 @@ impl RemoteConfig {
         }
         if !self.download {
             document["download"] = value(false);
+        }
+        let ssh = [("ssh_key", &self.ssh.key), ("ssh_known_hosts", &self.ssh.known_hosts), ("ssh_password_file", &self.ssh.password_file)];
+        for (name, path) in ssh {
+            if let Some(path) = path {
+                document[name] = value(path.display().to_string());
+            }
         }
         document.to_string()
     }
@@ -280,10 +310,11 @@ mod tests {
         let folder = ClientFolder::of(home.path().join("pos.db"));
         assert!(matches!(folder.read_config(), Err(FolderError::NoConfig { .. })));
         let config = RemoteConfig {
-            server: "127.0.0.1:40400".into(),
+            server: "ssh://dock@127.0.0.1:22".into(),
             node: "SHOP-01".parse().unwrap(),
             server_id: Some(ServerId([9; 16])),
             download: false,
+            ssh: SshSettings { key: Some("/srv/a b/id".into()), known_hosts: None, password_file: Some("p".into()) },
         };
         folder.lock().unwrap().write_config(&config).unwrap();
         assert_eq!(folder.read_config().unwrap(), config);
@@ -300,6 +331,7 @@ mod tests {
             ("version = 1\nserver = \"a:1\"\nnode = \"A\"\nserver_id = \"xy\"", "ServerId"),
             ("version = 1\nserver = \"a:1\"\nnode = \"A\"\nnod = \"B\"", "`nod`"),
             ("version = 1\nserver = 7\nnode = \"A\"", "server"),
+            ("version = 1\nserver = \"a:1\"\nnode = \"A\"\nssh_key = \"id\"", "ssh_"),
             ("version = 1\nserver = \"a:1\"\nnode = \"A\"\ndownload = \"no\"", "download"),
         ] {
             let problem = RemoteConfig::parse(text).unwrap_err();

@@ -9,7 +9,7 @@ use crate::base::disk::{Disk, DiskError};
 use crate::base::ids::{ByteHash, Incarnation, InstallId, NodeName, ServerId};
 use crate::base::quarantine::{self, Aside};
 use crate::client::exchange::{ExchangeOptions, jitter, runtime};
-use crate::client::folder::{LockedFolder, RemoteConfig, with_suffix};
+use crate::client::folder::{LockedFolder, RemoteConfig, SshSettings, with_suffix};
 use crate::client::identity::{self, ServerDialer, Which};
 use crate::client::inbox::Part;
 use crate::client::report::{ExchangeError, Progress, ProgressEvent};
@@ -40,6 +40,8 @@ pub struct InitOptions {
     pub server: String,
     /// The node that this database will be.
     pub node: NodeName,
+    /// For a server whose address begins with `ssh://`.
+    pub ssh: SshSettings,
     /// Put the new database in the place of one that has something in it.
     pub replace: bool,
     /// Ask for a new extract; a database made from the former one is refused from then on.
@@ -198,7 +200,7 @@ fn put_in_place(folder: &LockedFolder, options: &InitOptions, fetched: &Fetched,
     // What the user chose for this folder outlives the database in it.
     let download = folder.read_config().map_or(true, |former| former.download);
     let (server, node, server_id) = (options.server.clone(), options.node.clone(), Some(fetched.welcome.server_id));
-    let config = RemoteConfig { server, node, server_id, download };
+    let config = RemoteConfig { server, node, server_id, download, ssh: options.ssh.clone() };
     folder.write_config(&config).map_err(ExchangeError::Folder)?;
     identity::take_over(folder).map_err(ExchangeError::Dial)?;
     crash::at(CrashPoint::InitConfigured);

@@ -164,6 +164,11 @@ impl DockingRoot {
         self.path.join("sessions.db")
     }
 
+    /// Returns the socket on which lines come in that somebody else has proved.
+    pub fn door(&self) -> PathBuf {
+        self.path.join("door")
+    }
+
     /// Returns the folder of a node.
     pub fn node(&self, node: &NodeName) -> PathBuf {
         self.path.join(node.as_str())

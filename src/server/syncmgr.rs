@@ -8,6 +8,7 @@ use crate::base::limits::{SESSIONS_MAX, SESSIONS_PER_ADDRESS_MAX};
 use crate::docking::root::DockingRoot;
 use crate::docking::sessions::{SessionsDb, SessionsError};
 use crate::model::node::Node;
+use crate::server::door::{self, Door, DoorError};
 use crate::server::syncsession;
 use crate::session::admission::{ServerIdentity, Turned};
 use crate::session::enrol::Request;
@@ -184,6 +185,9 @@ pub enum SyncError {
     /// The history cannot be opened.
     #[error(transparent)]
     Sessions(#[from] SessionsError),
+    /// No door.
+    #[error(transparent)]
+    Door(#[from] DoorError),
     /// No threads.
     #[error("start the runtime of the Synchronization Manager: {0}")]
     Runtime(io::Error),
@@ -280,6 +284,7 @@ impl Drop for Claim {
 /// A manager that listens and has not begun to serve.
 pub struct SyncManager {
     listener: TcpListener,
+    door: Door,
     greeter: Arc<dyn Greeter>,
     shared: Arc<Shared>,
     sessions_max: usize,
@@ -306,6 +311,7 @@ impl SyncManager {
     ) -> Result<SyncManager, SyncError> {
         let listener = tcp::listen(&options.listen).await?;
         let root = DockingRoot::look(&options.root);
+        let door = Door::open(&root)?;
         let sessions = SessionsDb::open(&root.sessions_db())?;
         let shared = Arc::new(Shared {
             directory,
@@ -321,7 +327,7 @@ impl SyncManager {
             next_session: AtomicU64::new(1),
         });
         let addresses = Addresses { most: options.sessions_per_address, held: Arc::default() };
-        Ok(SyncManager { listener, greeter, shared, sessions_max: options.sessions_max, addresses })
+        Ok(SyncManager { listener, door, greeter, shared, sessions_max: options.sessions_max, addresses })
     }
 
     /// Returns the address that nodes call.
@@ -341,6 +347,20 @@ impl SyncManager {
                 () = shutdown.cancelled() => break,
                 Some(_) = tasks.join_next() => continue,
                 accepted = self.listener.accept() => accepted,
+                stream = self.door.accept() => {
+                    // Whoever proved it counts who comes from where; here the number of all of them counts.
+                    match places.clone().try_acquire_owned() {
+                        Ok(place) => {
+                            let (shared, shutdown) = (self.shared.clone(), shutdown.clone());
+                            tasks.spawn(async move {
+                                door::serve(shared, stream, shutdown).await;
+                                drop(place);
+                            });
+                        }
+                        Err(_) => tracing::warn!("door: the server has as many sessions as it takes"),
+                    }
+                    continue;
+                }
             };
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
@@ -373,6 +393,7 @@ impl SyncManager {
             }
         }
         drop(self.listener);
+        self.door.close();
         let farewell = self.shared.timing.farewell * 3;
         let ended = tokio::time::timeout(farewell, async { while tasks.join_next().await.is_some() {} }).await;
         if ended.is_err() {

@@ -86,6 +86,16 @@ pub enum DialError {
     /// The network.
     #[error(transparent)]
     Tcp(#[from] TcpError),
+    /// The text is no address.
+    #[error("{why}")]
+    Address {
+        /// What is wrong.
+        why: String,
+    },
+    /// SSH.
+    #[cfg(unix)]
+    #[error(transparent)]
+    Ssh(#[from] crate::transport::ssh::SshError),
     /// This database was never let in.
     #[error("{} is missing: this database was never let in by a server", .0.display())]
     NoIdentity(PathBuf),
@@ -130,6 +140,11 @@ pub enum DialError {
 impl DialError {
     /// Whether the same call may succeed later without anybody doing anything (exit code 3).
     pub fn is_passing(&self) -> bool {
-        matches!(self, DialError::Tcp(_) | DialError::Tls { .. })
+        match self {
+            DialError::Tcp(_) | DialError::Tls { .. } => true,
+            #[cfg(unix)]
+            DialError::Ssh(error) => error.is_passing(),
+            _ => false,
+        }
     }
 }

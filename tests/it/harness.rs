@@ -234,7 +234,8 @@ pub fn copy_folder(from: &Path, to: &Path) {
         let target = to.join(path.file_name().unwrap());
         if path.is_dir() {
             copy_folder(&path, &target);
-        } else {
+        } else if path.is_file() {
+            // Sockets of a service that runs stay behind.
             std::fs::copy(&path, &target).unwrap();
         }
     }

@@ -63,6 +63,7 @@ mod scope_large;
 mod seeing;
 mod server_logic;
 mod session;
+mod ssh;
 mod ten_steps;
 mod tidy;
 mod trust;

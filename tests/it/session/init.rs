@@ -39,7 +39,8 @@ fn write_extract(outbox: &Path, node: &str, incarnation: u32, rows: u64) {
 }
 
 fn init_options(server: impl ToString, node: &str) -> InitOptions {
-    InitOptions { server: server.to_string(), node: name(node), replace: false, renew: false, exchange: options() }
+    let ssh = dockmaster::client::folder::SshSettings::default();
+    InitOptions { server: server.to_string(), node: name(node), ssh, replace: false, renew: false, exchange: options() }
 }
 
 fn run(folder: &LockedFolder, options: &InitOptions) -> Result<dockmaster::client::init::InitReport, InitError> {

@@ -4,7 +4,7 @@ use dockmaster::base::ids::*;
 use dockmaster::base::limits::SESSION_MESSAGE_BYTES_MAX;
 use dockmaster::client::applier::SharedUploads;
 use dockmaster::client::exchange::{Applier, BoxError, ExchangeOptions, LocalPosition, Reports, SharedApplier, sync_once};
-use dockmaster::client::folder::{ClientFolder, LockedFolder, RemoteConfig};
+use dockmaster::client::folder::{ClientFolder, LockedFolder, RemoteConfig, SshSettings};
 use dockmaster::client::report::{ExchangeError, NoProgress, SyncReport};
 use dockmaster::docking::sessions::SessionsDb;
 use dockmaster::model::node::{Node, NodeState};
@@ -408,7 +408,13 @@ impl Client {
             revision: Revision(3),
         };
         let keeper = Arc::new(Mutex::new(Keeper { inbox: folder.inbox(), position, applied: applied.clone(), uploads: None }));
-        let config = RemoteConfig { server: address.to_string(), node: name(node), server_id: Some(SERVER_ID), download: true };
+        let config = RemoteConfig {
+            server: address.to_string(),
+            node: name(node),
+            server_id: Some(SERVER_ID),
+            download: true,
+            ssh: SshSettings::default(),
+        };
         Client { home, folder, config, keeper, applied, options: options() }
     }
 

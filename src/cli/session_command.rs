@@ -1,0 +1,68 @@
+//! `session --stdio`: what sshd runs for a node (a forced command). It carries bytes between the node and the service, and nothing else.
+
+use crate::base::ids::NodeName;
+use crate::cli::exit::{Exit, Outcome};
+use crate::cli::project::Settings;
+use crate::server::door::{self, DoorError};
+use crate::transport::ssh::GREETING;
+use std::io::Write as _;
+use std::net::Shutdown;
+use std::path::Path;
+
+/// Arguments of `session`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+sshd runs it, tied to the key of a node by a line of authorized_keys of the account that the service runs as:
+
+  restrict,command=\"dockmaster session --stdio --node ANNA --config /srv/hq/dockmaster.toml\" ssh-ed25519 AAAA...
+
+Whoever has that key is ANNA, and nothing but ANNA. The node calls with:
+
+  remote-sync init ssh://ACCOUNT@HOST --node ANNA --ssh-key PATH anna.db
+
+Ends with 3 while no service runs.")]
+pub(crate) struct SessionArgs {
+    /// Speak over standard input and output
+    #[arg(long, required = true)]
+    stdio: bool,
+    /// The node that this key is
+    #[arg(long, value_name = "NAME")]
+    node: NodeName,
+}
+
+/// Carries the bytes of a session until either side ends.
+pub(crate) fn session(named: Option<&Path>, args: &SessionArgs) -> Outcome {
+    let settings = Settings::load(named)?;
+    // `SSH_CONNECTION` is "client port server port"; it is for the log only.
+    let peer = std::env::var("SSH_CONNECTION").unwrap_or_default();
+    let service = door::enter(&settings.root, &args.node, peer.split(' ').next().unwrap_or_default())?;
+    let io = |source| DoorError::Open { path: settings.root.clone(), source };
+    let (mut to_service, mut from_service) = (service.try_clone().map_err(io)?, service);
+    let mut out = std::io::stdout().lock();
+    out.write_all(&GREETING)?;
+    out.flush()?;
+    // It ends with the process: reading from standard input cannot be called off.
+    std::thread::Builder::new().name("stdin".into()).spawn(move || {
+        let copied = std::io::copy(&mut std::io::stdin().lock(), &mut to_service);
+        if let Err(error) = copied {
+            tracing::debug!(%error, "standard input");
+        }
+        let _gone = to_service.shutdown(Shutdown::Write);
+    })?;
+    copy_each(&mut from_service, &mut out)?;
+    Ok(Exit::Done)
+}
+
+/// Copies, and passes each piece on at once.
+fn copy_each(from: &mut impl std::io::Read, to: &mut impl std::io::Write) -> std::io::Result<()> {
+    let mut piece = [0; 64 << 10];
+    loop {
+        match from.read(&mut piece)? {
+            0 => return Ok(()),
+            count => {
+                to.write_all(&piece[..count])?;
+                to.flush()?;
+            }
+        }
+    }
+}
