@@ -446,32 +446,53 @@ pub(super) fn sent_row(table: &DockTable, row: &Row) -> Row {
     table.columns.iter().zip(row).filter(|(column, _)| column.sent).map(|(_, value)| value.clone()).collect()
 }
 
-/// Gives a row another key, in a unit that names it or refers to it.
-pub(super) fn rename(infos: &[Info], schema: &Schema, unit: &mut Unit, table: usize, old: &RowKey, new: &RowKey) {
-    let target = &infos[table];
+/// Columns of a table that hold the key of another one, or refer to it: lists in the order of the key.
+fn places(infos: &[Info], schema: &Schema, of: usize, target: usize) -> Vec<Vec<usize>> {
+    let (info, key_of) = (&infos[of], &infos[target]);
+    let mut places: Vec<Vec<usize>> = if of == target { vec![info.key.clone()] } else { Vec::new() };
+    let shape = schema.table(&info.name).unwrap();
+    for key in &shape.foreign_keys {
+        let names: Vec<&String> = key_of.key.iter().map(|at| &key_of.columns[*at]).collect();
+        if key.to_table.eq_ignore_ascii_case(&key_of.name) && key.to_columns.iter().eq(names) {
+            let columns: Option<Vec<usize>> =
+                key.columns.iter().map(|column| info.columns.iter().position(|name| *name == shape.columns[*column].name)).collect();
+            places.extend(columns);
+        }
+    }
+    places
+}
+
+fn rename_in_row(places: &[Vec<usize>], row: &mut Row, old: &RowKey, new: &RowKey) {
+    for place in places {
+        if place.iter().zip(old).all(|(at, value)| row[*at] == *value) {
+            place.iter().zip(new).for_each(|(at, value)| row[*at] = value.clone());
+        }
+    }
+}
+
+/// Gives a row that a unit makes another key: in that row, and where the unit refers to it. What was there before the unit meant another row.
+pub(super) fn rename_new(infos: &[Info], schema: &Schema, unit: &mut Unit, table: usize, old: &RowKey, new: &RowKey) {
     for change in &mut unit.changes {
-        let info = &infos[change.table];
-        // Columns that hold the key, or refer to it: lists in the order of the key.
-        let mut places: Vec<Vec<usize>> = Vec::new();
-        if change.table == table {
-            places.push(info.key.clone());
-        }
-        for key in &schema.table(&info.name).unwrap().foreign_keys {
-            let shape = schema.table(&info.name).unwrap();
-            let names: Vec<&String> = target.key.iter().map(|at| &target.columns[*at]).collect();
-            if key.to_table.eq_ignore_ascii_case(&target.name) && key.to_columns.iter().eq(names) {
-                let columns: Option<Vec<usize>> =
-                    key.columns.iter().map(|column| info.columns.iter().position(|name| *name == shape.columns[*column].name)).collect();
-                places.extend(columns);
-            }
-        }
-        let in_row = |row: &mut Row| {
-            for place in &places {
-                if place.iter().zip(old).all(|(at, value)| row[*at] == *value) {
-                    place.iter().zip(new).for_each(|(at, value)| row[*at] = value.clone());
+        let places = places(infos, schema, change.table, table);
+        match &mut change.what {
+            What::Insert(row) => rename_in_row(&places, row, old, new),
+            What::Update { fields, .. } => {
+                for field in fields.iter_mut().filter(|field| places.iter().any(|place| *place == [field.column])) {
+                    if field.after == old[0] {
+                        field.after = new[0].clone();
+                    }
                 }
             }
-        };
+            What::Delete { .. } => {}
+        }
+    }
+}
+
+/// Gives a row another key, in a unit that names it or refers to it.
+pub(super) fn rename(infos: &[Info], schema: &Schema, unit: &mut Unit, table: usize, old: &RowKey, new: &RowKey) {
+    for change in &mut unit.changes {
+        let places = places(infos, schema, change.table, table);
+        let in_row = |row: &mut Row| rename_in_row(&places, row, old, new);
         match &mut change.what {
             What::Insert(row) => in_row(row),
             What::Delete { before, base } => {

@@ -183,8 +183,10 @@ impl Yard {
                 if let Some(held) = self.depends(id, &node, &unit)? {
                     return Err(format!("was merged, though it depends on unit {held}"));
                 }
-                self.written(&verdict, after)?;
-                self.shown_after(&node, &verdict)?;
+                let renamed = self.as_renamed(id, &unit)?;
+                let writes = model::merge(&self.infos, before, &renamed, &|table, key| seen.contains_key(&(table, key.clone())));
+                self.written(&writes, after)?;
+                self.shown_after(&node, &writes)?;
                 let told = |text: &String| -> i64 {
                     self.site.writer.query_row("SELECT count(*) FROM audit WHERE told = ?1", [text], |row| row.get(0)).unwrap()
                 };
@@ -219,6 +221,18 @@ impl Yard {
                 let table = self.infos.iter().position(|info| info.name == table).ok_or("a mapping of no table")?;
                 model::rename(&self.infos, &self.site.defined().schema, &mut unit, table, &old, &new);
                 self.counts.renamed += 1;
+            }
+        }
+        Ok(unit)
+    }
+
+    /// The unit with the keys that the server gave to its own new rows: in these rows, and where the unit refers to them from then on.
+    fn as_renamed(&self, id: &(String, i64), unit: &Unit) -> Result<Unit, String> {
+        let mut unit = unit.clone();
+        for (made_by, table, old, new, _) in parts::mappings(&self.site.writer, &id.0)? {
+            if made_by == id.1 {
+                let table = self.infos.iter().position(|info| info.name == table).ok_or("a mapping of no table")?;
+                model::rename_new(&self.infos, &self.site.defined().schema, &mut unit, table, &old, &new);
             }
         }
         Ok(unit)
