@@ -92,6 +92,8 @@ pub const UPLOAD_CHUNK_BYTES: usize = 64 << 10;
 pub const AWAIT_SECONDS_MAX: u32 = 3_600;
 /// Uploaded files of one node that `sessions.db` remembers beyond the last one that is merged.
 pub const UPLOADS_REMEMBERED_MAX: u64 = 1_000;
+/// Units that the server names with their hashes when a node calls, at most.
+pub const UPLOAD_UNITS_NAMED_MAX: usize = 10_000;
 /// Most files named in one offer.
 pub const SESSION_OFFER_FILES_MAX: usize = 1_000;
 /// Below so many files that can still be made, routing pauses.

@@ -40,7 +40,7 @@ impl Uploads for LocalUploads {
     }
 
     fn agree(&mut self, known: &UploadState) -> Result<Option<String>, BoxError> {
-        Ok(self.outbox.agree(known.stored, known.hash, known.last_unit)?)
+        Ok(self.outbox.agree(known)?)
     }
 
     fn next(&mut self, after: FileNo) -> Result<Option<Outgoing>, BoxError> {

@@ -12,6 +12,7 @@ use crate::dx::error::DxError;
 use crate::dx::upload::UnitHash;
 use crate::dx::upload_reader::UploadReader;
 use crate::dx::upload_writer::UploadWriter;
+use crate::session::upload::UploadState;
 use crate::store::local::{LocalDatabase, LocalError};
 use crate::store::local_cut::CutReport;
 use crate::store::local_upload::{UploadPlan, UploadRow, WrittenUpload};
@@ -106,14 +107,16 @@ impl Outbox {
         Ok(self.local.cut()?)
     }
 
-    /// Takes what the server has of this database: all files to `stored`, of which the last has that hash, and no unit above `last_unit`.
+    /// Takes what the server has of this database: all files to `stored`, of which the last has that hash, no unit above `last_unit`, and units with
+    /// these hashes.
     /// Units that were never sent and have numbers that the server knows, of units that were lost with a disk, get others (fault 19).
     /// Returns what a person should know.
     ///
     /// # Errors
     /// The database cannot be written, or the folder cannot be read.
-    pub fn agree(&self, stored: FileNo, hash: ContentHash, last_unit: UnitNo) -> Result<Option<String>, OutboxError> {
-        self.recognize(last_unit)?;
+    pub fn agree(&self, known: &UploadState) -> Result<Option<String>, OutboxError> {
+        let (stored, hash, last_unit) = (known.stored, known.hash, known.last_unit);
+        self.recognize(known)?;
         let mut remark = self.agree_on_files(stored, hash, last_unit)?;
         let moved = self.local.renumber_unsent(last_unit)?;
         if moved > 0 {
@@ -123,14 +126,15 @@ impl Outbox {
         Ok(remark)
     }
 
-    /// Finds out which units were sent after the copy was made from which this database was restored: the files in the folder tell.
-    fn recognize(&self, last_unit: UnitNo) -> Result<(), OutboxError> {
-        let unsent = self.local.unsent_units(last_unit)?;
+    /// Finds out which units were sent after the copy was made from which this database was restored: the server tells, and the files in the
+    /// folder do for units that the server has not looked at yet.
+    fn recognize(&self, known: &UploadState) -> Result<(), OutboxError> {
+        let unsent = self.local.unsent_units(known.last_unit)?;
         if unsent.is_empty() {
             return Ok(());
         }
         let install = self.local.state()?.install_id.unwrap_or_default();
-        let mut sent: BTreeSet<(UnitNo, ContentHash)> = BTreeSet::new();
+        let mut sent: BTreeSet<(UnitNo, ContentHash)> = known.units.iter().copied().collect();
         for entry in folder::list(&self.folder)? {
             if entry.name.to_str().and_then(FileNo::from_file_name).is_none() {
                 continue;

@@ -4,7 +4,7 @@
 use super::enrolment;
 use super::nodes;
 use super::syncmgr::{BoxError, NodeDirectory, OutboxFile, OutboxIndex};
-use crate::base::ids::{FileNo, Incarnation, InstallId, NodeName, TxnId, UnitNo};
+use crate::base::ids::{ContentHash, FileNo, Incarnation, InstallId, NodeName, TxnId, UnitNo};
 use crate::cds::layout::{connect_read_only, last_routable, read_state};
 use crate::docking::error::DockingError;
 use crate::docking::ledger::Ledger;
@@ -54,6 +54,10 @@ impl NodeDirectory for Directory {
 
     fn last_unit(&self, install: InstallId) -> Result<UnitNo, BoxError> {
         Ok(self.database().last_unit_of(install)?)
+    }
+
+    fn unconfirmed(&self, install: InstallId, applied: TxnId) -> Result<Vec<(UnitNo, ContentHash)>, BoxError> {
+        Ok(self.database().unconfirmed_units(install, applied)?)
     }
 
     fn log_end(&self) -> Result<TxnId, BoxError> {

@@ -50,16 +50,23 @@ enum Proof {
 
 impl Inbox {
     /// Looks at what there is of a node. Blocks.
-    pub(super) fn open(shared: Arc<Shared>, identity: ServerIdentity, node: Node, install: InstallId) -> Result<Inbox, BoxError> {
+    pub(super) fn open(
+        shared: Arc<Shared>,
+        identity: ServerIdentity,
+        node: Node,
+        install: InstallId,
+        applied: TxnId,
+    ) -> Result<Inbox, BoxError> {
         shared.root.ensure_node(&node.name)?;
         let mut inbox = Inbox { shared, identity, node, install, known: UploadState::default(), held: None, part: None };
         inbox.look()?;
+        inbox.known.units = inbox.shared.directory.unconfirmed(install, applied)?;
         Ok(inbox)
     }
 
     /// Returns what there is.
     pub(super) fn known(&self) -> UploadState {
-        self.known
+        self.known.clone()
     }
 
     fn look(&mut self) -> Result<(), BoxError> {

@@ -335,7 +335,7 @@ impl Task {
             Answer::Judged(verdict, seat) => {
                 self.seat = seat;
                 if let (Ok(admitted), Some(Seat { mark: Some(mark), .. })) = (verdict.as_ref(), &self.seat) {
-                    self.uploads.admit(&self.shared, &self.identity, &admitted.node, mark.install_id);
+                    self.uploads.admit(&self.shared, &self.identity, &admitted.node, mark);
                 }
                 self.handle(Event::Judged(verdict)).await;
             }

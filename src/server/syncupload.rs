@@ -3,7 +3,8 @@
 //! Bytes are written as they come, which holds the node back when the disk is slow. What may take long (looking at what is there,
 //! proving and publishing a file, waiting for the Merger) runs beside the session, so that heartbeats are answered meanwhile.
 
-use crate::base::ids::{FileNo, Incarnation, InstallId, NodeName};
+use crate::base::ids::{FileNo, Incarnation, InstallId, NodeName, TxnId};
+use crate::docking::sessions::Mark;
 use crate::model::node::Node;
 use crate::server::inbox::Inbox;
 use crate::server::syncmgr::{BoxError, Shared};
@@ -23,6 +24,8 @@ struct Owner {
     identity: ServerIdentity,
     node: Node,
     install: InstallId,
+    /// Up to where it had applied the server's stream when it called.
+    applied: TxnId,
 }
 
 /// The way up of one session.
@@ -46,8 +49,14 @@ impl Drop for Uploads {
 
 impl Uploads {
     /// Takes note of who was let in.
-    pub(super) fn admit(&mut self, shared: &Arc<Shared>, identity: &ServerIdentity, node: &Node, install: InstallId) {
-        self.owner = Some(Owner { shared: Arc::clone(shared), identity: identity.clone(), node: node.clone(), install });
+    pub(super) fn admit(&mut self, shared: &Arc<Shared>, identity: &ServerIdentity, node: &Node, mark: &Mark) {
+        self.owner = Some(Owner {
+            shared: Arc::clone(shared),
+            identity: identity.clone(),
+            node: node.clone(),
+            install: mark.install_id,
+            applied: mark.applied.unit,
+        });
     }
 
     /// Waits for the next answer. May be dropped and called again without loss.
@@ -72,10 +81,10 @@ impl Uploads {
         let Some(owner) = &self.owner else { return Ok(None) };
         match action {
             UploadAction::Look => {
-                let (shared, identity, node, install) =
-                    (Arc::clone(&owner.shared), owner.identity.clone(), owner.node.clone(), owner.install);
+                let (shared, identity, node) = (Arc::clone(&owner.shared), owner.identity.clone(), owner.node.clone());
+                let (install, applied) = (owner.install, owner.applied);
                 self.working = Some(tokio::task::spawn_blocking(move || {
-                    let inbox = Inbox::open(shared, identity, node, install)?;
+                    let inbox = Inbox::open(shared, identity, node, install, applied)?;
                     let known = inbox.known();
                     Ok((inbox, UploadEvent::Known(known)))
                 }));

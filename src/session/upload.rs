@@ -4,14 +4,14 @@
 //! [`UploadMessage::Chunk`], whose body is written by hand; everything else is bincode.
 
 use crate::base::ids::{ByteHash, ContentHash, FileNo, UnitNo};
-use crate::base::limits::{AWAIT_SECONDS_MAX, DX_FILE_BYTES_MAX, UPLOAD_CHUNK_BYTES};
+use crate::base::limits::{AWAIT_SECONDS_MAX, DX_FILE_BYTES_MAX, UPLOAD_CHUNK_BYTES, UPLOAD_UNITS_NAMED_MAX};
 use crate::session::codec::{CodecError, TEXT_BYTES_MAX, get, put};
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// What the server has of the uploads of one node, in its current incarnation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct UploadState {
     /// All files to this one are merged, or lie durable in the inbox; the node goes on with the next. 0 = none.
     pub stored: FileNo,
@@ -21,6 +21,9 @@ pub struct UploadState {
     pub last_unit: UnitNo,
     /// What lies there of the next file.
     pub part: Option<UploadPart>,
+    /// Units of this local database whose outcome it has not applied, with their content hashes, by number: what a database that was restored
+    /// from a copy needs to know which of its units were sent already (R16).
+    pub units: Vec<(UnitNo, ContentHash)>,
 }
 
 /// The beginning of a file that was cut off.
@@ -319,6 +322,9 @@ impl UploadMessage {
             }
             UploadMessage::State(UploadState { part: Some(part), .. }) if part.bytes > DX_FILE_BYTES_MAX => {
                 Err(format!("a part of {} bytes", part.bytes))
+            }
+            UploadMessage::State(UploadState { units, .. }) if units.len() > UPLOAD_UNITS_NAMED_MAX => {
+                Err(format!("{} units are named, {UPLOAD_UNITS_NAMED_MAX} at most are", units.len()))
             }
             _ => Ok(()),
         }

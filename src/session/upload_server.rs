@@ -164,7 +164,7 @@ impl UploadServer {
             }
             (UploadEvent::Message(message), _) => self.on_message(message),
             (UploadEvent::Known(known), State::Looking) => {
-                self.known = known;
+                self.known.clone_from(&known);
                 self.state = State::Ready;
                 Ok(vec![UploadAction::Send(UploadMessage::State(known))])
             }

@@ -16,6 +16,7 @@ use dockmaster::dx::header::Header;
 use dockmaster::model::value::{RowKey, Value};
 use dockmaster::model::{keycode, value_json};
 use dockmaster::server::merger::{Merger, MergerOptions};
+use dockmaster::session::upload::UploadState;
 use dockmaster::store::local::LocalDatabase;
 use fastrand::Rng;
 use rusqlite::Connection;
@@ -87,8 +88,10 @@ pub(super) fn send(laptop: &mut Laptop, root: &DockingRoot, server: &Connection,
         .map_err(said)?;
     let folder = ClientFolder::of(&laptop.path);
     let outbox = Outbox::open(&folder, &Disk::new()).map_err(said)?.with_bytes_goal(1);
-    let last = last.max(laptop.last_stored);
-    if let Some(remark) = outbox.agree(laptop.stored.1, laptop.stored.2, UnitNo(last.unsigned_abs())).map_err(said)? {
+    let last_unit = UnitNo(last.max(laptop.last_stored).unsigned_abs());
+    // Nobody restores a copy here, so no unit has to be named.
+    let known = UploadState { stored: laptop.stored.1, hash: laptop.stored.2, last_unit, ..UploadState::default() };
+    if let Some(remark) = outbox.agree(&known).map_err(said)? {
         return Err(format!("they do not agree: {remark}"));
     }
     let (mut after, mut count) = (laptop.stored.1, 0);

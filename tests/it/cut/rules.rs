@@ -293,11 +293,11 @@ fn r16_upload_files_hold_whole_units_in_order_and_are_made_again_when_they_are_l
     }
     // The server has both, then only the first again, then knows of more than we do.
     let hash = |file: u64| rig.local.upload(FileNo(file)).unwrap().unwrap().content_hash;
-    assert_eq!(outbox.agree(FileNo(2), hash(2), UnitNo(3)).unwrap(), None);
+    assert_eq!(outbox.agree(&super::restored::known(2, hash(2), 3)).unwrap(), None);
     assert_eq!(outbox.next(FileNo(2)).unwrap(), None);
-    assert!(outbox.agree(FileNo(1), hash(1), UnitNo(2)).unwrap().unwrap().contains("restored"));
+    assert!(outbox.agree(&super::restored::known(1, hash(1), 2)).unwrap().unwrap().contains("restored"));
     assert_eq!(outbox.next(FileNo(1)).unwrap().unwrap().row.first, UnitNo(3));
-    assert!(outbox.agree(FileNo(5), ContentHash([5; 32]), UnitNo(9)).unwrap().is_some());
+    assert!(outbox.agree(&super::restored::known(5, ContentHash([5; 32]), 9)).unwrap().is_some());
     assert_eq!(rig.local.next_unit().unwrap(), UnitNo(10));
     let next = outbox.next(FileNo(5)).unwrap().unwrap();
     assert_eq!((next.row.file, next.row.first), (FileNo(6), UnitNo(1)));

@@ -98,7 +98,13 @@ pub(super) fn any_upload(random: &mut fastrand::Rng) -> UploadMessage {
     match random.u8(0..10) {
         0 => {
             let part = random.bool().then(|| UploadPart { bytes: random.u64(0..12), byte_hash: ByteHash([random.u8(0..3); 32]) });
-            UploadMessage::State(UploadState { stored: FileNo(random.u64(0..3)), hash: ContentHash([1; 32]), last_unit: UnitNo(1), part })
+            UploadMessage::State(UploadState {
+                stored: FileNo(random.u64(0..3)),
+                hash: ContentHash([1; 32]),
+                last_unit: UnitNo(1),
+                part,
+                units: vec![(UnitNo(1), ContentHash([2; 32]))],
+            })
         }
         1 => UploadMessage::Begin { file: upload_file(file.0), offset: if random.bool() { 0 } else { random.u64(0..11) } },
         2..5 => UploadMessage::Chunk { offset: random.u64(0..12), bytes: Bytes::from(vec![7; random.usize(1..12)]) },

@@ -161,6 +161,10 @@ impl NodeDirectory for Facts {
         Ok(self.last_units.lock().unwrap().get(&install).copied().unwrap_or_default())
     }
 
+    fn unconfirmed(&self, _: InstallId, _: TxnId) -> Result<Vec<(UnitNo, ContentHash)>, BoxError> {
+        Ok(Vec::new())
+    }
+
     fn log_end(&self) -> Result<TxnId, BoxError> {
         Ok(self.log.lock().unwrap().0)
     }

@@ -114,7 +114,7 @@ impl Uploads for Hand {
     }
 
     fn agree(&mut self, known: &UploadState) -> Result<Option<String>, BoxError> {
-        self.agreed.push(*known);
+        self.agreed.push(known.clone());
         // The answer to the last file may have been lost with the line.
         self.stored = self.stored.max(known.stored);
         Ok(None)

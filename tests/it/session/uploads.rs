@@ -45,7 +45,7 @@ fn sr12_doe15_mi18_one_sync_sends_everything_then_fetches_everything() {
     // Sent once, it is not sent again.
     let report = client.sync().unwrap();
     assert_eq!((report.sent.files, proxy.count(upload::BEGIN)), (0, 3));
-    let known = *hand.lock().unwrap().agreed.last().unwrap();
+    let known = hand.lock().unwrap().agreed.last().unwrap().clone();
     assert_eq!((known.stored, known.hash, known.last_unit, known.part), (FileNo(3), files[2].file.content_hash, UnitNo(3), None));
 }
 
@@ -296,7 +296,7 @@ fn f12_a_node_that_does_not_know_what_it_sent_sends_it_again_and_it_lies_there_o
     let (again, hand) = sender(NODE, server.address, &files);
     again.sync().unwrap();
     server.expect_stored(NODE, &files, "twice");
-    let known = hand.lock().unwrap().agreed[0];
+    let known = hand.lock().unwrap().agreed[0].clone();
     assert_eq!(known.stored, FileNo(2));
     let _shared: &Arc<Mutex<Hand>> = &hand;
 }

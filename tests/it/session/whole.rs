@@ -154,6 +154,56 @@ fn f19_a_database_restored_from_a_copy_numbers_its_changes_above_what_the_server
     assert_eq!(uploaded(&site), [(1, 1, 1), (2, 2, 2), (3, 1, 3)]);
 }
 
+/// A node with its folder, as a disk image holds them, put back at twenty moments: with work that was sent since, work that was pending in
+/// the image and was sent since, and work of after the restore. Whatever the folder tells, each piece of work is executed once.
+#[test]
+fn g11_r16_f19_a_node_put_back_from_an_image_does_no_work_twice_and_loses_none() {
+    for moment in 0..20u32 {
+        let site = site();
+        site.sqlite3("hq.db", "CREATE TABLE executed(name TEXT)");
+        site.sqlite3("hq.db", "CREATE TRIGGER audit AFTER INSERT ON item BEGIN INSERT INTO executed VALUES(NEW.name); END");
+        site.dockmaster_ok(&["deploy", "--yes"]);
+        site.remote_sync_ok(&["sync", "anna.db"]);
+        let work = std::cell::Cell::new(0);
+        let add = |count: u32, what: &str| -> Vec<String> {
+            let made = (0..count).map(|_| {
+                work.set(work.get() + 1);
+                let name = format!("{what} {}", work.get());
+                site.sqlite3("anna.db", &format!("INSERT INTO item(name) VALUES('{name}')"));
+                // One unit each.
+                site.remote_sync_ok(&["pending", "anna.db"]);
+                name
+            });
+            made.collect()
+        };
+        let mut kept = add(moment % 3, "sent before");
+        site.remote_sync_ok(&["sync", "anna.db", "--wait", "30"]);
+        kept.extend(add(1 + moment % 4, "pending in the image"));
+        site.sqlite3("anna.db", "PRAGMA wal_checkpoint(TRUNCATE)");
+        fs::copy(site.path("anna.db"), site.path("image.db")).unwrap();
+        crate::harness::copy_folder(&site.path("anna.db.sync"), &site.path("image.sync"));
+        let lost = add(moment % 3, "sent and gone with the disk");
+        let step: &[&str] = if moment % 2 == 0 { &["--wait", "30"] } else { &["--only", "send"] };
+        site.remote_sync_ok(&[&["sync", "anna.db"], step].concat());
+        for suffix in ["-wal", "-shm"] {
+            let _gone = fs::remove_file(site.path(&format!("anna.db{suffix}")));
+        }
+        fs::copy(site.path("image.db"), site.path("anna.db")).unwrap();
+        fs::remove_dir_all(site.path("anna.db.sync")).unwrap();
+        crate::harness::copy_folder(&site.path("image.sync"), &site.path("anna.db.sync"));
+        kept.extend(add(moment % 4, "after the restore"));
+        for _ in 0..2 {
+            site.remote_sync_ok(&["sync", "anna.db", "--wait", "30"]);
+        }
+        let executed = crate::harness::literals(&site.path("hq.db"), "SELECT name FROM executed ORDER BY name");
+        let mut expected: Vec<String> = kept.iter().chain(&lost).map(|name| format!("'{name}'")).collect();
+        expected.sort();
+        assert_eq!(executed, expected, "moment {moment}");
+        let names = "SELECT name FROM item WHERE name <> 'a' ORDER BY name";
+        assert_eq!(crate::harness::literals(&site.path("anna.db"), names), expected, "moment {moment}: on the node");
+    }
+}
+
 #[test]
 fn r22_mi10_watch_cuts_off_line_and_sends_when_there_is_a_line_again() {
     let mut site = site();
