@@ -66,6 +66,22 @@ pub struct MergeRules {
     pub delete: DeletePolicy,
     /// Integer keys.
     pub keys: KeySource,
+    /// References that the node's table does not declare, since they may point at a row that the node does not have (`dangling`). A key that
+    /// the server replaced is followed along them all the same (R12).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub open_references: Vec<OpenReference>,
+}
+
+/// A reference of one table to another, by names as they are declared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenReference {
+    /// Columns that refer.
+    pub columns: Vec<String>,
+    /// The table that is referred to.
+    pub table: String,
+    /// Its columns, in the same order.
+    pub referred: Vec<String>,
 }
 
 impl MergeRules {

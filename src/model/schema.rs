@@ -1,6 +1,6 @@
 //! The shape of a database's tables as its own catalogue tells it.
 
-use crate::model::value::Collation;
+use crate::model::value::{Collation, Value};
 use serde::{Deserialize, Serialize};
 
 /// Every ordinary table of a database; our own `dock_*` tables and SQLite's are left out.
@@ -85,10 +85,28 @@ impl ColumnShape {
         TypeClass::of_declared(&self.decl_type)
     }
 
+    /// Returns a number as this column stores it (SQLite's datatype3, 3): whole ones as integers, all of them as reals, or as they are. Text and
+    /// bytes come back as they are.
+    pub fn as_stored(&self, value: Value) -> Value {
+        let upper = self.decl_type.to_ascii_uppercase();
+        let has = |part: &str| upper.contains(part);
+        let is_real = !has("INT") && ["REAL", "FLOA", "DOUB"].into_iter().any(has);
+        match (self.type_class(), value) {
+            (TypeClass::Number, Value::Integer(number)) if is_real => Value::Real(number as f64),
+            (TypeClass::Number, Value::Real(number)) if !is_real && is_whole(number) => Value::Integer(number as i64),
+            (_, value) => value,
+        }
+    }
+
     /// Returns the column's collation, BINARY if it is one that an application defined (`check` refuses those in keys).
     pub fn collation(&self) -> Collation {
         Collation::from_name(&self.collation).unwrap_or_default()
     }
+}
+
+/// Whether a real is an integer of 64 bits, strictly between the least and the greatest one, as SQLite decides it.
+fn is_whole(number: f64) -> bool {
+    number.fract() == 0.0 && number > i64::MIN as f64 && number < i64::MAX as f64
 }
 
 /// Class of a declared type, by SQLite's affinity rules.

@@ -7,7 +7,7 @@ use crate::model::dock::{
     AttributeSource, ColumnIndex, Dock, DockColumn, DockObject, DockTable, Hop, NodeAttribute, NodeHop, Predicate, Reference, RuleKind,
     RulePath, TableIndex, VisibilityRule, Window,
 };
-use crate::model::merge_rules::{KeySource, MergeRules};
+use crate::model::merge_rules::{KeySource, MergeRules, OpenReference};
 use crate::model::schema::Schema;
 use crate::rules::definition::{ConflictRule, Definition, Settings};
 use crate::rules::draft::{Draft, DraftRule};
@@ -120,10 +120,30 @@ fn resolve(
     }
     let mut dock = Mapping::of(&draft).dock(&draft);
     dock.models = models;
+    let held: BTreeSet<String> =
+        dock.tables.iter().filter(|table| table.object.is_some()).map(|table| table.name.to_ascii_lowercase()).collect();
     for table in &mut dock.tables {
         table.merge = merge_rules(&table.name, &options);
+        table.merge.open_references = open_references(table, schema, &held);
     }
     (Some(dock), options)
+}
+
+/// Returns the references of a table that nodes do not declare, to tables that nodes hold.
+fn open_references(table: &DockTable, schema: &Schema, held: &BTreeSet<String>) -> Vec<OpenReference> {
+    let Some(shape) = schema.table(&table.name) else { return Vec::new() };
+    let names =
+        |columns: &[usize]| columns.iter().filter_map(|column| shape.columns.get(*column)).map(|column| column.name.clone()).collect();
+    let of_dangling = |columns: &Vec<usize>| -> Vec<OpenReference> {
+        let dangling: Vec<String> =
+            columns.iter().filter_map(|column| table.columns.get(*column)).map(|column| column.name.clone()).collect();
+        let keys = shape.foreign_keys.iter().filter(|key| {
+            let columns: Vec<String> = names(&key.columns);
+            columns == dangling && held.contains(&key.to_table.to_ascii_lowercase())
+        });
+        keys.map(|key| OpenReference { columns: dangling.clone(), table: key.to_table.clone(), referred: key.to_columns.clone() }).collect()
+    };
+    table.dangling.iter().flat_map(of_dangling).collect()
 }
 
 /// Returns what the definition says of one table's merge: the last rule that fits holds.

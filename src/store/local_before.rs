@@ -103,6 +103,15 @@ impl CutTable {
         key.iter().zip(&self.collations).map(|(value, collation)| value.fold(*collation)).collect()
     }
 
+    /// Returns a value that was computed as the table stores it in a captured column.
+    fn as_stored(&self, place: usize, value: Value) -> Value {
+        let column = self.capture.columns.get(place).and_then(|name| self.capture.shape.column(name));
+        match column.and_then(|column| self.capture.shape.columns.get(column)) {
+            Some(column) => column.as_stored(value),
+            None => value,
+        }
+    }
+
     /// Returns the key of a row.
     pub(super) fn key_of(&self, row: &[Value]) -> RowKey {
         self.capture.key.iter().map(|place| row.get(*place).cloned().unwrap_or(Value::Null)).collect()
@@ -282,7 +291,10 @@ fn apply(table: &CutTable, rows: &mut HashMap<RowKey, Held>, heading: &TableHead
                 let place = table.capture.columns.iter().position(|column| column.eq_ignore_ascii_case(name));
                 let Some((place, value)) = place.and_then(|place| Some((place, held.row.get_mut(place)?))) else { continue };
                 let is_sum = *table.rules.policy_of(name) == ConflictPolicy::Sum && !table.capture.key.contains(&place);
-                *value = if is_sum { add_difference(value, &field.before, &field.after) } else { field.after.clone() };
+                *value = match is_sum {
+                    true => table.as_stored(place, add_difference(value, &field.before, &field.after)),
+                    false => field.after.clone(),
+                };
             }
             rows.insert(table.fold(&table.key_of(&held.row)), held);
         }

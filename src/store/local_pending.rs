@@ -210,7 +210,7 @@ impl KnownMapping {
             replace(change, key, old, new);
         }
         let to_key = |reference: &&super::local_references::Reference| reference.parent.eq_ignore_ascii_case(table);
-        for reference in references.from(&change.table.clone()).filter(to_key) {
+        for reference in references.from_all(&change.table.clone()).filter(to_key) {
             let place = |column: &String| key.iter().position(|key| key.eq_ignore_ascii_case(column));
             let places: Option<Vec<usize>> = reference.referred.iter().map(place).collect();
             let Some(places) = places.filter(|places| places.len() == key.len()) else { continue };

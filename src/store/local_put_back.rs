@@ -248,11 +248,12 @@ impl PutBack<'_> {
         let to_be = if self.is_whole(number, table) {
             held.map(|held| held.row)
         } else {
-            let Some(local) = &local else { return Ok(None) };
-            // A new row of the node's own: what the server puts there comes back with it.
-            let Some(server) = held.and_then(|held| held.base) else { return Ok(None) };
-            let columns = table.capture.columns.iter().zip(local.iter().zip(server));
-            Some(columns.map(|(name, (is, server))| if table.rules.is_download_only(name) { server } else { is.clone() }).collect())
+            // A row that is new with this unit: what the server puts there comes back with it.
+            let (Some(local), Some(held)) = (&local, held) else { return Ok(None) };
+            // Of a row that the server does not have yet, what an earlier unit brings.
+            let former = held.base.unwrap_or(held.row);
+            let columns = table.capture.columns.iter().zip(local.iter().zip(former));
+            Some(columns.map(|(name, (is, former))| if table.rules.is_download_only(name) { former } else { is.clone() }).collect())
         };
         Ok((local != to_be).then_some(Wrong { local, to_be }))
     }

@@ -26,6 +26,8 @@ pub(super) struct Reference {
 #[derive(Debug, Default)]
 pub(super) struct References {
     all: Vec<Reference>,
+    /// Those that no table declares, for they may point at nothing.
+    open: Vec<Reference>,
 }
 
 impl References {
@@ -71,7 +73,7 @@ impl References {
         }
         // One that SQLite itself could not check.
         all.retain(|reference| reference.columns.len() == reference.referred.len());
-        Ok(References { all })
+        Ok(References { all, open: open_references(connection)? })
     }
 
     /// Returns those by which a table refers.
@@ -79,10 +81,33 @@ impl References {
         self.all.iter().filter(move |reference| reference.child.eq_ignore_ascii_case(table))
     }
 
+    /// Returns those by which a table refers, and those by which it may refer to a row that is not here.
+    pub(super) fn from_all(&self, table: &str) -> impl Iterator<Item = &Reference> {
+        self.from(table).chain(self.open.iter().filter(move |reference| reference.child.eq_ignore_ascii_case(table)))
+    }
+
     /// Returns those by which a table is referred to.
     pub(super) fn to(&self, table: &str) -> impl Iterator<Item = &Reference> {
         self.all.iter().filter(move |reference| reference.parent.eq_ignore_ascii_case(table))
     }
+}
+
+/// Reads from the rules of the tables what their declarations leave out.
+fn open_references(connection: &Connection) -> rusqlite::Result<Vec<Reference>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT r.table_name, o.value ->> 'table', o.value -> 'columns', o.value -> 'referred'
+         FROM dock_merge_rules AS r, json_each(r.rules, '$.open_references') AS o",
+    )?;
+    let list = |text: String, column| {
+        serde_json::from_str(&text)
+            .map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error)))
+    };
+    let read = |row: &rusqlite::Row<'_>| {
+        let referred: Vec<String> = list(row.get(3)?, 3)?;
+        let collations = vec!["BINARY".to_owned(); referred.len()];
+        Ok(Reference { child: row.get(0)?, columns: list(row.get(2)?, 2)?, parent: row.get(1)?, referred, collations })
+    };
+    statement.query_map([], read)?.collect()
 }
 
 impl Reference {

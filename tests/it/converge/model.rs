@@ -328,6 +328,7 @@ pub(super) struct Verdict {
 /// Merges a unit into the rows that the server has.
 pub(super) fn merge(infos: &[Info], server: &Tables, unit: &Unit, sees: &dyn Fn(usize, &RowKey) -> bool) -> Verdict {
     let mut verdict = Verdict::default();
+    let mut successors = Vec::new();
     for change in &unit.changes {
         let info = &infos[change.table];
         let at = change.at(infos);
@@ -347,6 +348,9 @@ pub(super) fn merge(infos: &[Info], server: &Tables, unit: &Unit, sees: &dyn Fn(
         }
         match (&change.what, theirs) {
             (What::Insert(row), None) => verdict.writes.push((change.table, None, Some(info.as_given(row)))),
+            (What::Insert(row), Some(_)) if info.block && is_left(infos, unit, change.table, &at) => {
+                successors.push((change.table, at, row))
+            }
             (What::Insert(row), Some(_)) if info.block => verdict.provisional.push((change.table, info.as_given(row))),
             (What::Insert(row), Some(theirs)) => {
                 if (0..row.len()).any(|column| row[column] != theirs[column] && !info.is_server_only(column)) {
@@ -388,7 +392,27 @@ pub(super) fn merge(infos: &[Info], server: &Tables, unit: &Unit, sees: &dyn Fn(
             }
         }
     }
+    // A row under a key that the same unit gave up is that key's next one, if the former one did go.
+    for (table, at, row) in successors {
+        let info = &infos[table];
+        let went = verdict.writes.iter().any(|(of, was, is)| {
+            *of == table && was.as_ref() == Some(&at) && is.as_ref().is_none_or(|row| info.fold(&info.key_of(row)) != at)
+        });
+        match went {
+            true => verdict.writes.push((table, None, Some(info.as_given(row)))),
+            false => verdict.refused = Some(format!("{} {at:?} is taken", info.name)),
+        }
+    }
     verdict
+}
+
+/// Whether a unit gives up a key: the row under it is deleted, or gets another key.
+fn is_left(infos: &[Info], unit: &Unit, table: usize, at: &RowKey) -> bool {
+    unit.changes.iter().filter(|change| change.table == table && change.at(infos) == *at).any(|change| match &change.what {
+        What::Insert(_) => false,
+        What::Delete { .. } => true,
+        What::Update { fields, .. } => fields.iter().any(|field| infos[table].key.contains(&field.column)),
+    })
 }
 
 /// Merges a field: the conflict, and the value that stands.

@@ -186,7 +186,7 @@ impl Yard {
                 let renamed = self.as_renamed(id, &unit)?;
                 let writes = model::merge(&self.infos, before, &renamed, &|table, key| seen.contains_key(&(table, key.clone())));
                 self.written(&writes, after)?;
-                self.shown_after(&node, &writes)?;
+                self.shown_after(&node, &renamed, &writes)?;
                 let told = |text: &String| -> i64 {
                     self.site.writer.query_row("SELECT count(*) FROM audit WHERE told = ?1", [text], |row| row.get(0)).unwrap()
                 };
@@ -314,14 +314,23 @@ impl Yard {
         shape.foreign_keys.iter().any(|key| key.on_delete != "NO ACTION" || key.on_update != "NO ACTION")
     }
 
-    /// Every row that a unit wrote is seen by its node after it, or may be given away.
-    fn shown_after(&self, node: &NodeName, verdict: &model::Verdict) -> Result<(), String> {
+    /// Every row that a unit wrote is seen by its node after it, or may be given away; one that it made is not seen by reference only, unless
+    /// such rows may be written.
+    fn shown_after(&self, node: &NodeName, unit: &Unit, verdict: &model::Verdict) -> Result<(), String> {
         let world = self.world()?;
         let seen = self.seen(&world, node);
         let now = model::read(&self.site.writer, &self.infos).map_err(said)?;
-        for (table, _, row) in &verdict.writes {
+        for (table, was, row) in &verdict.writes {
             let (info, Some(row)) = (&self.infos[*table], row) else { continue };
             let at = info.fold(&info.key_of(row));
+            let brought_back = || {
+                unit.changes
+                    .iter()
+                    .any(|change| change.table == *table && matches!(change.what, What::Update { .. }) && change.at(&self.infos) == at)
+            };
+            if was.is_none() && !info.writable && seen.get(&(*table, at.clone())) == Some(&true) && !brought_back() {
+                return Err(format!("{} {at:?} was made, and is seen by reference only", info.name));
+            }
             if !info.give_away && now[table].contains_key(&at) && !seen.contains_key(&(*table, at.clone())) {
                 return Err(format!("{} {at:?} was given away", info.name));
             }
@@ -395,14 +404,14 @@ impl Yard {
             row[at] = (free + 1000 + own).into();
             verdict.writes.push((table, None, Some(row)));
         }
-        let mut tried = self.attempt(node, &verdict, seen);
+        let mut tried = self.attempt(node, unit, &verdict, seen);
         if matches!(tried, Ok(None)) {
             // Rights come first: a delete that would lose to the server's change is judged by what it would take along.
             for change in unit.changes.iter().filter(|change| matches!(change.what, What::Delete { .. })) {
                 verdict.writes.push((change.table, Some(change.at(&self.infos)), None));
             }
             writer.execute_batch("ROLLBACK; BEGIN; PRAGMA defer_foreign_keys = ON").map_err(said)?;
-            tried = self.attempt(node, &verdict, seen);
+            tried = self.attempt(node, unit, &verdict, seen);
         }
         writer.execute_batch("ROLLBACK").map_err(said)?;
         match tried? {
@@ -412,7 +421,13 @@ impl Yard {
     }
 
     /// Does what a verdict says; returns why that may not be.
-    fn attempt(&self, node: &NodeName, verdict: &model::Verdict, seen: &BTreeMap<(usize, RowKey), bool>) -> Result<Option<String>, String> {
+    fn attempt(
+        &self,
+        node: &NodeName,
+        unit: &Unit,
+        verdict: &model::Verdict,
+        seen: &BTreeMap<(usize, RowKey), bool>,
+    ) -> Result<Option<String>, String> {
         let writer = &self.site.writer;
         let was = model::read(writer, &self.infos).map_err(said)?;
         if let Err(error) = parts::write(writer, &self.infos, verdict, &was) {
@@ -434,7 +449,7 @@ impl Yard {
                 return Ok(Some(format!("{} {at:?} would go or change", self.infos[*number].name)));
             }
         }
-        Ok(self.shown_after(node, verdict).err())
+        Ok(self.shown_after(node, unit, verdict).err())
     }
 
     /// Units of a node that are finished, as far as it has applied their confirms.

@@ -7,6 +7,7 @@ use dockmaster::client::folder::ClientFolder;
 use dockmaster::client::outbox::Outbox;
 use dockmaster::dx::upload_reader::UploadReader;
 use dockmaster::model::merge_rules::{ConflictPolicy, DeletePolicy, MergeRules};
+use dockmaster::model::value::Value;
 use dockmaster::store::local::LocalDatabase;
 use rusqlite::config::DbConfig;
 use std::fs;
@@ -162,6 +163,59 @@ fn r29_before_is_what_was_shown_and_a_value_that_came_back_alone_is_no_change() 
     rig.run("UPDATE t SET v = 0; UPDATE t SET v = id * 10");
     assert_eq!(rig.cut().units, []);
     assert_eq!(rig.count("SELECT (SELECT count(*) FROM dock_base_1) + (SELECT count(*) FROM dock_base_2)"), 0, "no entry stays behind");
+}
+
+/// What a sum comes to is stored by the column's affinity: a whole real as an integer. So it was no change (and would be told as a conflict).
+#[test]
+fn r29_a_sum_over_a_real_that_becomes_whole_is_no_change_of_a_later_unit() {
+    let mut rig = Rig::new("CREATE TABLE t(id INTEGER PRIMARY KEY, n INTEGER, v INTEGER); INSERT INTO t VALUES (1, 0, 2.5)");
+    rig.rules("t", "two-way", &MergeRules { columns: [("v".to_owned(), ConflictPolicy::Sum)].into(), ..MergeRules::default() });
+    rig.run("UPDATE t SET v = 26 WHERE id = 1");
+    rig.cut();
+    rig.run("UPDATE t SET n = 1 WHERE id = 1");
+    rig.local.cut().unwrap();
+    let unit = rig.local.pending_unit(UnitNo(2)).unwrap().unwrap();
+    let (heading, change) = &unit.changes[0];
+    assert_eq!(super::tell(&heading.columns, "t", change), "~t[1]n:0/0/1");
+}
+
+/// Against SQLite itself, for every kind of declared type.
+#[test]
+fn r35_numbers_are_stored_as_the_column_would_store_them() {
+    let types =
+        ["", "INTEGER", "INT", "BIGINT", "REAL", "DOUBLE", "FLOAT", "FLOATING POINT", "NUMERIC", "DECIMAL(8,2)", "BOOLEAN", "DATE", "BLOB"];
+    let numbers = [0.0, 1.0, -1.0, 2.5, 1e15, 9.007199254740992e15, 9.2e18, 9.3e18, -9.223372036854775808e18, 1e300, 0.1];
+    let values = numbers.map(Value::Real).into_iter().chain([0, 7, -3, i64::MAX, i64::MIN].map(Value::Integer));
+    let connection = rusqlite::Connection::open_in_memory().unwrap();
+    let columns: Vec<String> = types.iter().enumerate().map(|(place, declared)| format!("c{place} {declared}")).collect();
+    connection.execute_batch(&format!("CREATE TABLE t({})", columns.join(", "))).unwrap();
+    for value in values {
+        for (place, declared) in types.iter().enumerate() {
+            let bound = match value {
+                Value::Integer(number) => rusqlite::types::Value::Integer(number),
+                Value::Real(number) => rusqlite::types::Value::Real(number),
+                _ => unreachable!(),
+            };
+            connection.execute("DELETE FROM t", []).unwrap();
+            connection.execute(&format!("INSERT INTO t(c{place}) VALUES (?1)"), [bound]).unwrap();
+            let stored =
+                connection.query_row(&format!("SELECT c{place} FROM t"), [], |row| row.get::<_, rusqlite::types::Value>(0)).unwrap();
+            let stored = match stored {
+                rusqlite::types::Value::Integer(number) => Value::Integer(number),
+                rusqlite::types::Value::Real(number) => Value::Real(number),
+                other => panic!("{other:?}"),
+            };
+            let column = dockmaster::model::schema::ColumnShape {
+                name: format!("c{place}"),
+                decl_type: (*declared).to_owned(),
+                not_null: false,
+                has_default: false,
+                generated: false,
+                collation: "BINARY".to_owned(),
+            };
+            assert_eq!(column.as_stored(value.clone()), stored, "{value:?} in `{declared}`");
+        }
+    }
 }
 
 #[test]
