@@ -16,6 +16,7 @@ step "set-up"
 # because any program may write to the databases; they inject errors of system calls, fake clocks, call by another TLS, and run Django.
 missing=()
 command -v sqlite3 >/dev/null || missing+=(sqlite3)
+command -v zstd >/dev/null || missing+=(zstd)
 command -v openssl >/dev/null || missing+=(openssl)
 command -v ssh-keygen >/dev/null || missing+=(openssh-client)
 [ -x /usr/sbin/sshd ] || missing+=(openssh-server)

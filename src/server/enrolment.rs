@@ -53,8 +53,9 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: Box<dyn Stream>, proved: 
     let mut frames = enrolment_frames(stream);
     let request = match tokio::time::timeout(timing.handshake, frames.next()).await {
         Ok(Some(Ok(frame))) => Request::decode(&frame),
-        Ok(Some(Err(error))) => return tracing::info!(peer, "enrolment: {error}"),
-        Ok(None) | Err(_) => return tracing::info!(peer, "enrolment: nothing was asked"),
+        Ok(Some(Err(error))) if error.kind() != std::io::ErrorKind::UnexpectedEof => return tracing::info!(peer, "enrolment: {error}"),
+        // Closed without the farewell of TLS, too.
+        Ok(None | Some(Err(_))) | Err(_) => return tracing::info!(peer, "enrolment: nothing was asked"),
     };
     let request = match request {
         Ok(request) => request,

@@ -250,7 +250,11 @@ fn execute<'a>(
     let stopped = database.stopped_in_snapshot()?;
     let mut lost: Vec<Lost> = dropped.into_iter().map(|dropped| column_gone(job, dropped)).collect();
     let mut ops = Vec::with_capacity(rekeyed.unit.changes.len());
-    for (place, ((heading, change), right)) in rekeyed.unit.changes.iter().zip(&allowed).enumerate() {
+    // New rows last: one may have a key that another row of the unit gives up.
+    let is_insert = |change: &RowChange| matches!(change, RowChange::Insert { .. });
+    let mut changes: Vec<_> = rekeyed.unit.changes.iter().zip(&allowed).enumerate().collect();
+    changes.sort_by_key(|(_, ((_, change), _))| is_insert(change));
+    for (place, ((heading, change), right)) in changes {
         let refuse = |reason: &str| Refused::plain(place, format!("{} {}: {reason}", heading.name, display_key(&change.key(&heading.key))));
         if let Some((table, reason)) = stopped.iter().find(|(table, _)| table.eq_ignore_ascii_case(&heading.name)) {
             return Err(MergeError::TableStopped { table: table.clone(), reason: reason.clone() });
@@ -266,10 +270,14 @@ fn execute<'a>(
         let pick = |row: &Row| -> Row {
             heading.columns.iter().map(|name| declared.column(name).and_then(|at| row.get(at).cloned()).unwrap_or(Value::Null)).collect()
         };
-        let server: Option<Row> = server.map(pick);
+        let key = change.key(&heading.key);
+        let gives_up =
+            |op: &Op<'_>| op.table.name == table.name && op.key == key && merge_write::key_after(op).is_some_and(|after| after != key);
+        let is_free = is_insert(change) && ops.iter().any(gives_up);
+        let server: Option<Row> = server.filter(|_| !is_free).map(pick);
         if server.is_none()
             && matches!(change, RowChange::Update { .. })
-            && let Some(unit) = database.taken_out(job, &declared.name, &change.key(&heading.key))?
+            && let Some(unit) = database.taken_out(job, &declared.name, &key)?
         {
             return Ok(Err(refuse(&format!("unit {unit} would have inserted it, and that was taken out"))));
         }
@@ -278,7 +286,6 @@ fn execute<'a>(
             Ok(decision) => decision,
             Err(refusal) => return Ok(Err(refuse(&refusal.to_string()))),
         };
-        let key = change.key(&heading.key);
         lost.extend(decision.conflicts.into_iter().map(|found| lost_of(&declared.name, &key, heading, found)));
         ops.push(Op {
             place,

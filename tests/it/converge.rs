@@ -31,9 +31,9 @@ use fault::Fault;
 use yard::Counts;
 
 /// Cases of one test function; there are four.
-const CASES: u64 = 50;
+const CASES: u64 = 500;
 /// The seed of the first of all.
-const FIRST: u64 = 70_000;
+const FIRST: u64 = 90_000;
 /// Things that happen in a case.
 const ACTIONS: usize = 26;
 

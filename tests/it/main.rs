@@ -44,6 +44,7 @@ mod oracle_random;
 mod oracle_router;
 mod oracle_schemas;
 mod pipeline;
+mod python;
 mod rebase;
 mod rebase_kit;
 mod rebase_large;

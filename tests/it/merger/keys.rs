@@ -55,6 +55,34 @@ fn r12_f6_x33_a_taken_key_is_replaced_with_its_references_in_this_unit_and_in_la
     assert_eq!(keys(confirms[2].outcome.clone()), [(4, 5)]);
 }
 
+/// `UPDATE note SET id = 7 WHERE id = 2; INSERT INTO note VALUES(2, ..)`: the key is free for the unit's own next row.
+#[test]
+fn r3_r12_a_key_that_a_unit_gives_up_is_free_for_its_next_row_and_taken_if_the_row_stays() {
+    for server_moved_it in [false, true] {
+        let mut yard = notes();
+        yard.sql("INSERT INTO note VALUES (2, 1, 'server')");
+        let cut_at = yard.server().log_end().unwrap();
+        let moved = FieldChange { column: 0, before: int(2), base: int(2), after: int(7) };
+        let changes = vec![
+            note(&yard, 2, 1, "next"),
+            (yard.heading("note"), RowChange::Update { key: vec![int(2)], fields: vec![moved], whole: None }),
+        ];
+        let unit = yard.unit_at("ANNA", cut_at, changes);
+        if server_moved_it {
+            // The other row of that key is the server's: nothing moves, so nothing is free.
+            yard.sql("DELETE FROM note WHERE id = 2; INSERT INTO note VALUES (7, 1, 'also'), (2, 1, 'server')");
+        }
+        yard.send("ANNA", &[unit]);
+        yard.merge();
+        let (status, rows) = match server_moved_it {
+            false => ("ANNA1 finished", "1|'root' 2|'next' 7|'server'"),
+            true => ("ANNA1 error", "1|'root' 2|'server' 7|'also'"),
+        };
+        assert_eq!(yard.statuses(), status);
+        assert_eq!(yard.text("SELECT id, text FROM note ORDER BY id"), rows);
+    }
+}
+
 #[test]
 fn r12_a_unit_that_was_cut_after_the_confirm_means_the_servers_keys() {
     let mut yard = notes();
