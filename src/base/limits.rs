@@ -88,6 +88,9 @@ pub const SESSION_MESSAGE_BYTES_MAX: usize = 1 << 20;
 pub const SESSION_CHUNK_BYTES: usize = 256 << 10;
 /// Bytes of file content in one message of an upload. Small: any node that was let in may claim a frame of it.
 pub const UPLOAD_CHUNK_BYTES: usize = 64 << 10;
+/// Bytes of a file that are sent in one message, either way; a reader takes more. A message that a cut line tears off comes again whole, so on
+/// a line that is cut every few seconds nothing would ever arrive in large ones (16 KiB are two seconds at 64 kbit/s).
+pub const PIECE_SENT_BYTES: usize = 16 << 10;
 /// Longest time that a node may ask the server to wait until its units are merged, in seconds.
 pub const AWAIT_SECONDS_MAX: u32 = 3_600;
 /// Uploaded files of one node that `sessions.db` remembers beyond the last one that is merged.

@@ -5,7 +5,7 @@
 
 use crate::base::disk::{Disk, DiskError};
 use crate::base::ids::FileNo;
-use crate::base::limits::UPLOAD_CHUNK_BYTES;
+use crate::base::limits::PIECE_SENT_BYTES;
 use crate::client::applier::{Outgoing, SharedUploads};
 use crate::client::exchange::{Exchange, Running, lock, on_thread};
 use crate::client::report::{ExchangeError, ProgressEvent};
@@ -173,7 +173,7 @@ impl Exchange<'_> {
     /// Sends the next piece of the file; the line takes it.
     pub(super) async fn send_piece(&mut self, running: &mut Running) -> Result<(), ExchangeError> {
         let Some(sending) = &mut running.up.sending else { return Ok(()) };
-        let left = usize::try_from(sending.file.bytes - sending.at).unwrap_or(usize::MAX).min(UPLOAD_CHUNK_BYTES);
+        let left = usize::try_from(sending.file.bytes - sending.at).unwrap_or(usize::MAX).min(PIECE_SENT_BYTES);
         if left > 0 {
             let mut bytes = vec![0; left];
             if let Err(source) = sending.source.read_exact(&mut bytes) {

@@ -5,6 +5,7 @@
 
 use crate::base::clock::now_seconds;
 use crate::base::ids::{FileNo, Incarnation, NodeName};
+use crate::base::limits::PIECE_SENT_BYTES;
 use crate::docking::sessions::{End, Mark, SessionsDb, SessionsError};
 use crate::model::node::Node;
 use crate::server::enrolment;
@@ -344,7 +345,11 @@ impl Task {
                 self.read_on(reading).await;
             }
             Answer::Chunk(reading, offset, bytes) => {
-                self.outgoing.push_back(Message::Chunk { offset, bytes });
+                // The disk is read in larger pieces than the line takes.
+                for at in (0..bytes.len()).step_by(PIECE_SENT_BYTES) {
+                    let piece = bytes.slice(at..bytes.len().min(at + PIECE_SENT_BYTES));
+                    self.outgoing.push_back(Message::Chunk { offset: offset + at as u64, bytes: piece });
+                }
                 self.read_on(reading).await;
             }
         }

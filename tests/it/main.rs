@@ -12,6 +12,7 @@ mod circles;
 mod cli;
 mod compare;
 mod confirms;
+mod conform;
 mod converge;
 mod crash_points;
 mod crm;

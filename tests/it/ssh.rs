@@ -17,20 +17,20 @@ fn text(path: &Path) -> String {
     fs::read_to_string(path).unwrap()
 }
 
-fn user() -> String {
+pub(crate) fn user() -> String {
     String::from_utf8(Command::new("id").arg("-un").output().unwrap().stdout).unwrap().trim().to_owned()
 }
 
 /// An sshd of ours for one site; its files lie in the folder `ssh` of the site.
-struct Sshd {
+pub(crate) struct Sshd {
     folder: PathBuf,
-    port: u16,
+    pub(crate) port: u16,
     child: Option<Child>,
 }
 
 impl Sshd {
     /// Starts one that knows a key for each of the nodes.
-    fn start(site: &Site, nodes: &[&str]) -> Sshd {
+    pub(crate) fn start(site: &Site, nodes: &[&str]) -> Sshd {
         let folder = site.path("ssh");
         fs::create_dir(&folder).unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -68,11 +68,11 @@ impl Sshd {
         )
     }
 
-    fn key(&self, node: &str) -> PathBuf {
+    pub(crate) fn key(&self, node: &str) -> PathBuf {
         self.folder.join(format!("id-{node}"))
     }
 
-    fn known_hosts(&self) -> PathBuf {
+    pub(crate) fn known_hosts(&self) -> PathBuf {
         self.folder.join("known_hosts")
     }
 
@@ -112,7 +112,7 @@ impl Sshd {
         child.wait().unwrap();
     }
 
-    fn init(&self, site: &Site, node: &str, database: &str) -> Output {
+    pub(crate) fn init(&self, site: &Site, node: &str, database: &str) -> Output {
         let (key, hosts) = (self.key(node), self.known_hosts());
         let (key, hosts) = (key.to_str().unwrap(), hosts.to_str().unwrap());
         site.remote_sync(&["init", &self.address(), "--node", node, "--ssh-key", key, "--ssh-known-hosts", hosts, database])
