@@ -271,8 +271,10 @@ fn execute<'a>(
             heading.columns.iter().map(|name| declared.column(name).and_then(|at| row.get(at).cloned()).unwrap_or(Value::Null)).collect()
         };
         let key = change.key(&heading.key);
-        let gives_up =
-            |op: &Op<'_>| op.table.name == table.name && op.key == key && merge_write::key_after(op).is_some_and(|after| after != key);
+        let gives_up = |op: &Op<'_>| {
+            let goes = op.write == Write::Delete || merge_write::key_after(op).is_some_and(|after| after != key);
+            op.table.name == table.name && op.key == key && goes
+        };
         let is_free = is_insert(change) && ops.iter().any(gives_up);
         let server: Option<Row> = server.filter(|_| !is_free).map(pick);
         if server.is_none()

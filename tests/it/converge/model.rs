@@ -348,9 +348,7 @@ pub(super) fn merge(infos: &[Info], server: &Tables, unit: &Unit, sees: &dyn Fn(
         }
         match (&change.what, theirs) {
             (What::Insert(row), None) => verdict.writes.push((change.table, None, Some(info.as_given(row)))),
-            (What::Insert(row), Some(_)) if info.block && is_left(infos, unit, change.table, &at) => {
-                successors.push((change.table, at, row))
-            }
+            (What::Insert(row), Some(_)) if is_left(infos, unit, change.table, &at) => successors.push((change.table, at, row)),
             (What::Insert(row), Some(_)) if info.block => verdict.provisional.push((change.table, info.as_given(row))),
             (What::Insert(row), Some(theirs)) => {
                 if (0..row.len()).any(|column| row[column] != theirs[column] && !info.is_server_only(column)) {
