@@ -197,17 +197,31 @@ impl ApplyTransaction<'_> {
         let overlay = self.overlay(table)?;
         let code = |key: &RowKey| overlay.as_ref().map_or_else(|| keycode::encode(key), |overlay| overlay.fold_key(key));
         let (old_key, new_key) = (code(old), code(new));
+        // A change of that row is listed under its key as it was cut, or under what an earlier mapping of the same key made of it. One that is
+        // listed under it for another reason, the new key of another row, is not meant.
+        let mut listed = vec![old_key.clone()];
+        for earlier in self.pending().mappings()? {
+            if earlier.unit != unit.number && earlier.mapping.table.eq_ignore_ascii_case(table) && earlier.mapping.old == *old {
+                listed.push(code(&earlier.mapping.new));
+            }
+        }
         for later in self.pending().units(false)? {
             if later.number > unit.number && later.applied < seen.0 && later.sees(unit.number) {
                 // The body stays as it was sent; it is read with the new key.
-                self.write(
-                    "UPDATE dock_change SET row_key = ?4, key_text = ?5 WHERE unit = ?1 AND table_name = ?2 COLLATE NOCASE AND row_key = ?3",
-                    params![later.number, table, old_key, new_key, display_key(new)],
-                )?;
-                self.write(
-                    "UPDATE dock_change SET new_key = ?4 WHERE unit = ?1 AND table_name = ?2 COLLATE NOCASE AND new_key = ?3",
-                    params![later.number, table, old_key, new_key],
-                )?;
+                for (place, before, after) in self.pending().keys_as_cut(later.number, table, &listed)? {
+                    if code(&before) == old_key {
+                        self.write(
+                            "UPDATE dock_change SET row_key = ?3, key_text = ?4 WHERE unit = ?1 AND place = ?2",
+                            params![later.number, place, new_key, display_key(new)],
+                        )?;
+                    }
+                    if after.as_ref().is_some_and(|after| code(after) == old_key) {
+                        self.write(
+                            "UPDATE dock_change SET new_key = ?3 WHERE unit = ?1 AND place = ?2 AND new_key IS NOT NULL",
+                            params![later.number, place, new_key],
+                        )?;
+                    }
+                }
             }
         }
         Ok(())

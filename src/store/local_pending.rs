@@ -7,7 +7,7 @@
 use super::local::LocalError;
 use super::local_overlay::{Image, Overlay};
 use super::local_references::References;
-use super::local_units::parse_heading;
+use super::local_units::{key_after, parse_heading};
 use crate::dx::upload::decode_change;
 use crate::model::keycode;
 use crate::model::merge_rules::{DeletePolicy, add_difference};
@@ -55,6 +55,9 @@ pub(super) struct KnownMapping {
     pub(super) seen: i64,
     pub(super) mapping: KeyMapping,
 }
+
+/// The place of a change in its unit, and the keys of its row before and after it; `None` = it is gone.
+pub(super) type KeysAsCut = (i64, RowKey, Option<RowKey>);
 
 /// Reads pending units.
 #[derive(Debug, Clone, Copy)]
@@ -106,6 +109,30 @@ impl Pending<'_> {
     pub(super) fn changes(&self, unit: i64) -> Result<Vec<PendingChange>, LocalError> {
         let select = "SELECT place, table_name, columns, key_columns, body FROM dock_change WHERE unit = ?1 ORDER BY place";
         self.read_changes(select, params![unit])
+    }
+
+    /// Returns changes of a unit that are listed under one of some keys: their places, and their keys before and after as they were cut.
+    pub(super) fn keys_as_cut(&self, unit: i64, table: &str, listed: &[Vec<u8>]) -> Result<Vec<KeysAsCut>, LocalError> {
+        let read = || -> rusqlite::Result<Vec<(i64, String, String, String, Vec<u8>)>> {
+            let mut found = Vec::new();
+            let mut statement = self.connection.prepare_cached(
+                "SELECT place, table_name, columns, key_columns, body FROM dock_change
+                 WHERE unit = ?1 AND table_name = ?2 COLLATE NOCASE AND (row_key = ?3 OR new_key = ?3)",
+            )?;
+            for key in listed {
+                let rows = statement
+                    .query_map(params![unit, table, key], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))?;
+                found.extend(rows.collect::<rusqlite::Result<Vec<_>>>()?);
+            }
+            Ok(found)
+        };
+        let rows = read().map_err(|source| self.sql(source))?;
+        let cut = |(place, table, columns, key, body): (i64, String, String, String, Vec<u8>)| {
+            let heading = parse_heading(self.path, table, &columns, &key)?;
+            let change = decode_change(&heading, &body).map_err(|error| self.wrong("dock_change.body", error))?;
+            Ok((place, change.key(&heading.key), key_after(&heading, &change)))
+        };
+        rows.into_iter().map(cut).collect()
     }
 
     /// Returns the changes of a row with their units, in the units' order.
@@ -195,29 +222,31 @@ impl KnownMapping {
         unit.number > self.unit && unit.applied < self.seen && unit.sees(self.unit)
     }
 
-    /// Puts the new key into a change: into its own key, and into declared references. `key` are the key columns of the mapping's table.
-    pub(super) fn translate(&self, change: &mut PendingChange, key: &[String], references: &References) {
-        let KeyMapping { table, old, new } = &self.mapping;
-        if change.table.eq_ignore_ascii_case(table) {
-            if change.key == *old {
-                change.key.clone_from(new);
-            }
-            if let RowChange::Update { key, .. } | RowChange::Delete { key, .. } = &mut change.change
-                && key == old
-            {
-                key.clone_from(new);
-            }
-            replace(change, key, old, new);
-        }
-        let to_key = |reference: &&super::local_references::Reference| reference.parent.eq_ignore_ascii_case(table);
-        for reference in references.from_all(&change.table.clone()).filter(to_key) {
+    /// Returns where the old key may stand in changes of a table: as its own key, and in references. `key` are the key columns of the mapping's
+    /// table.
+    fn substitutions(&self, table: &str, key: &[String], references: &References) -> Vec<Substitution> {
+        let KeyMapping { table: target, old, new } = &self.mapping;
+        let is_own = table.eq_ignore_ascii_case(target);
+        let own = is_own.then(|| Substitution { is_own, columns: key.to_vec(), old: old.clone(), new: new.clone() });
+        let to_key = |reference: &&super::local_references::Reference| reference.parent.eq_ignore_ascii_case(target);
+        let referring = references.from_all(table).filter(to_key).filter_map(|reference| {
             let place = |column: &String| key.iter().position(|key| key.eq_ignore_ascii_case(column));
-            let places: Option<Vec<usize>> = reference.referred.iter().map(place).collect();
-            let Some(places) = places.filter(|places| places.len() == key.len()) else { continue };
+            let places: Vec<usize> = reference.referred.iter().map(place).collect::<Option<_>>()?;
             let ordered = |values: &RowKey| places.iter().filter_map(|place| values.get(*place)).cloned().collect::<RowKey>();
-            replace(change, &reference.columns, &ordered(old), &ordered(new));
-        }
+            let (old, new) = (ordered(old), ordered(new));
+            (places.len() == key.len()).then(|| Substitution { is_own: false, columns: reference.columns.clone(), old, new })
+        });
+        own.into_iter().chain(referring).collect()
     }
+}
+
+/// A key that stands for another one, in some columns.
+struct Substitution {
+    /// Whether the columns are the key of the row itself.
+    is_own: bool,
+    columns: Vec<String>,
+    old: RowKey,
+    new: RowKey,
 }
 
 /// Puts keys that the server replaced into changes as they are read: for whoever looks at single rows.
@@ -248,23 +277,40 @@ impl Translator {
         self.known.is_empty()
     }
 
-    /// Puts them into a change of a unit.
+    /// Puts them into a change of a unit: all of them at once, since the new key of one row may be the old one of another. Of several for one key
+    /// the last one holds.
     pub(super) fn translate(&self, unit: &PendingUnit, change: &mut PendingChange) {
-        for (mapping, key) in self.known.iter().filter(|(mapping, _)| mapping.concerns(unit)) {
-            mapping.translate(change, key, &self.references);
+        let concerned = self.known.iter().filter(|(mapping, _)| mapping.concerns(unit));
+        let all: Vec<Substitution> =
+            concerned.flat_map(|(mapping, key)| mapping.substitutions(&change.table, key, &self.references)).collect();
+        if !all.is_empty() {
+            replace(change, &all);
         }
     }
 }
 
-/// Replaces values of some columns, all at once, wherever they stand in a change.
-fn replace(change: &mut PendingChange, columns: &[String], old: &[Value], new: &[Value]) {
+/// Replaces keys wherever they stand in a change. What is compared is what stood there before all of them.
+fn replace(change: &mut PendingChange, all: &[Substitution]) {
+    let own = |key: &mut RowKey| {
+        if let Some(last) = all.iter().rfind(|one| one.is_own && one.old == *key) {
+            key.clone_from(&last.new);
+        }
+    };
+    own(&mut change.key);
+    if let RowChange::Update { key, .. } | RowChange::Delete { key, .. } = &mut change.change {
+        own(key);
+    }
     let place = |column: &String| change.columns.iter().position(|known| known.eq_ignore_ascii_case(column));
-    let Some(places) = columns.iter().map(place).collect::<Option<Vec<usize>>>() else { return };
+    let placed: Vec<(Vec<usize>, &Substitution)> =
+        all.iter().filter_map(|one| Some((one.columns.iter().map(place).collect::<Option<Vec<usize>>>()?, one))).collect();
     let in_row = |row: &mut [Value]| {
-        let same = places.iter().zip(old).all(|(place, old)| row.get(*place) == Some(old));
-        for (place, new) in places.iter().zip(new).filter(|_| same) {
-            if let Some(value) = row.get_mut(*place) {
-                *value = new.clone();
+        let was = row.to_vec();
+        for (places, one) in &placed {
+            let same = places.iter().zip(&one.old).all(|(place, old)| was.get(*place) == Some(old));
+            for (place, new) in places.iter().zip(&one.new).filter(|_| same) {
+                if let Some(value) = row.get_mut(*place) {
+                    value.clone_from(new);
+                }
             }
         }
     };
@@ -273,13 +319,16 @@ fn replace(change: &mut PendingChange, columns: &[String], old: &[Value], new: &
         RowChange::Delete { before, base, .. } => std::iter::once(before).chain(base).for_each(|row| in_row(row)),
         RowChange::Update { fields, whole, .. } => {
             whole.iter_mut().for_each(|row| in_row(row));
-            let at = |place: &usize| fields.iter().position(|field| usize::from(field.column) == *place);
-            let Some(found) = places.iter().map(at).collect::<Option<Vec<usize>>>() else { return };
-            for value in [before_of, base_of, after_of] {
-                let same = found.iter().zip(old).all(|(at, old)| fields.get_mut(*at).is_some_and(|field| value(field) == old));
-                for (at, new) in found.iter().zip(new).filter(|_| same) {
-                    if let Some(field) = fields.get_mut(*at) {
-                        *value(field) = new.clone();
+            let mut was = fields.clone();
+            for (places, one) in &placed {
+                let at = |place: &usize| was.iter().position(|field| usize::from(field.column) == *place);
+                let Some(found) = places.iter().map(at).collect::<Option<Vec<usize>>>() else { continue };
+                for value in [before_of, base_of, after_of] {
+                    let same = found.iter().zip(&one.old).all(|(at, old)| was.get_mut(*at).is_some_and(|field| value(field) == old));
+                    for (at, new) in found.iter().zip(&one.new).filter(|_| same) {
+                        if let Some(field) = fields.get_mut(*at) {
+                            value(field).clone_from(new);
+                        }
                     }
                 }
             }

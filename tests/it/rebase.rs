@@ -163,6 +163,31 @@ fn r12_r20_a_key_that_the_server_gave_first_is_mapped_with_all_that_refers_to_it
     assert_eq!(shown(&desk, "SELECT count(*) FROM dock_key_map"), "0");
 }
 
+/// The server's new key for one row is the key that the node gave to another one, which gets a new one as well.
+#[test]
+fn r12_a_new_key_that_is_the_old_one_of_another_row_is_not_replaced_once_more() {
+    let mut desk = shop();
+    let first = desk.edit("INSERT INTO customer VALUES (3, 'x', 'A')").unwrap();
+    let second = desk.edit("INSERT INTO customer VALUES (4, 'y', 'B')").unwrap();
+    let third =
+        desk.edit("UPDATE customer SET note = note || '!' WHERE id IN (3, 4); INSERT INTO orders VALUES (30, 3, 1), (31, 4, 1)").unwrap();
+    let mapped = |old: i64, new: i64| [KeyMapping { table: "customer".to_owned(), old: vec![old.into()], new: vec![new.into()] }];
+    desk.serve("INSERT INTO customer VALUES (3, 'z', 'theirs')");
+    let operations = desk.on_server("INSERT INTO customer VALUES (4, 'x', 'A')");
+    desk.try_apply(&[(operations, vec![merged_with(first, &mapped(3, 4))])]).unwrap();
+    let operations = desk.on_server("INSERT INTO customer VALUES (5, 'y', 'B')");
+    desk.try_apply(&[(operations, vec![merged_with(second, &mapped(4, 5))])]).unwrap();
+    assert_eq!(desk.suspended().len(), 0, "{:?}", desk.suspended());
+    assert_eq!(shown(&desk, "SELECT id, note FROM customer ORDER BY 1"), "1|'one' 2|'two' 3|'theirs' 4|'A!' 5|'B!'");
+    assert_eq!(shown(&desk, "SELECT id, customer FROM orders WHERE id >= 30 ORDER BY 1"), "30|4 31|5");
+    assert_eq!(desk.overlaid(), desk.tables(&desk.server));
+    let operations = desk.on_server(
+        "UPDATE customer SET note = 'A!' WHERE id = 4; UPDATE customer SET note = 'B!' WHERE id = 5; INSERT INTO orders VALUES (30, 4, 1), (31, 5, 1)",
+    );
+    desk.apply(operations, vec![merged(third)]);
+    assert_eq!(desk.tables(&desk.app), desk.tables(&desk.server));
+}
+
 #[test]
 fn r16_a_confirm_of_another_installation_or_of_an_unknown_or_finished_unit_says_nothing() {
     let mut desk = shop();

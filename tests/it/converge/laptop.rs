@@ -48,7 +48,10 @@ pub(super) struct Laptop {
 /// A unit with what was known when it was cut.
 #[derive(Debug, Clone)]
 pub(super) struct Cut {
+    /// The unit by the keys that its node knows now.
     pub(super) unit: Unit,
+    /// The same by the keys of the time.
+    pub(super) as_cut: Unit,
     pub(super) applied: i64,
     /// Units that were suspended then.
     pub(super) hidden: BTreeSet<i64>,
@@ -165,7 +168,7 @@ impl Laptop {
             return Err(format!("{}: unit {number} should be {changes:?}, but is {told:?}", self.name));
         }
         let unit = Unit { changes };
-        self.units.insert(number, Cut { unit, applied: self.applied, hidden, marks });
+        self.units.insert(number, Cut { as_cut: unit.clone(), unit, applied: self.applied, hidden, marks });
         self.last = now;
         Ok(())
     }

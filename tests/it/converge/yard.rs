@@ -19,6 +19,9 @@ use dockmaster::store::sqlite::ServerDatabase;
 use rusqlite::Connection;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// What an attempt says that leaves a reference without its row.
+const BROKEN: &str = "a foreign key is broken";
+
 /// What happened so far.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Counts {
@@ -215,8 +218,9 @@ impl Yard {
 
     /// The unit with the keys that the server gave in place of others, as far as the node did not know them when it was cut (R12).
     fn as_mapped(&mut self, id: &(String, i64), cut: &Cut) -> Result<Unit, String> {
-        let mut unit = cut.unit.clone();
-        for (made_by, table, old, new, log_id) in parts::mappings(&self.site.writer, &id.0)? {
+        let mut unit = cut.as_cut.clone();
+        // The last one first: the new key of one row may be the old one of another.
+        for (made_by, table, old, new, log_id) in parts::mappings(&self.site.writer, &id.0)?.into_iter().rev() {
             if log_id > cut.applied && made_by < id.1 && !cut.hidden.contains(&made_by) {
                 let table = self.infos.iter().position(|info| info.name == table).ok_or("a mapping of no table")?;
                 model::rename(&self.infos, &self.site.defined().schema, &mut unit, table, &old, &new);
@@ -413,6 +417,12 @@ impl Yard {
             writer.execute_batch("ROLLBACK; BEGIN; PRAGMA defer_foreign_keys = ON").map_err(said)?;
             tried = self.attempt(node, unit, &verdict, seen);
         }
+        if matches!(tried, Ok(None)) {
+            // A row that moves to a parent which is not there must not go with its former one before that is seen.
+            verdict.writes.sort_by_key(|(_, _, row)| row.is_none());
+            writer.execute_batch("ROLLBACK; BEGIN; PRAGMA defer_foreign_keys = ON").map_err(said)?;
+            tried = self.attempt(node, unit, &verdict, seen).map(|reason| reason.filter(|reason| reason == BROKEN));
+        }
         writer.execute_batch("ROLLBACK").map_err(said)?;
         match tried? {
             Some(_) => Ok(()),
@@ -435,7 +445,7 @@ impl Yard {
         }
         let broken: i64 = writer.query_row("SELECT count(*) FROM pragma_foreign_key_check", [], |row| row.get(0)).map_err(said)?;
         if broken > 0 {
-            return Ok(Some("a foreign key is broken".into()));
+            return Ok(Some(BROKEN.into()));
         }
         let is = model::read(writer, &self.infos).map_err(said)?;
         for (number, rows) in &was {
@@ -574,14 +584,16 @@ impl Yard {
         let install = parts::install_id(&self.laptops[name].path)?;
         let schema = self.site.defined().schema.clone();
         let laptop = self.laptops.get_mut(name).unwrap();
-        for (made_by, table, old, new, log_id) in parts::mappings(&self.site.writer, &install)? {
-            if log_id <= before || log_id > laptop.applied {
-                continue;
-            }
-            let table = self.infos.iter().position(|info| info.name == table).ok_or("a mapping of no table")?;
-            for (number, cut) in &mut laptop.units {
-                if *number > made_by && !cut.hidden.contains(&made_by) {
-                    model::rename(&self.infos, &schema, &mut cut.unit, table, &old, &new);
+        let known: Vec<_> = parts::mappings(&self.site.writer, &install)?.into_iter().filter(|mapped| mapped.4 <= laptop.applied).collect();
+        if known.iter().all(|mapped| mapped.4 <= before) {
+            return Ok(());
+        }
+        for (number, cut) in &mut laptop.units {
+            cut.unit.clone_from(&cut.as_cut);
+            for (made_by, table, old, new, log_id) in known.iter().rev() {
+                if *log_id > cut.applied && number > made_by && !cut.hidden.contains(made_by) {
+                    let table = self.infos.iter().position(|info| info.name == *table).ok_or("a mapping of no table")?;
+                    model::rename(&self.infos, &schema, &mut cut.unit, table, old, new);
                 }
             }
         }
