@@ -55,11 +55,18 @@ start_service() {
 
 # --- set-up ----------------------------------------------------------------------------------------------------------------
 step "Set-up: two programs, a customer database, three nodes"
-if ! command -v sqlite3 >/dev/null; then
+missing=()
+command -v sqlite3 >/dev/null || missing+=(sqlite3)
+# Only what is built needs a compiler and headers.
+if [ -z "${BIN:-}" ]; then
+    command -v cc >/dev/null || missing+=(gcc libc6-dev)
+    pkg-config --exists openssl 2>/dev/null || missing+=(libssl-dev pkg-config)
+fi
+if [ ${#missing[@]} -gt 0 ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends sqlite3
+        apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"
     else
-        fail "the program sqlite3 is missing (sudo apt-get install sqlite3)"
+        fail "missing: ${missing[*]} (sudo apt-get install ${missing[*]})"
     fi
 fi
 if [ -z "${BIN:-}" ]; then

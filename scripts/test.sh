@@ -15,6 +15,7 @@ step "set-up"
 # What the tests stand on beside Rust, by program or file and Debian package. They write through the sqlite3 program as well,
 # because any program may write to the databases; they inject errors of system calls, fake clocks, call by another TLS, and run Django.
 missing=()
+pkg-config --exists openssl 2>/dev/null || missing+=(libssl-dev pkg-config)
 command -v sqlite3 >/dev/null || missing+=(sqlite3)
 command -v zstd >/dev/null || missing+=(zstd)
 command -v openssl >/dev/null || missing+=(openssl)

@@ -34,6 +34,9 @@ impl Settings {
         let server = settings(&files).map_err(|problems| ConfigError::Wrong { problems })?.server;
         let Some(database) = &server.database else { return Err(ConfigError::NoDatabase { path }) };
         let [database, root, identity] = [database, &server.root, &server.identity].map(|name| config::beside(&path, name));
+        // systemd hands a service its secrets in a folder of their own (`LoadCredential=authority.pem:..`).
+        let handed = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        let identity = handed.filter(|folder| folder.join("authority.pem").is_file()).unwrap_or(identity);
         Ok(Settings { config: path, files, server, database, root, identity })
     }
 }

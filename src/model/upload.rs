@@ -146,19 +146,7 @@ impl Confirm {
                 size -= last.size();
                 out += 1;
             }
-            let rule = format!("{out} more conflicts are listed on the server");
-            conflicts.push(Conflict {
-                id: 0,
-                table: String::new(),
-                key: Vec::new(),
-                column: None,
-                base: None,
-                server: None,
-                client: None,
-                winner: Winner::Server,
-                rule,
-                at_micros: 0,
-            });
+            conflicts.push(Conflict::more(out));
         }
     }
 }
@@ -242,6 +230,22 @@ pub struct Conflict {
 }
 
 impl Conflict {
+    /// Returns the entry that stands for so many others, which are not told.
+    pub fn more(count: usize) -> Conflict {
+        Conflict {
+            id: 0,
+            table: String::new(),
+            key: Vec::new(),
+            column: None,
+            base: None,
+            server: None,
+            client: None,
+            winner: Winner::Server,
+            rule: format!("{count} more conflicts are listed on the server"),
+            at_micros: 0,
+        }
+    }
+
     fn size(&self) -> usize {
         let value = |value: &Option<Value>| value.as_ref().map_or(0, |value| size_of::<Value>() + value.size());
         let texts = self.table.len() + self.rule.len() + self.column.as_ref().map_or(0, String::len);

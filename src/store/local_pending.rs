@@ -113,7 +113,8 @@ impl Pending<'_> {
 
     /// Returns changes of a unit that are listed under one of some keys: their places, and their keys before and after as they were cut.
     pub(super) fn keys_as_cut(&self, unit: i64, table: &str, listed: &[Vec<u8>]) -> Result<Vec<KeysAsCut>, LocalError> {
-        let read = || -> rusqlite::Result<Vec<(i64, String, String, String, Vec<u8>)>> {
+        type Stored = (i64, String, String, String, Vec<u8>);
+        let read = || -> rusqlite::Result<Vec<Stored>> {
             let mut found = Vec::new();
             let mut statement = self.connection.prepare_cached(
                 "SELECT place, table_name, columns, key_columns, body FROM dock_change
@@ -127,7 +128,7 @@ impl Pending<'_> {
             Ok(found)
         };
         let rows = read().map_err(|source| self.sql(source))?;
-        let cut = |(place, table, columns, key, body): (i64, String, String, String, Vec<u8>)| {
+        let cut = |(place, table, columns, key, body): Stored| {
             let heading = parse_heading(self.path, table, &columns, &key)?;
             let change = decode_change(&heading, &body).map_err(|error| self.wrong("dock_change.body", error))?;
             Ok((place, change.key(&heading.key), key_after(&heading, &change)))
@@ -229,7 +230,7 @@ impl KnownMapping {
         let is_own = table.eq_ignore_ascii_case(target);
         let own = is_own.then(|| Substitution { is_own, columns: key.to_vec(), old: old.clone(), new: new.clone() });
         let to_key = |reference: &&super::local_references::Reference| reference.parent.eq_ignore_ascii_case(target);
-        let referring = references.from_all(table).filter(to_key).filter_map(|reference| {
+        let referring = references.by_which(table).filter(to_key).filter_map(|reference| {
             let place = |column: &String| key.iter().position(|key| key.eq_ignore_ascii_case(column));
             let places: Vec<usize> = reference.referred.iter().map(place).collect::<Option<_>>()?;
             let ordered = |values: &RowKey| places.iter().filter_map(|place| values.get(*place)).cloned().collect::<RowKey>();

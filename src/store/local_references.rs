@@ -82,7 +82,7 @@ impl References {
     }
 
     /// Returns those by which a table refers, and those by which it may refer to a row that is not here.
-    pub(super) fn from_all(&self, table: &str) -> impl Iterator<Item = &Reference> {
+    pub(super) fn by_which(&self, table: &str) -> impl Iterator<Item = &Reference> {
         self.from(table).chain(self.open.iter().filter(move |reference| reference.child.eq_ignore_ascii_case(table)))
     }
 

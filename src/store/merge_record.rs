@@ -65,6 +65,9 @@ impl ServerDatabase {
                 conflicts.push(told(lost, number, job.now_micros, &mut room));
             }
         }
+        if lost.len() > conflicts.len() {
+            conflicts.push(Conflict::more(lost.len() - conflicts.len()));
+        }
         let keys = rekeyed.fresh.clone();
         let log_id = self.confirm(&job.node.name, id, Outcome::Merged { conflicts, keys })?;
         let mut insert = self

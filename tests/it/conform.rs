@@ -11,7 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-const WAYS: [(&str, fn(&mut Site) -> Way); 2] = [("tls", Way::tls), ("ssh", Way::ssh)];
+/// Brings a service up, and a way to it.
+type Open = fn(&mut Site) -> Way;
+
+const WAYS: [(&str, Open); 2] = [("tls", Way::tls), ("ssh", Way::ssh)];
 
 const DEFINITION: &str = "version = 1\n[object.item]\nvisible.all = 'everyone'\n";
 
@@ -117,8 +120,7 @@ impl Wire {
 /// Carries bytes one way. The limit holds for one connection and is used up by it.
 fn pass(mut from: TcpStream, mut to: TcpStream, cut: &AtomicI64, count: &AtomicU64) {
     let (mut limit, mut passed, mut buffer) = (-1, 0i64, [0; 16 << 10]);
-    loop {
-        let Ok(read @ 1..) = from.read(&mut buffer) else { break };
+    while let Ok(read @ 1..) = from.read(&mut buffer) {
         if limit < 0 {
             limit = cut.swap(-1, Ordering::SeqCst);
         }
@@ -137,7 +139,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, cut: &AtomicI64, count: &AtomicU
 }
 
 /// A site with two nodes, on one way.
-fn site(make: fn(&mut Site) -> Way) -> (Site, Way) {
+fn site(make: Open) -> (Site, Way) {
     let mut site = Site::new(
         |path| crm::sql_on(path, "CREATE TABLE item(id INTEGER PRIMARY KEY, name TEXT, body BLOB); INSERT INTO item VALUES(1, 'a', NULL)"),
         DEFINITION,

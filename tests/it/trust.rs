@@ -233,6 +233,25 @@ fn files_of_an_identity_that_others_may_read_or_that_are_damaged_are_refused_by_
     assert_eq!(deployed.status.code(), Some(2), "it is not made anew by itself: {:?}", complaint(&deployed));
 }
 
+/// As systemd hands it over: in a folder of its own, for the owner to read.
+#[test]
+fn the_identity_may_be_a_credential_of_systemd() {
+    let mut site = crm::running(&["ANNA"]);
+    let token = site.token("BERT");
+    site.stop();
+    let handed = site.path("credentials");
+    fs::create_dir(&handed).unwrap();
+    fs::rename(site.path("identity/authority.pem"), handed.join("authority.pem")).unwrap();
+    fs::set_permissions(handed.join("authority.pem"), fs::Permissions::from_mode(0o400)).unwrap();
+    assert_eq!(site.dockmaster(&["serve"]).status.code(), Some(2), "it is not where it was");
+    let mut serve = site.command(Program::Dockmaster, &["serve"]);
+    serve.env("CREDENTIALS_DIRECTORY", &handed);
+    let address = crm::serve_again_as(&mut site, serve);
+    site.remote_sync_ok(&["init", &address, "--token", &token, "bert.db"]);
+    in_step(&site, &["ANNA", "BERT"]);
+    site.stop();
+}
+
 #[test]
 fn a_new_identity_is_known_to_nobody_until_each_node_has_a_new_token() {
     let mut site = crm::running(&["ANNA"]);

@@ -184,7 +184,7 @@ fn r29_a_sum_over_a_real_that_becomes_whole_is_no_change_of_a_later_unit() {
 fn r35_numbers_are_stored_as_the_column_would_store_them() {
     let types =
         ["", "INTEGER", "INT", "BIGINT", "REAL", "DOUBLE", "FLOAT", "FLOATING POINT", "NUMERIC", "DECIMAL(8,2)", "BOOLEAN", "DATE", "BLOB"];
-    let numbers = [0.0, 1.0, -1.0, 2.5, 1e15, 9.007199254740992e15, 9.2e18, 9.3e18, -9.223372036854775808e18, 1e300, 0.1];
+    let numbers = [0.0, 1.0, -1.0, 2.5, 1e15, 9.007199254740992e15, 9.2e18, 9.3e18, i64::MIN as f64, 1e300, 0.1];
     let values = numbers.map(Value::Real).into_iter().chain([0, 7, -3, i64::MAX, i64::MIN].map(Value::Integer));
     let connection = rusqlite::Connection::open_in_memory().unwrap();
     let columns: Vec<String> = types.iter().enumerate().map(|(place, declared)| format!("c{place} {declared}")).collect();

@@ -271,3 +271,17 @@ fn t12_a_column_that_nodes_do_not_have_any_more_is_not_written_and_its_value_is_
     assert_eq!(yard.text("SELECT name, secret FROM customer WHERE id = 5"), "'Dent'|'s'");
     assert_eq!(yard.text("SELECT column_name, client, rule FROM dock_conflict"), r#"'secret'|'"forged"'|'column-gone'"#);
 }
+
+#[test]
+fn a_unit_with_more_conflicts_than_a_confirm_tells_says_how_many_more_there_are() {
+    let rows: String = (100..1_250).map(|id| format!("INSERT INTO product VALUES ({id}, 'p', 1, 1, 1);")).collect();
+    let mut yard = shop_and(&rows);
+    let changes = (100..1_250).map(|id| yard.update("product", &[int(id)], &[("name", "of anna".into())])).collect();
+    yard.sql("UPDATE product SET name = 'of the server' WHERE id >= 100");
+    yard.merged("ANNA", changes);
+    let confirms = yard.confirms();
+    let Outcome::Merged { conflicts, .. } = &confirms[0].outcome else { panic!("{confirms:?}") };
+    assert_eq!(conflicts.len(), 1_001);
+    assert_eq!(conflicts[1_000].rule, "150 more conflicts are listed on the server");
+    assert_eq!(yard.text("SELECT count(*) FROM dock_conflict"), "1150");
+}
