@@ -1,4 +1,4 @@
-//! `scripts/bench.sh`: the measures P1-P9 and P14-P18 of docs/performance.md, each beside its baseline in this one process.
+//! `scripts/bench.sh`: the measures P1-P9 and P14-P19 of docs/performance.md, each beside its baseline in this one process.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr, unreachable_pub)]
 
@@ -17,7 +17,7 @@ mod measures;
 use std::process::ExitCode;
 
 const HELP: &str = "\
-Prints the measures P1-P9 and P14-P18 beside their baselines: docs/performance.md says what each one is.
+Prints the measures P1-P9 and P14-P19 beside their baselines: docs/performance.md says what each one is.
 
 Usage: scripts/bench.sh [--quick] [--rounds N] [ID..]
 

@@ -9,6 +9,8 @@ mod capture;
 mod extract;
 #[path = "files.rs"]
 mod files;
+#[path = "lines.rs"]
+mod lines;
 #[path = "memory.rs"]
 mod memory;
 #[path = "meter.rs"]
@@ -27,7 +29,7 @@ mod world;
 use meter::{Line, StageLine};
 
 /// Every id that can be asked for.
-pub const IDS: [&str; 14] = ["P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P9", "P14", "P15", "P16", "P17", "P18"];
+pub const IDS: [&str; 15] = ["P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P9", "P14", "P15", "P16", "P17", "P18", "P19"];
 
 /// What is measured and how.
 #[derive(Debug, Clone)]
@@ -75,7 +77,7 @@ impl Report {
 /// Measures, one id after another.
 pub fn run(options: &Options) -> Report {
     type Measure = fn(&Options, &mut Report);
-    let measures: [(&[&str], Measure); 12] = [
+    let measures: [(&[&str], Measure); 13] = [
         (&["P1"], path::client_inserts),
         (&["P2"], path::client_changes),
         (&["P3"], path::client_backlog),
@@ -88,6 +90,7 @@ pub fn run(options: &Options) -> Report {
         (&["P16"], memory::serve),
         (&["P16"], memory::watch),
         (&["P18"], rebase::pending),
+        (&["P19"], lines::tls_session),
     ];
     let mut report = Report::default();
     for (ids, measure) in measures {

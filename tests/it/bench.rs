@@ -41,6 +41,11 @@ fn p18_r24_pending_work_is_measured_beside_none() {
 }
 
 #[test]
+fn p19_a_session_over_tls_is_measured_beside_a_bare_stream() {
+    quick(&["P19"]);
+}
+
+#[test]
 #[cfg(target_os = "linux")]
 fn p16_memory_is_measured_on_the_programs() {
     let report = quick(&["P16"]);
