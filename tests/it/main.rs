@@ -38,6 +38,7 @@ mod mapped;
 mod memory;
 mod merger;
 mod messages;
+mod netns;
 mod node_kit;
 mod northwind;
 mod oracle;
