@@ -259,8 +259,9 @@ fn effects_text(effects: &BTreeMap<NodeName, NodeEffect>) -> String {
 }
 
 fn plan_text(plan: &DeployPlan, settings: &Settings) -> String {
-    let (database, root) = (settings.database.display().to_string(), settings.root.display().to_string());
-    let width = database.len().max(root.len());
+    let [database, root, identity] = [&settings.database, &settings.root, &settings.identity].map(|path| path.display().to_string());
+    let is_new = plan.revision.is_none() && !settings.identity.join("authority.pem").exists();
+    let width = database.len().max(root.len()).max(if is_new { identity.len() } else { 0 });
     let mut lines = Vec::new();
     let mut on_database = Vec::new();
     if !plan.capture.is_empty() {
@@ -283,6 +284,9 @@ fn plan_text(plan: &DeployPlan, settings: &Settings) -> String {
     if plan.builds_data_store {
         let created = if settings.root.exists() { "" } else { "created, " };
         lines.push(format!("  {root:<width$}  {created}{} rows copied into the data store", count(plan.rows.cast_signed())));
+    }
+    if is_new {
+        lines.push(format!("  {identity:<width$}  created; keep a copy of it: nodes know this server by nothing else"));
     }
     if let Some((first, rest)) = plan.left_out.split_first() {
         let more = if rest.is_empty() { String::new() } else { format!(" and {} more (--json lists them)", rest.len()) };
