@@ -118,7 +118,7 @@ fn is_passing(cause: Cause<'_>) -> bool {
         || cause.downcast_ref::<ExchangeError>().is_some_and(ExchangeError::is_passing)
         || cause.downcast_ref::<InitError>().is_some_and(InitError::is_passing)
         || cause.downcast_ref::<FolderError>().is_some_and(FolderError::is_passing)
-        || cause.downcast_ref::<DoorError>().is_some_and(|error| matches!(error, DoorError::Open { .. }))
+        || cause.downcast_ref::<DoorError>().is_some_and(|error| matches!(error, DoorError::Enter { .. }))
 }
 
 fn hint(cause: Cause<'_>) -> Option<String> {
@@ -369,8 +369,10 @@ fn ssh(error: &SshError) -> Option<String> {
 
 fn door(error: &DoorError) -> Option<String> {
     match error {
-        DoorError::Open { .. } => some("does dockmaster serve run on this docking root, as this account?"),
-        DoorError::Disk(_) => None,
+        DoorError::Enter { .. } => {
+            some("does dockmaster serve run on this docking root, as this account? Its log says if the root can have no door")
+        }
+        DoorError::Open { .. } | DoorError::Disk(_) => None,
     }
 }
 

@@ -23,7 +23,7 @@ pub(crate) fn serve(named: Option<&Path>, output: Output) -> Outcome {
     let database = ServerDatabase::open(&settings.database)?;
     let identity = database.identity()?;
     let nodes = database.nodes()?.len();
-    let fingerprint = identity::read(&settings.identity, &database)?.fingerprint().to_string();
+    let fingerprint = identity::known(&settings.identity, &database)?.to_string();
     drop(database);
     let root = Arc::new(DockingRoot::open(&settings.root, Access::Exclusive)?);
     let stop = Stop::new();

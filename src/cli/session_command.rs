@@ -3,7 +3,7 @@
 use crate::base::ids::NodeName;
 use crate::cli::exit::{Exit, Outcome};
 use crate::cli::project::Settings;
-use crate::server::door::{self, DoorError};
+use crate::server::door;
 use crate::transport::ssh::GREETING;
 use std::io::Write as _;
 use std::net::Shutdown;
@@ -36,8 +36,7 @@ pub(crate) fn session(named: Option<&Path>, args: &SessionArgs) -> Outcome {
     // `SSH_CONNECTION` is "client port server port"; it is for the log only.
     let peer = std::env::var("SSH_CONNECTION").unwrap_or_default();
     let service = door::enter(&settings.root, &args.node, peer.split(' ').next().unwrap_or_default())?;
-    let io = |source| DoorError::Open { path: settings.root.clone(), source };
-    let (mut to_service, mut from_service) = (service.try_clone().map_err(io)?, service);
+    let (mut to_service, mut from_service) = (service.try_clone()?, service);
     let mut out = std::io::stdout().lock();
     out.write_all(&GREETING)?;
     out.flush()?;

@@ -13,6 +13,8 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// What the local database says of itself (`dock_state`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalPosition {
+    /// First unit that was never in a file, else the number of the next one.
+    pub unsent: UnitNo,
     /// Server that it belongs to.
     pub server_id: ServerId,
     /// Name of that server, for people.

@@ -5,14 +5,14 @@
 //! only after what it says is durable: `Received` after the inbox folder was flushed, `Applied` after the local database committed.
 
 use crate::base::crash::{self, CrashPoint};
-use crate::base::ids::FileNo;
+use crate::base::ids::{FileNo, NodeName};
 pub use crate::client::applier::{Applier, BoxError, LocalPosition, Reports, SharedApplier};
 use crate::client::folder::{FolderError, LockedFolder, RemoteConfig};
 use crate::client::inbox::Inbox;
 use crate::client::report::{ExchangeError, Progress, ProgressEvent, SyncReport};
 use crate::client::send::Up;
 use crate::session::client::{Action, ClientSession, Closed, Event, Report, plan};
-use crate::session::message::{AppliedTo, Hello, Mode, RefusalCode, Versions, Welcome, feature, program};
+use crate::session::message::{AppliedTo, Hello, Mode, Refusal, RefusalCode, Versions, Welcome, feature, program};
 use crate::transport::link::{Link, LinkError, Timing};
 use crate::transport::peer::Dialer;
 use std::sync::{Arc, Mutex};
@@ -45,6 +45,14 @@ pub struct ExchangeOptions {
 }
 
 impl ExchangeOptions {
+    /// Returns what a refusal means to the caller, and has the dialer see to it that the next call is not refused for the same reason.
+    pub(super) fn refused(&self, node: &NodeName, refusal: Refusal) -> ExchangeError {
+        if refusal.code == RefusalCode::Certificate {
+            self.dialer.renew_next();
+        }
+        ExchangeError::Refused { node: node.to_string(), refusal }
+    }
+
     /// Returns the ordinary way of it.
     pub fn new(dialer: Arc<dyn Dialer>) -> ExchangeOptions {
         ExchangeOptions {
@@ -268,6 +276,7 @@ impl Exchange<'_> {
             incarnation: position.incarnation,
             applied: position.applied,
             received,
+            unsent: position.unsent,
             mode: self.mode,
             features: feature::OURS.iter().copied().filter(|ours| sends || *ours != feature::UPLOAD).collect(),
         }
@@ -483,12 +492,7 @@ impl Exchange<'_> {
     fn end(&self, closed: Option<Closed>, position: &LocalPosition) -> Result<(), ExchangeError> {
         match closed {
             Some(Closed::Done) => Ok(()),
-            Some(Closed::Refused(refusal)) => {
-                if refusal.code == RefusalCode::Certificate {
-                    self.options.dialer.renew_next();
-                }
-                Err(ExchangeError::Refused { node: self.config.node.to_string(), refusal })
-            }
+            Some(Closed::Refused(refusal)) => Err(self.options.refused(&self.config.node, refusal)),
             Some(Closed::Stopped(text)) if text.is_empty() => Err(ExchangeError::Lost("the server ended the session".into())),
             Some(Closed::Stopped(text) | Closed::Lost(text)) => Err(ExchangeError::Lost(text)),
             None => Err(ExchangeError::Lost("the session ended".into())),

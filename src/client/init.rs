@@ -14,7 +14,7 @@ use crate::client::identity::{self, ServerDialer, Which};
 use crate::client::inbox::Part;
 use crate::client::report::{ExchangeError, Progress, ProgressEvent};
 use crate::session::client::{Action, ClientSession, Closed, Event, init_hello};
-use crate::session::message::{ExtractOffer, RefusalCode, Welcome};
+use crate::session::message::{ExtractOffer, Welcome};
 use crate::store::swap::{self, Expected, InstallError};
 use crate::transport::link::{Link, Timing};
 use crate::transport::peer::Dialer;
@@ -276,12 +276,7 @@ async fn fetch(
 
 fn ended_error(ended: Option<Closed>, options: &InitOptions) -> InitError {
     let error = match ended {
-        Some(Closed::Refused(refusal)) => {
-            if refusal.code == RefusalCode::Certificate {
-                options.exchange.dialer.renew_next();
-            }
-            ExchangeError::Refused { node: options.node.to_string(), refusal }
-        }
+        Some(Closed::Refused(refusal)) => options.exchange.refused(&options.node, refusal),
         Some(Closed::Violation(text)) => ExchangeError::Violation(text),
         Some(Closed::Lost(text) | Closed::Stopped(text)) if !text.is_empty() => ExchangeError::Lost(text),
         _ => ExchangeError::Lost("the server ended the session".into()),

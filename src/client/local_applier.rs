@@ -122,6 +122,7 @@ impl Applier for LocalApplier {
     fn state(&mut self) -> Result<LocalPosition, BoxError> {
         let state = self.local.state()?;
         Ok(LocalPosition {
+            unsent: self.local.first_unsent()?,
             server_id: state.server_id,
             server_name: state.server_name,
             epoch: state.epoch,

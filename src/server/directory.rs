@@ -56,8 +56,8 @@ impl NodeDirectory for Directory {
         Ok(self.database().last_unit_of(install)?)
     }
 
-    fn unconfirmed(&self, install: InstallId, applied: TxnId) -> Result<Vec<(UnitNo, ContentHash)>, BoxError> {
-        Ok(self.database().unconfirmed_units(install, applied)?)
+    fn units_from(&self, install: InstallId, first: UnitNo) -> Result<Vec<(UnitNo, ContentHash)>, BoxError> {
+        Ok(self.database().units_from(install, first)?)
     }
 
     fn log_end(&self) -> Result<TxnId, BoxError> {

@@ -31,6 +31,14 @@ pub enum DoorError {
         /// What the operating system says.
         source: io::Error,
     },
+    /// Nobody behind it.
+    #[error("no service behind {}: {source}", .path.display())]
+    Enter {
+        /// The socket.
+        path: PathBuf,
+        /// What the operating system says.
+        source: io::Error,
+    },
     /// What was left of a former one.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -40,23 +48,36 @@ pub enum DoorError {
 #[derive(Debug)]
 pub(super) struct Door {
     path: PathBuf,
+    /// `None` if there can be none.
     #[cfg(unix)]
-    listener: tokio::net::UnixListener,
+    listener: Option<tokio::net::UnixListener>,
 }
 
 impl Door {
-    /// Opens the door of a docking root, which the caller holds; what a killed service left of it goes.
+    /// Opens the door of a docking root, which the caller holds; what a killed service left of it goes. A root whose path is longer than that
+    /// of a socket may be has none: that is said, and everything else goes on.
     ///
     /// # Errors
-    /// The path is longer than sockets may have, or the system refuses.
+    /// The system refuses.
     pub(super) fn open(root: &DockingRoot) -> Result<Door, DoorError> {
         let path = root.door();
         let disk = Disk::new();
         disk.remove(&path)?;
         #[cfg(unix)]
-        let listener = tokio::net::UnixListener::bind(&path).map_err(|source| DoorError::Open { path: path.clone(), source })?;
-        #[cfg(unix)]
-        disk.make_private(&path)?;
+        let listener = match tokio::net::UnixListener::bind(&path) {
+            Ok(listener) => {
+                disk.make_private(&path)?;
+                Some(listener)
+            }
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                tracing::warn!(
+                    "nodes cannot come in over SSH: {} is no path for a socket: {error}; a shorter [server] root has one",
+                    path.display()
+                );
+                None
+            }
+            Err(source) => return Err(DoorError::Open { path, source }),
+        };
         Ok(Door {
             path,
             #[cfg(unix)]
@@ -67,8 +88,9 @@ impl Door {
     /// Waits for the next line.
     #[cfg(unix)]
     pub(super) async fn accept(&self) -> Proved {
+        let Some(listener) = &self.listener else { return std::future::pending().await };
         loop {
-            match self.listener.accept().await {
+            match listener.accept().await {
                 Ok((stream, _)) => return stream,
                 Err(error) => {
                     // Mostly no file handles left: the sessions that end free some.
@@ -111,7 +133,7 @@ pub fn enter(root: &Path, node: &NodeName, peer: &str) -> Result<std::os::unix::
         io::Write::write_all(&mut stream, format!("{node} {peer}\n").as_bytes())?;
         Ok(stream)
     });
-    entered.map_err(|source| DoorError::Open { path, source })
+    entered.map_err(|source| DoorError::Enter { path, source })
 }
 
 /// Serves one line that came through the door.

@@ -78,6 +78,15 @@ pub fn read(folder: &Path, database: &ServerDatabase) -> Result<Authority, Ident
     }
 }
 
+/// Returns by what nodes know this server. It stands in the server database, so that who gives out tokens need not read the private key.
+///
+/// # Errors
+/// Nothing was deployed yet, or the database cannot be read.
+pub fn known(folder: &Path, database: &ServerDatabase) -> Result<Fingerprint, IdentityError> {
+    let text = database.authority()?.ok_or_else(|| IdentityError::Missing(file(folder)))?;
+    Ok(text.parse().map_err(TrustError::Text)?)
+}
+
 /// Makes the identity if this server never had one, and keeps in the server database which one it is.
 ///
 /// # Errors

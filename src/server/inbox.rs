@@ -55,12 +55,12 @@ impl Inbox {
         identity: ServerIdentity,
         node: Node,
         install: InstallId,
-        applied: TxnId,
+        unsent: UnitNo,
     ) -> Result<Inbox, BoxError> {
         shared.root.ensure_node(&node.name)?;
         let mut inbox = Inbox { shared, identity, node, install, known: UploadState::default(), held: None, part: None };
         inbox.look()?;
-        inbox.known.units = inbox.shared.directory.unconfirmed(install, applied)?;
+        inbox.known.units = inbox.shared.directory.units_from(install, unsent)?;
         Ok(inbox)
     }
 

@@ -131,8 +131,8 @@ pub struct GivenToken {
 /// # Errors
 /// The node is unknown, the server has no identity, or the database refused.
 pub fn give_token(identity: &Path, database: &ServerDatabase, name: &NodeName) -> Result<GivenToken, NodeError> {
-    let authority = identity::read(identity, database)?;
-    let token = Token::generate(authority.fingerprint()).map_err(|error| TrustError::Random(error.to_string()))?;
+    let server = identity::known(identity, database)?;
+    let token = Token::generate(server).map_err(|error| TrustError::Random(error.to_string()))?;
     let until = now_seconds() + TOKEN_SECONDS;
     match database.keep_token(name, &token.secret, until) {
         Err(StoreError::UnknownNode { name }) => Err(NodeError::Unknown { name }),

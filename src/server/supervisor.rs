@@ -70,7 +70,7 @@ pub fn serve(
         stop.stop();
     };
     let authority = Arc::new(identity::read(&options.identity, &ServerDatabase::open(&options.database)?)?);
-    let greeter = Arc::new(TlsGreeter::new(Arc::clone(&authority)).map_err(IdentityError::from)?);
+    let greeter = Arc::new(TlsGreeter::new(&authority).map_err(IdentityError::from)?);
     let directory = Arc::new(Directory::open(&options.database, authority)?);
     let index = Arc::new(Routed::open(root).map_err(RouterError::from)?);
     let end_sessions = CancellationToken::new();

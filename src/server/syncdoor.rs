@@ -3,7 +3,7 @@
 
 use crate::base::clock::now_seconds;
 use crate::base::crash::{self, CrashPoint};
-use crate::base::ids::{ContentHash, FileNo, Incarnation, NodeName};
+use crate::base::ids::{ContentHash, FileNo, Incarnation, NodeName, UnitNo};
 use crate::docking::sessions::{Begin, End, Mark};
 use crate::model::node::Node;
 use crate::server::syncmgr::{BoxError, Claim, OutboxIndex, Shared};
@@ -23,6 +23,8 @@ pub(super) struct Seat {
     pub(super) claim: Claim,
     /// Its row in the history.
     pub(super) row: i64,
+    /// Its first unit that was never in a file, as it says.
+    pub(super) unsent: UnitNo,
     /// How far the node is; `None` in mode init.
     pub(super) mark: Option<Mark>,
 }
@@ -164,7 +166,7 @@ impl Door {
                     sessions.note_key(&node.name, key, now_seconds())?;
                 }
                 crash::at(CrashPoint::SessionAdmitted);
-                Ok((verdict, Some(Seat { claim, row, mark })))
+                Ok((verdict, Some(Seat { claim, row, unsent: hello.unsent, mark })))
             }
         }
     }

@@ -61,12 +61,12 @@ pub trait NodeDirectory: Send + Sync + 'static {
     /// The server database cannot be read.
     fn last_unit(&self, install: InstallId) -> Result<UnitNo, BoxError>;
 
-    /// Returns units of a local database, with their hashes, whose last confirm stands behind a unit of the server or is not there yet; by
-    /// number, [`UPLOAD_UNITS_NAMED_MAX`](crate::base::limits::UPLOAD_UNITS_NAMED_MAX) at most.
+    /// Returns the units of a local database from a number on, with their hashes, by number;
+    /// [`UPLOAD_UNITS_NAMED_MAX`](crate::base::limits::UPLOAD_UNITS_NAMED_MAX) at most.
     ///
     /// # Errors
     /// The server database cannot be read.
-    fn unconfirmed(&self, install: InstallId, applied: TxnId) -> Result<Vec<(UnitNo, ContentHash)>, BoxError>;
+    fn units_from(&self, install: InstallId, first: UnitNo) -> Result<Vec<(UnitNo, ContentHash)>, BoxError>;
 
     /// Returns the end of the server's log.
     ///

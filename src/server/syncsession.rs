@@ -335,8 +335,8 @@ impl Task {
             }
             Answer::Judged(verdict, seat) => {
                 self.seat = seat;
-                if let (Ok(admitted), Some(Seat { mark: Some(mark), .. })) = (verdict.as_ref(), &self.seat) {
-                    self.uploads.admit(&self.shared, &self.identity, &admitted.node, mark);
+                if let (Ok(admitted), Some(Seat { mark: Some(mark), unsent, .. })) = (verdict.as_ref(), &self.seat) {
+                    self.uploads.admit(&self.shared, &self.identity, &admitted.node, mark.install_id, *unsent);
                 }
                 self.handle(Event::Judged(verdict)).await;
             }

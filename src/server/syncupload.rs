@@ -3,8 +3,7 @@
 //! Bytes are written as they come, which holds the node back when the disk is slow. What may take long (looking at what is there,
 //! proving and publishing a file, waiting for the Merger) runs beside the session, so that heartbeats are answered meanwhile.
 
-use crate::base::ids::{FileNo, Incarnation, InstallId, NodeName, TxnId};
-use crate::docking::sessions::Mark;
+use crate::base::ids::{FileNo, Incarnation, InstallId, NodeName, UnitNo};
 use crate::model::node::Node;
 use crate::server::inbox::Inbox;
 use crate::server::syncmgr::{BoxError, Shared};
@@ -24,8 +23,8 @@ struct Owner {
     identity: ServerIdentity,
     node: Node,
     install: InstallId,
-    /// Up to where it had applied the server's stream when it called.
-    applied: TxnId,
+    /// Its first unit that was never in a file, when it called.
+    unsent: UnitNo,
 }
 
 /// The way up of one session.
@@ -49,14 +48,8 @@ impl Drop for Uploads {
 
 impl Uploads {
     /// Takes note of who was let in.
-    pub(super) fn admit(&mut self, shared: &Arc<Shared>, identity: &ServerIdentity, node: &Node, mark: &Mark) {
-        self.owner = Some(Owner {
-            shared: Arc::clone(shared),
-            identity: identity.clone(),
-            node: node.clone(),
-            install: mark.install_id,
-            applied: mark.applied.unit,
-        });
+    pub(super) fn admit(&mut self, shared: &Arc<Shared>, identity: &ServerIdentity, node: &Node, install: InstallId, unsent: UnitNo) {
+        self.owner = Some(Owner { shared: Arc::clone(shared), identity: identity.clone(), node: node.clone(), install, unsent });
     }
 
     /// Waits for the next answer. May be dropped and called again without loss.
@@ -82,9 +75,9 @@ impl Uploads {
         match action {
             UploadAction::Look => {
                 let (shared, identity, node) = (Arc::clone(&owner.shared), owner.identity.clone(), owner.node.clone());
-                let (install, applied) = (owner.install, owner.applied);
+                let (install, unsent) = (owner.install, owner.unsent);
                 self.working = Some(tokio::task::spawn_blocking(move || {
-                    let inbox = Inbox::open(shared, identity, node, install, applied)?;
+                    let inbox = Inbox::open(shared, identity, node, install, unsent)?;
                     let known = inbox.known();
                     Ok((inbox, UploadEvent::Known(known)))
                 }));

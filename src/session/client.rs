@@ -3,7 +3,7 @@
 //! The machine never trusts the order of what comes: a file or chunk that was not asked for, or does not continue what is there,
 //! ends the session. After a damaged file it asks again under a new request number and skips what is still on its way under the old.
 
-use crate::base::ids::{Epoch, FileNo, Incarnation, InstallId, ServerId};
+use crate::base::ids::{Epoch, FileNo, Incarnation, InstallId, ServerId, UnitNo};
 use crate::base::limits::DX_FILE_BYTES_MAX;
 use crate::model::digest::{TableOutcome, shortened};
 use crate::session::codec::TEXT_BYTES_MAX;
@@ -584,6 +584,7 @@ pub fn init_hello(node: &str, install_id: InstallId, server_id: Option<ServerId>
         incarnation: Incarnation(0),
         applied: AppliedTo::default(),
         received: FileNo(0),
+        unsent: UnitNo(0),
         mode: Mode::Init,
         features: Vec::new(),
     }

@@ -4,7 +4,7 @@
 //! only together with the version. Kinds 0x0040..=0x004F are kept for uploads and 0x0050..=0x005F for attachments; a peer uses them
 //! only if both listed the feature (`Hello::features`, `Welcome::features`).
 
-use crate::base::ids::{ByteHash, ContentHash, Epoch, FileNo, Incarnation, InstallId, Revision, ServerId, TxnId};
+use crate::base::ids::{ByteHash, ContentHash, Epoch, FileNo, Incarnation, InstallId, Revision, ServerId, TxnId, UnitNo};
 use crate::model::digest::TableOutcome;
 use crate::session::upload::{self, UploadMessage};
 use bytes::Bytes;
@@ -122,6 +122,9 @@ pub struct Hello {
     pub applied: AppliedTo,
     /// Last file that lies, durable and without a gap, in the node's inbox; at least `applied.file`.
     pub received: FileNo,
+    /// First unit of the local database that was never in a file, as far as it knows; else the number of its next unit. 0 in mode init. A
+    /// database that was restored from a copy is told which units the server knows from there on (R16).
+    pub unsent: UnitNo,
     /// What the session is for.
     pub mode: Mode,
     /// Optional abilities (`feature`).

@@ -21,8 +21,8 @@ pub struct UploadState {
     pub last_unit: UnitNo,
     /// What lies there of the next file.
     pub part: Option<UploadPart>,
-    /// Units of this local database whose outcome it has not applied, with their content hashes, by number: what a database that was restored
-    /// from a copy needs to know which of its units were sent already (R16).
+    /// Units of this local database from `Hello.unsent` on, with their content hashes, by number: what a database that was restored from a copy
+    /// needs to know which of its units were sent already (R16).
     pub units: Vec<(UnitNo, ContentHash)>,
 }
 

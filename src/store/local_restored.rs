@@ -24,6 +24,19 @@ impl LocalDatabase {
         read().map_err(|source| LocalError::of_sql(self.path(), "look for units that were never sent", source))
     }
 
+    /// Returns the first unit that was never in a file, as far as this database knows; else the number of the next unit.
+    ///
+    /// # Errors
+    /// A statement failed.
+    pub fn first_unsent(&self) -> Result<UnitNo, LocalError> {
+        let sql = format!("SELECT min(unit) FROM main.dock_unit WHERE {UNSENT}");
+        let read = || self.connection().prepare_cached(&sql)?.query_row([], |row| row.get::<_, Option<i64>>(0));
+        match read().map_err(|source| LocalError::of_sql(self.path(), "look for units that were never sent", source))? {
+            Some(unit) => Ok(UnitNo(unit.cast_unsigned())),
+            None => self.next_unit(),
+        }
+    }
+
     /// Notes that all pending units to this one were in a file: the server may know them.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! How far the way up of each node is, as the server database has it: what is merged, and which units were ever known (R16).
 
-use crate::base::ids::{ContentHash, FileNo, Incarnation, InstallId, NodeName, TxnId, UnitNo};
+use crate::base::ids::{ContentHash, FileNo, Incarnation, InstallId, NodeName, UnitNo};
 use crate::base::limits::UPLOAD_UNITS_NAMED_MAX;
 use crate::store::sqlite::{ServerDatabase, StoreError};
 use rusqlite::OptionalExtension;
@@ -83,41 +83,26 @@ impl ServerDatabase {
         Ok(UnitNo(last.unsigned_abs()))
     }
 
-    /// Returns units of a local database, with their hashes, whose last confirm stands behind a unit of the log or is not there yet; by
-    /// number, [`UPLOAD_UNITS_NAMED_MAX`] at most. It looks back from the newest one until a run of units is confirmed, so what it costs depends on
-    /// what is not, and a unit that was held for long may be missing: it was sent, and its node knows that.
+    /// Returns the units of a local database from a number on, with their hashes, by number; [`UPLOAD_UNITS_NAMED_MAX`] at most.
     ///
     /// # Errors
     /// Nothing is installed, a row is damaged, or a statement failed.
-    pub fn unconfirmed_units(&self, install: InstallId, applied: TxnId) -> Result<Vec<(UnitNo, ContentHash)>, StoreError> {
-        /// So many confirmed ones in a row end the search.
-        const RUN: usize = 256;
+    pub fn units_from(&self, install: InstallId, first: UnitNo) -> Result<Vec<(UnitNo, ContentHash)>, StoreError> {
         self.require_installed()?;
         if !self.has_merger()? {
             return Ok(Vec::new());
         }
         let read = || -> rusqlite::Result<Vec<(UnitNo, ContentHash)>> {
-            let sql = "SELECT unit, content_hash, log_id > ?2 FROM dock_unit WHERE install_id = ?1 ORDER BY unit DESC";
+            let sql = "SELECT unit, content_hash FROM dock_unit WHERE install_id = ?1 AND unit >= ?2 ORDER BY unit LIMIT ?3";
             let mut statement = self.connection.prepare_cached(sql)?;
-            let mut rows = statement.query((install.to_string(), applied.0))?;
-            let (mut units, mut run) = (Vec::new(), 0);
-            while let Some(row) = rows.next()?
-                && units.len() < UPLOAD_UNITS_NAMED_MAX
-                && run < RUN
-            {
-                if row.get::<_, Option<bool>>(2)?.unwrap_or(true) {
-                    let hash: String = row.get(1)?;
-                    let hash = hash.parse().map_err(|error: crate::base::ids::IdError| {
-                        rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, error.into())
-                    })?;
-                    units.push((UnitNo(row.get::<_, i64>(0)?.unsigned_abs()), hash));
-                    run = 0;
-                } else {
-                    run += 1;
-                }
-            }
-            units.reverse();
-            Ok(units)
+            let unit = |row: &rusqlite::Row<'_>| {
+                let hash = row.get::<_, String>(1)?.parse().map_err(|error: crate::base::ids::IdError| {
+                    rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, error.into())
+                })?;
+                Ok((UnitNo(row.get::<_, i64>(0)?.unsigned_abs()), hash))
+            };
+            let (first, most) = (i64::try_from(first.0).unwrap_or(i64::MAX), UPLOAD_UNITS_NAMED_MAX as i64);
+            statement.query_map((install.to_string(), first, most), unit)?.collect()
         };
         read().map_err(self.fault("reading the units of a local database"))
     }

@@ -11,10 +11,9 @@ use crate::transport::tcp::{self, REQUEST_BYTES_MAX};
 use crate::trust::authority::Authority;
 use crate::trust::identity::key_of;
 use crate::trust::keys::TrustError;
-use crate::trust::tls as demands;
+use crate::trust::tls::{self as demands, Calendar};
 use futures_util::{SinkExt, StreamExt};
 use rustls::ClientConfig;
-use rustls::pki_types::CertificateDer;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -27,12 +26,12 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec};
 /// Greets nodes over TLS.
 pub struct TlsGreeter {
     acceptor: TlsAcceptor,
-    authority: Arc<Authority>,
+    calendar: Calendar,
 }
 
 impl fmt::Debug for TlsGreeter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TlsGreeter").field("authority", &self.authority).finish_non_exhaustive()
+        f.debug_struct("TlsGreeter").finish_non_exhaustive()
     }
 }
 
@@ -41,12 +40,8 @@ impl TlsGreeter {
     ///
     /// # Errors
     /// The authority is unusable.
-    pub fn new(authority: Arc<Authority>) -> Result<TlsGreeter, TrustError> {
-        Ok(TlsGreeter { acceptor: TlsAcceptor::from(Arc::new(demands::server(&authority)?)), authority })
-    }
-
-    fn is_good(&self, certificate: &CertificateDer<'_>) -> io::Result<bool> {
-        demands::is_good(&self.authority, certificate, now_seconds()).map_err(io::Error::other)
+    pub fn new(authority: &Arc<Authority>) -> Result<TlsGreeter, TrustError> {
+        Ok(TlsGreeter { acceptor: TlsAcceptor::from(Arc::new(demands::server(authority)?)), calendar: Calendar::of(authority)? })
     }
 }
 
@@ -65,7 +60,7 @@ impl Greeter for TlsGreeter {
             }
             let link = tcp::line(stream, REQUEST_BYTES_MAX, timing);
             Ok(match (key, certificate) {
-                (Some(_), Some(certificate)) if !self.is_good(&certificate)? => Greeted::Turned {
+                (Some(_), Some(certificate)) if !self.calendar.is_good(&certificate, now_seconds()) => Greeted::Turned {
                     link,
                     refusal: Refusal::new(RefusalCode::Certificate, "the certificate of this node has ended: ask for a new one"),
                 },

@@ -66,10 +66,7 @@ pub fn server(authority: &Arc<Authority>) -> Result<ServerConfig, TrustError> {
 /// # Errors
 /// The identity is unusable.
 pub fn node(identity: &NodeIdentity, alpn: &[u8]) -> Result<ClientConfig, TrustError> {
-    let verifier = WebPkiServerVerifier::builder_with_provider(roots(identity.authority())?, provider())
-        .build()
-        .map_err(|error| TrustError::Text(format!("check the server's certificate: {error}")))?;
-    let config = client(Arc::new(Server(verifier)))?
+    let config = client(Arc::new(Server(server_certificates(identity.authority())?)))?
         .with_client_auth_cert(vec![identity.certificate().clone()], identity.tls_key())
         .map_err(failed("use the certificate of this node"))?;
     Ok(with_alpn(config, alpn))
@@ -80,7 +77,7 @@ pub fn node(identity: &NodeIdentity, alpn: &[u8]) -> Result<ClientConfig, TrustE
 /// # Errors
 /// The provider is unusable.
 pub fn newcomer(server: Fingerprint) -> Result<ClientConfig, TrustError> {
-    let config = client(Arc::new(Pinned { server, provider: provider() }))?.with_no_client_auth();
+    let config = client(Arc::new(Pinned(server)))?.with_no_client_auth();
     Ok(with_alpn(config, ENROL))
 }
 
@@ -149,6 +146,12 @@ fn of_server(now: UnixTime, verify: impl Fn(UnixTime) -> Result<ServerCertVerifi
     Ok(verified)
 }
 
+fn server_certificates(authority: &CertificateDer<'static>) -> Result<Arc<WebPkiServerVerifier>, TrustError> {
+    WebPkiServerVerifier::builder_with_provider(roots(authority)?, provider())
+        .build()
+        .map_err(|error| TrustError::Text(format!("check the server's certificate: {error}")))
+}
+
 fn node_certificates(authority: &CertificateDer<'static>) -> Result<Arc<dyn ClientCertVerifier>, TrustError> {
     WebPkiClientVerifier::builder_with_provider(roots(authority)?, provider())
         .allow_unauthenticated()
@@ -156,12 +159,23 @@ fn node_certificates(authority: &CertificateDer<'static>) -> Result<Arc<dyn Clie
         .map_err(|error| TrustError::Text(format!("check certificates of nodes: {error}")))
 }
 
-/// Whether a node's certificate, which was checked otherwise, is good at a time.
-///
-/// # Errors
-/// The authority is unusable.
-pub fn is_good(authority: &Authority, certificate: &CertificateDer<'_>, now: i64) -> Result<bool, TrustError> {
-    Ok(node_certificates(authority.certificate())?.verify_client_cert(certificate, &[], at(now)).is_ok())
+/// Says whether certificates of nodes, which were checked otherwise, are good at a time.
+#[derive(Debug, Clone)]
+pub struct Calendar(Arc<dyn ClientCertVerifier>);
+
+impl Calendar {
+    /// Judges certificates of an authority.
+    ///
+    /// # Errors
+    /// The authority is unusable.
+    pub fn of(authority: &Authority) -> Result<Calendar, TrustError> {
+        Ok(Calendar(node_certificates(authority.certificate())?))
+    }
+
+    /// Whether a certificate is good at a time, in seconds since 1970.
+    pub fn is_good(&self, certificate: &CertificateDer<'_>, now: i64) -> bool {
+        self.0.verify_client_cert(certificate, &[], at(now)).is_ok()
+    }
 }
 
 /// Whether a node should ask for a new certificate, for little is left of its own.
@@ -209,7 +223,7 @@ impl ResolvesServerCert for Leaf {
     }
 }
 
-/// Passes on what has nothing to do with time.
+/// Checks signatures as the provider does: that has nothing to do with time.
 macro_rules! signatures_as_usual {
     () => {
         fn verify_tls12_signature(
@@ -218,7 +232,7 @@ macro_rules! signatures_as_usual {
             certificate: &CertificateDer<'_>,
             signature: &DigitallySignedStruct,
         ) -> Result<HandshakeSignatureValid, Error> {
-            self.0.verify_tls12_signature(message, certificate, signature)
+            rustls::crypto::verify_tls12_signature(message, certificate, signature, &provider().signature_verification_algorithms)
         }
 
         fn verify_tls13_signature(
@@ -227,11 +241,11 @@ macro_rules! signatures_as_usual {
             certificate: &CertificateDer<'_>,
             signature: &DigitallySignedStruct,
         ) -> Result<HandshakeSignatureValid, Error> {
-            self.0.verify_tls13_signature(message, certificate, signature)
+            rustls::crypto::verify_tls13_signature(message, certificate, signature, &provider().signature_verification_algorithms)
         }
 
         fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            self.0.supported_verify_schemes()
+            provider().signature_verification_algorithms.supported_schemes()
         }
     };
 }
@@ -286,10 +300,7 @@ impl ServerCertVerifier for Server {
 
 /// Takes the server whose authority a token names.
 #[derive(Debug)]
-struct Pinned {
-    server: Fingerprint,
-    provider: Arc<CryptoProvider>,
-}
+struct Pinned(Fingerprint);
 
 impl ServerCertVerifier for Pinned {
     fn verify_server_cert(
@@ -300,37 +311,13 @@ impl ServerCertVerifier for Pinned {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let authority = intermediates.iter().find(|certificate| Fingerprint::of(certificate) == self.server);
+        let authority = intermediates.iter().find(|certificate| Fingerprint::of(certificate) == self.0);
         let Some(authority) = authority else {
             return Err(Error::InvalidCertificate(CertificateError::UnknownIssuer));
         };
-        let mut roots = RootCertStore::empty();
-        roots.add(authority.clone().into_owned())?;
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&self.provider))
-            .build()
-            .map_err(|error| Error::General(error.to_string()))?;
+        let verifier = server_certificates(&authority.clone().into_owned()).map_err(|error| Error::General(error.to_string()))?;
         of_server(now, |time| verifier.verify_server_cert(end_entity, &[], name, ocsp, time))
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
+    signatures_as_usual!();
 }

@@ -28,6 +28,15 @@ impl Fingerprint {
     }
 }
 
+impl FromStr for Fingerprint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Fingerprint, String> {
+        let bytes = hex::decode(text.replace(':', "")).ok().and_then(|bytes| bytes.try_into().ok());
+        bytes.map(Fingerprint).ok_or_else(|| format!("`{text}` is no fingerprint"))
+    }
+}
+
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let pairs: Vec<String> = self.0.iter().map(|byte| format!("{byte:02X}")).collect();
@@ -152,6 +161,8 @@ mod tests {
             assert_eq!((read.secret.0, read.server), (token.secret.0, token.server));
         }
         assert!(!format!("{token:?}").contains(&format!("{:?}", token.secret.0)));
+        assert_eq!(token.server.to_string().parse(), Ok(token.server));
+        assert!("A5:A5".parse::<Fingerprint>().is_err());
     }
 
     #[test]

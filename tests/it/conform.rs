@@ -59,9 +59,7 @@ impl Way {
             }
             None => format!("127.0.0.1:{port}"),
         };
-        let text = fs::read_to_string(&path).unwrap();
-        let line = |line: &str| if line.starts_with("server = ") { format!("server = \"{address}\"") } else { line.to_owned() };
-        fs::write(&path, text.lines().map(line).collect::<Vec<_>>().join("\n") + "\n").unwrap();
+        crm::point(&path, &address);
     }
 
     /// Takes the identity of one node for another one's.

@@ -234,6 +234,34 @@ pub fn dx_files_in(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
+/// Has a client call another address, by its `remote-sync.toml`.
+pub fn point(config: &Path, address: &str) {
+    let text = std::fs::read_to_string(config).unwrap();
+    let line = |line: &str| if line.starts_with("server = ") { format!("server = \"{address}\"") } else { line.to_owned() };
+    std::fs::write(config, text.lines().map(line).collect::<Vec<_>>().join("\n") + "\n").unwrap();
+}
+
+/// Waits until a node is seen watching.
+pub fn watching(site: &Site) {
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !site.dockmaster_ok(&["status"]).contains("watching") {
+        assert!(std::time::Instant::now() < until, "it watches");
+        std::thread::sleep(std::time::Duration::from_millis(30));
+    }
+}
+
+/// Waits until a program ends by itself: who is cut off ends within five seconds, and some for a slow machine.
+pub fn cut_off(program: &mut std::process::Child) -> std::process::ExitStatus {
+    let began = std::time::Instant::now();
+    loop {
+        if let Some(ended) = program.try_wait().unwrap() {
+            return ended;
+        }
+        assert!(began.elapsed() < std::time::Duration::from_secs(8), "cut off within seconds");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
 /// Starts the service again, on another free port, and tells the clients.
 pub fn serve_again(site: &mut Site) -> String {
     let command = site.command(Program::Dockmaster, &["serve"]);
@@ -245,9 +273,9 @@ pub fn serve_again_as(site: &mut Site, command: Command) -> String {
     let address = site.serve_as(command);
     for entry in std::fs::read_dir(site.folder.path()).unwrap() {
         let path = entry.unwrap().path().join("remote-sync.toml");
-        let Ok(text) = std::fs::read_to_string(&path) else { continue };
-        let line = |line: &str| if line.starts_with("server = ") { format!("server = \"{address}\"") } else { line.to_owned() };
-        std::fs::write(&path, text.lines().map(line).collect::<Vec<_>>().join("\n") + "\n").unwrap();
+        if path.exists() {
+            point(&path, &address);
+        }
     }
     address
 }

@@ -236,20 +236,9 @@ fn fault27_sshd_that_is_killed_and_started_again_costs_nothing_but_the_way_back(
 fn sr11_a_node_that_is_disabled_is_cut_off_over_ssh_too() {
     let (mut site, _sshd) = site_over_ssh(&["ANNA"]);
     let mut watching = site.remote_sync_started(&["watch", "anna.db"]);
-    let until = Instant::now() + Duration::from_secs(10);
-    while !site.dockmaster_ok(&["status"]).contains("watching") {
-        assert!(Instant::now() < until, "it watches");
-        std::thread::sleep(Duration::from_millis(30));
-    }
+    crm::watching(&site);
     site.dockmaster_ok(&["node", "disable", "ANNA"]);
-    let began = Instant::now();
-    let ended = loop {
-        if let Some(ended) = watching.try_wait().unwrap() {
-            break ended;
-        }
-        assert!(began.elapsed() < Duration::from_secs(8), "cut off within seconds");
-        std::thread::sleep(Duration::from_millis(30));
-    };
+    let ended = crm::cut_off(&mut watching);
     assert_eq!(ended.code(), Some(2));
     refused(&site.remote_sync(&["sync", "anna.db"]), 2, "unknown, disabled or wrong node", "dockmaster node show");
     site.stop();
@@ -292,4 +281,23 @@ fn keys_come_from_an_agent_and_from_files_with_a_password_too() {
     site.remote_sync_ok(&["sync", "anna.db"]);
     crm::equal(&site, &["ANNA"]);
     site.stop();
+}
+
+/// A socket's path has about 100 bytes; a docking root that lies deeper has no door, and everything else goes on.
+#[test]
+fn a_docking_root_with_a_long_path_serves_over_tls_and_says_that_it_has_no_door() {
+    let mut site = crm::deployed();
+    let deep = "a-folder-with-a-long-name/".repeat(6) + "docking";
+    fs::create_dir_all(site.path(&deep).parent().unwrap()).unwrap();
+    fs::rename(site.path("docking"), site.path(&deep)).unwrap();
+    let definition = fs::read_to_string(site.path("dockmaster.toml")).unwrap();
+    fs::write(site.path("dockmaster.toml"), format!("{definition}root = \"{deep}\"\n")).unwrap();
+    let serve = site.command(crate::harness::Program::Dockmaster, &["serve"]);
+    let address = site.serve_logging(serve, fs::File::create(site.path("serve.log")).unwrap());
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("ANNA"), "anna.db"]);
+    in_step(&site, &["ANNA"]);
+    let refused_here = site.dockmaster(&["session", "--stdio", "--node", "ANNA"]);
+    refused(&refused_here, 3, "no service behind", "dockmaster serve");
+    site.stop();
+    assert!(text(&site.path("serve.log")).contains("nodes cannot come in over SSH"));
 }

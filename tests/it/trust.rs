@@ -13,7 +13,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Output;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const NO: &str = "unknown, disabled or wrong node";
 
@@ -92,24 +92,13 @@ fn x19_a_token_ends_after_a_day_with_its_node_and_with_the_next_token() {
 fn f22_rm17_the_machine_before_is_cut_off_as_soon_as_the_next_one_uses_its_token() {
     let mut site = crm::running(&["ANNA"]);
     let mut watching = site.remote_sync_started(&["watch", "anna.db"]);
-    let until = Instant::now() + Duration::from_secs(10);
-    while !site.dockmaster_ok(&["status"]).contains("watching") {
-        assert!(Instant::now() < until, "it watches");
-        std::thread::sleep(Duration::from_millis(30));
-    }
+    crm::watching(&site);
     let token = site.token("ANNA");
     std::thread::sleep(Duration::from_millis(100));
     assert!(watching.try_wait().unwrap().is_none(), "a token that nobody used changes nothing");
     // The first machine holds the session, so the new one comes in as soon as that is cut off.
-    let began = Instant::now();
     let next = site.remote_sync_started(&["init", site.address(), "--token", &token, "--renew", "next.db"]);
-    let ended = loop {
-        if let Some(ended) = watching.try_wait().unwrap() {
-            break ended;
-        }
-        assert!(began.elapsed() < Duration::from_secs(8), "within five seconds, and some for a slow machine");
-        std::thread::sleep(Duration::from_millis(20));
-    };
+    let ended = crm::cut_off(&mut watching);
     assert_eq!(ended.code(), Some(2));
     let next = next.wait_with_output().unwrap();
     assert!(next.status.success(), "{}", String::from_utf8_lossy(&next.stderr));
@@ -237,7 +226,6 @@ fn files_of_an_identity_that_others_may_read_or_that_are_damaged_are_refused_by_
 #[test]
 fn the_identity_may_be_a_credential_of_systemd() {
     let mut site = crm::running(&["ANNA"]);
-    let token = site.token("BERT");
     site.stop();
     let handed = site.path("credentials");
     fs::create_dir(&handed).unwrap();
@@ -247,7 +235,8 @@ fn the_identity_may_be_a_credential_of_systemd() {
     let mut serve = site.command(Program::Dockmaster, &["serve"]);
     serve.env("CREDENTIALS_DIRECTORY", &handed);
     let address = crm::serve_again_as(&mut site, serve);
-    site.remote_sync_ok(&["init", &address, "--token", &token, "bert.db"]);
+    // Who gives out tokens needs no credential.
+    site.remote_sync_ok(&["init", &address, "--token", &site.token("BERT"), "bert.db"]);
     in_step(&site, &["ANNA", "BERT"]);
     site.stop();
 }

@@ -5,7 +5,6 @@ use crate::crm::{self, DEFINITION, complaint, differences, dx_files, in_step, lo
 use crate::harness::{Site, literals};
 use std::io::{Read, Write};
 use std::process::Output;
-use std::time::{Duration, Instant};
 
 /// Demands an exit code, the error line and something in the hint line (`""` = no hint).
 #[track_caller]
@@ -77,20 +76,9 @@ fn sr11_unknown_and_disabled_nodes_are_refused_and_a_live_session_is_cut_off() {
     let unknown = site.remote_sync(&["init", &address, "--token", &site.forged_token("ANNA"), "x.db"]);
     answered(&unknown, 2, &format!("the server at {address} refused: unknown, disabled or wrong node"), "dockmaster node token");
     let mut watching = site.remote_sync_started(&["watch", "anna.db"]);
-    let until = Instant::now() + Duration::from_secs(10);
-    while !site.dockmaster_ok(&["status"]).contains("watching") {
-        assert!(Instant::now() < until);
-        std::thread::sleep(Duration::from_millis(30));
-    }
+    crm::watching(&site);
     site.dockmaster_ok(&["node", "disable", "ANNA"]);
-    let began = Instant::now();
-    let ended = loop {
-        if let Some(ended) = watching.try_wait().unwrap() {
-            break ended;
-        }
-        assert!(began.elapsed() < Duration::from_secs(8), "a disabled node is cut off within seconds");
-        std::thread::sleep(Duration::from_millis(30));
-    };
+    let ended = crm::cut_off(&mut watching);
     let mut said = String::new();
     watching.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     assert_eq!(ended.code(), Some(2), "{said}");

@@ -161,7 +161,7 @@ impl NodeDirectory for Facts {
         Ok(self.last_units.lock().unwrap().get(&install).copied().unwrap_or_default())
     }
 
-    fn unconfirmed(&self, _: InstallId, _: TxnId) -> Result<Vec<(UnitNo, ContentHash)>, BoxError> {
+    fn units_from(&self, _: InstallId, _: UnitNo) -> Result<Vec<(UnitNo, ContentHash)>, BoxError> {
         Ok(Vec::new())
     }
 
@@ -402,6 +402,7 @@ impl Client {
         let folder = ClientFolder::of(home.path().join("pos.db")).lock().unwrap();
         let applied = Arc::new(Mutex::new(Vec::new()));
         let position = LocalPosition {
+            unsent: UnitNo(1),
             server_id: SERVER_ID,
             server_name: "HQ".into(),
             epoch: Epoch(1),

@@ -8,7 +8,6 @@ use dockmaster::transport::link::Timing;
 use dockmaster::transport::peer::{Greeted, Greeter};
 use dockmaster::transport::tls::TlsGreeter;
 use dockmaster::trust::authority::Authority;
-use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
@@ -18,16 +17,13 @@ use std::time::{Duration, Instant};
 
 /// Points a node at another address.
 fn point(site: &Site, database: &str, address: &str) {
-    let path = site.path(&format!("{database}.sync/remote-sync.toml"));
-    let text = fs::read_to_string(&path).unwrap();
-    let line = |line: &str| if line.starts_with("server = ") { format!("server = \"{address}\"") } else { line.to_owned() };
-    fs::write(&path, text.lines().map(line).collect::<Vec<_>>().join("\n") + "\n").unwrap();
+    crm::point(&site.path(&format!("{database}.sync/remote-sync.toml")), address);
 }
 
 /// A server that has an identity of its own, and notes who got through its handshake.
 fn impostor(authority: Authority) -> (SocketAddr, Arc<AtomicU64>) {
     let noted = Arc::new(AtomicU64::new(0));
-    let greeter = TlsGreeter::new(Arc::new(authority)).unwrap();
+    let greeter = TlsGreeter::new(&Arc::new(authority)).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     listener.set_nonblocking(true).unwrap();
