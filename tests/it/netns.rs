@@ -154,7 +154,8 @@ fn f26_a_thousand_rows_come_over_a_line_of_64_kbit_that_loses_every_fifth_packet
     });
     let lost = [wire.lost(&wire.server), wire.lost(&wire.node)];
     println!("in step after {:.1} s; {lost:?} packets were lost", took.as_secs_f32());
-    assert!(lost.iter().all(|lost| *lost > 5), "the wire does lose packets: {lost:?}");
+    // Some 30 packets go each way, so a count of one way alone is now and then very small.
+    assert!(lost.iter().sum::<u64>() > 2, "the wire does lose packets: {lost:?}");
     assert!(literals(&site.path("hq.db"), "SELECT name FROM item").contains(&"'of anna'".to_owned()));
     site.stop();
 }
