@@ -52,16 +52,21 @@ pub(crate) fn session(named: Option<&Path>, args: &SessionArgs) -> Outcome {
     Ok(Exit::Done)
 }
 
-/// Copies, and passes each piece on at once.
+/// Copies what the service says, each piece at once, until it has ended.
+///
+/// When nobody hears it any more the line was cut; what the node had sent before may still be in the pipe of standard input. To end
+/// then would lose it, and the node would send it again (fault 23). So the service is heard to its end, which comes after all of that.
 fn copy_each(from: &mut impl std::io::Read, to: &mut impl std::io::Write) -> std::io::Result<()> {
     let mut piece = [0; 64 << 10];
+    let mut is_heard = true;
     loop {
-        match from.read(&mut piece)? {
-            0 => return Ok(()),
-            count => {
-                to.write_all(&piece[..count])?;
-                to.flush()?;
-            }
+        let count = from.read(&mut piece)?;
+        if count == 0 {
+            return Ok(());
+        }
+        if is_heard && let Err(error) = to.write_all(&piece[..count]).and_then(|()| to.flush()) {
+            tracing::debug!(%error, "standard output");
+            is_heard = false;
         }
     }
 }

@@ -1,9 +1,12 @@
 //! Sessions over SSH: a real sshd on loopback, keys of its own, forced commands (fault 27).
 
 use crate::crm::{self, complaint, in_step, routed, server_sql};
-use crate::harness::{Site, interrupt};
+use crate::harness::{Program, Site, interrupt};
+use dockmaster::transport::ssh::GREETING;
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -232,6 +235,30 @@ fn fault27_sshd_that_is_killed_and_started_again_costs_nothing_but_the_way_back(
     site.stop();
 }
 
+/// The line of a node is cut while much of what it sent waits on its way to the service. We are sshd and the service here, so that it does
+/// wait: `session --stdio` is the real one.
+#[test]
+fn fault23_what_a_node_had_sent_reaches_the_service_when_nobody_hears_the_answers_any_more() {
+    // More than the socket and the pipe take together.
+    const BYTES: usize = 1 << 20;
+    let site = crm::deployed();
+    let door = UnixListener::bind(site.path("docking/door")).unwrap();
+    let mut relay = site.command(Program::Dockmaster, &["session", "--stdio", "--node", "ANNA"]);
+    let mut relay = relay.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut service, _) = door.accept().unwrap();
+    relay.stdout.as_mut().unwrap().read_exact(&mut [0; GREETING.len()]).unwrap();
+    let mut input = relay.stdin.take().unwrap();
+    let node = std::thread::spawn(move || input.write_all(&[7; BYTES]));
+    drop(relay.stdout.take());
+    service.write_all(&[9; BYTES]).expect("it hears the service to its end");
+    let mut came = Vec::new();
+    service.read_to_end(&mut came).unwrap();
+    assert!(node.join().unwrap().is_ok(), "it took everything that the node had sent");
+    assert_eq!(came.iter().filter(|byte| **byte == 7).count(), BYTES);
+    drop(service);
+    assert!(relay.wait().unwrap().success());
+}
+
 #[test]
 fn sr11_a_node_that_is_disabled_is_cut_off_over_ssh_too() {
     let (mut site, _sshd) = site_over_ssh(&["ANNA"]);
@@ -292,7 +319,7 @@ fn a_docking_root_with_a_long_path_serves_over_tls_and_says_that_it_has_no_door(
     fs::rename(site.path("docking"), site.path(&deep)).unwrap();
     let definition = fs::read_to_string(site.path("dockmaster.toml")).unwrap();
     fs::write(site.path("dockmaster.toml"), format!("{definition}root = \"{deep}\"\n")).unwrap();
-    let serve = site.command(crate::harness::Program::Dockmaster, &["serve"]);
+    let serve = site.command(Program::Dockmaster, &["serve"]);
     let address = site.serve_logging(serve, fs::File::create(site.path("serve.log")).unwrap());
     site.remote_sync_ok(&["init", &address, "--token", &site.token("ANNA"), "anna.db"]);
     in_step(&site, &["ANNA"]);
