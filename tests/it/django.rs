@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 const DEFINITION: &str = r#"version = 1
@@ -32,8 +32,8 @@ fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/fixtures/django")
 }
 
-/// The virtual environment is made by one test at a time: they run beside each other.
-static MAKING: Mutex<()> = Mutex::new(());
+/// The Python of both tests, which run beside each other: made once.
+static PYTHON: LazyLock<PathBuf> = LazyLock::new(python);
 
 /// Returns the Python of a virtual environment with Django, which is made by `pip install` if it is not there.
 fn python() -> PathBuf {
@@ -43,7 +43,6 @@ fn python() -> PathBuf {
         let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; scripts/test.sh installs python3-venv"));
         assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     };
-    let _one_at_a_time = MAKING.lock().unwrap();
     // Whether it is whole says the last step; a half one is made anew.
     if !folder.join("whole").exists() {
         ran(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder));
@@ -72,7 +71,7 @@ fn migrate(python: &Path, folder: &Path, to: &str) {
 
 impl Shop {
     fn new() -> Shop {
-        let python = python();
+        let python = PYTHON.clone();
         let database = |path: &Path| {
             let folder = path.parent().unwrap();
             copy_folder(&fixture(), &folder.join("django"));
