@@ -12,9 +12,11 @@ use ssh2::{Channel, CheckResult, HashType, KnownHostFileKind, MethodType, Sessio
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
 
@@ -223,6 +225,26 @@ fn io_failed(address: &str, source: io::Error) -> DialError {
     SshError::Io { address: address.to_owned(), source }.into()
 }
 
+/// The socket of a session, which another can be put in place of.
+#[derive(Clone)]
+struct Line(Arc<Mutex<OwnedFd>>);
+
+impl Line {
+    fn of(socket: TcpStream) -> Line {
+        Line(Arc::new(Mutex::new(socket.into())))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, OwnedFd> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AsRawFd for Line {
+    fn as_raw_fd(&self) -> RawFd {
+        self.lock().as_raw_fd()
+    }
+}
+
 /// An open channel and the thread that carries its bytes.
 struct Carried {
     near: Option<UnixStream>,
@@ -240,7 +262,7 @@ impl Carried {
 /// Connects, checks the host, proves this side, and has the command run. Blocks.
 fn open(place: &SshAddress, keys: &SshKeys, timing: Timing) -> Result<Carried, SshError> {
     let address = place.to_string();
-    let (session, socket) = known_session(place, &keys.known_hosts, timing)?;
+    let (session, line) = known_session(place, &keys.known_hosts, timing)?;
     prove(&session, place, keys)?;
     let failed = |what| {
         let address = address.clone();
@@ -252,12 +274,12 @@ fn open(place: &SshAddress, keys: &SshKeys, timing: Timing) -> Result<Carried, S
     let io_failed = |source| SshError::Io { address: address.clone(), source };
     let (near, far) = UnixStream::pair().map_err(io_failed)?;
     far.set_nonblocking(true).map_err(io_failed)?;
-    let thread = std::thread::Builder::new().name("ssh".into()).spawn(move || carry(&session, channel, &socket, far)).map_err(io_failed)?;
+    let thread = std::thread::Builder::new().name("ssh".into()).spawn(move || carry(&session, channel, &line, far)).map_err(io_failed)?;
     Ok(Carried { near: Some(near), thread })
 }
 
 /// Opens a session with a host whose key is in the list.
-fn known_session(place: &SshAddress, known_hosts: &Path, timing: Timing) -> Result<(Session, TcpStream), SshError> {
+fn known_session(place: &SshAddress, known_hosts: &Path, timing: Timing) -> Result<(Session, Line), SshError> {
     let address = place.to_string();
     let host = if place.port == 22 { place.host.clone() } else { format!("[{}]:{}", place.host, place.port) };
     let (mut refusal, mut broken) = (None, None);
@@ -270,7 +292,8 @@ fn known_session(place: &SshAddress, known_hosts: &Path, timing: Timing) -> Resu
         let mut session = Session::new().map_err(failed("begin SSH"))?;
         session.set_timeout(u32::try_from(timing.handshake.as_millis()).unwrap_or(u32::MAX));
         session.method_pref(MethodType::HostKey, kind).map_err(failed("choose a kind of host key"))?;
-        session.set_tcp_stream(socket.try_clone().map_err(|source| SshError::Connect { address: address.clone(), source })?);
+        let line = Line::of(socket);
+        session.set_tcp_stream(line.clone());
         if let Err(error) = session.handshake() {
             // The host may have no key of that kind.
             broken.get_or_insert(failed("open SSH")(error));
@@ -285,7 +308,7 @@ fn known_session(place: &SshAddress, known_hosts: &Path, timing: Timing) -> Resu
         let shown = session.host_key_hash(HashType::Sha256).map_or_else(String::new, fingerprint);
         let known_hosts = known_hosts.to_owned();
         match known.check_port(&place.host, place.port, key) {
-            CheckResult::Match => return Ok((session, socket)),
+            CheckResult::Match => return Ok((session, line)),
             CheckResult::Mismatch => refusal = Some(SshError::HostChanged { host: host.clone(), known_hosts, shown }),
             CheckResult::NotFound | CheckResult::Failure if refusal.is_none() => {
                 refusal = Some(SshError::HostUnknown { host: host.clone(), known_hosts, shown });
@@ -337,9 +360,9 @@ fn prove(session: &Session, place: &SshAddress, keys: &SshKeys) -> Result<(), Ss
 }
 
 /// Carries bytes both ways until either side has ended. Returns what the far side complained, and its exit code.
-fn carry(session: &Session, mut channel: Channel, socket: &TcpStream, mut near: UnixStream) -> (Vec<u8>, i32) {
+fn carry(session: &Session, mut channel: Channel, line: &Line, mut near: UnixStream) -> (Vec<u8>, i32) {
     let mut complaint = Vec::new();
-    let outcome = carry_all(session, &mut channel, socket, &mut near, &mut complaint);
+    let outcome = carry_all(session, &mut channel, line, &mut near, &mut complaint);
     let _closed = near.shutdown(Shutdown::Both);
     if let Err(error) = &outcome {
         tracing::debug!(%error, "the SSH channel ended");
@@ -404,21 +427,20 @@ fn is_for_later(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
-fn carry_all(
-    session: &Session,
-    channel: &mut Channel,
-    socket: &TcpStream,
-    near: &mut UnixStream,
-    complaint: &mut Vec<u8>,
-) -> io::Result<()> {
+fn carry_all(session: &Session, channel: &mut Channel, line: &Line, near: &mut UnixStream, complaint: &mut Vec<u8>) -> io::Result<()> {
     let (mut up, mut down) = (Piece::default(), Piece::default());
     let (mut said_end, mut parting): (bool, Option<Instant>) = (false, None);
     loop {
         let mut moved = up.fill(near)?;
-        moved |= up.drain(channel)?;
-        moved |= down.fill(channel)?;
+        let carried = (|| Ok(up.drain(channel)? | down.fill(channel)? | listen(channel, complaint)?))();
+        match carried {
+            Ok(carried) => moved |= carried,
+            Err(error) => {
+                pass_on_rest(channel, line, near, &mut down)?;
+                return Err(error);
+            }
+        }
         moved |= down.drain(near)?;
-        moved |= listen(channel, complaint)?;
         if up.ended && !said_end {
             parting.get_or_insert_with(|| Instant::now() + PARTING);
             match channel.send_eof().map_err(io::Error::from) {
@@ -436,7 +458,29 @@ fn carry_all(
             return Ok(());
         }
         if !moved {
-            wait(session, socket, near, &up, &down, parting)?;
+            wait(session, line, near, &up, &down, parting)?;
+        }
+    }
+}
+
+/// Passes on what had come before the line broke: it was sent, and sending it again may take long.
+///
+/// libssh2 looks at its socket before it looks at the packets that it holds, and at an error gives none of them. So an idle socket takes the
+/// place of the broken one.
+fn pass_on_rest(channel: &mut Channel, line: &Line, near: &mut UnixStream, down: &mut Piece) -> io::Result<()> {
+    let (idle, _silent) = UnixStream::pair()?;
+    idle.set_nonblocking(true)?;
+    rustix::io::dup2(&idle, &mut line.lock())?;
+    loop {
+        if down.drain(near)? | down.fill(channel)? {
+            continue;
+        }
+        if down.is_empty() {
+            return Ok(());
+        }
+        match rustix::event::poll(&mut [PollFd::new(near, PollFlags::OUT)], None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
     }
 }
@@ -455,7 +499,8 @@ fn listen(channel: &Channel, complaint: &mut Vec<u8>) -> io::Result<bool> {
 }
 
 /// Waits until one of the sockets has something for us.
-fn wait(session: &Session, socket: &TcpStream, near: &UnixStream, up: &Piece, down: &Piece, parting: Option<Instant>) -> io::Result<()> {
+fn wait(session: &Session, line: &Line, near: &UnixStream, up: &Piece, down: &Piece, parting: Option<Instant>) -> io::Result<()> {
+    let socket = line.lock();
     let mut far = PollFlags::IN;
     if matches!(session.block_directions(), ssh2::BlockDirections::Outbound | ssh2::BlockDirections::Both) {
         far |= PollFlags::OUT;
@@ -471,7 +516,7 @@ fn wait(session: &Session, socket: &TcpStream, near: &UnixStream, up: &Piece, do
         let left = parting.saturating_duration_since(Instant::now());
         Timespec { tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() }
     });
-    let mut sockets = [PollFd::new(socket, far), PollFd::new(near, wanted)];
+    let mut sockets = [PollFd::new(&*socket, far), PollFd::new(near, wanted)];
     // After its end nothing more is asked of the near side; asked for nothing, it would still wake us again and again.
     let count = if wanted.is_empty() { 1 } else { 2 };
     match rustix::event::poll(&mut sockets[..count], patience.as_ref()) {

@@ -234,6 +234,65 @@ fn fault23_a_line_that_is_cut_anywhere_is_gone_on_with_at_the_byte_on_every_way(
     }
 }
 
+/// A node that has not read yet what came when its line was cut reads it all the same: much lies in its socket, since it stood still.
+#[test]
+fn fault23_what_had_come_when_a_line_was_cut_is_kept_on_every_way() {
+    const BODY: u64 = 600_000;
+    for (name, make) in WAYS {
+        let (mut site, way) = site(make);
+        sql(&site, "hq.db", &format!("INSERT INTO item(name, body) VALUES('cut', randomblob({BODY}))"));
+        routed(&site);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        way.point(&site, "ANNA", listener.local_addr().unwrap().port());
+        let syncing = site.remote_sync_started(&["sync", "anna.db", "--wait", "60"]);
+        let (node, down) = (syncing.id().to_string(), Arc::new(AtomicU64::new(0)));
+        let (port, counted) = (way.port, down.clone());
+        let stopped = Arc::new(AtomicU64::new(0));
+        let unread = stopped.clone();
+        std::thread::spawn(move || {
+            for (number, caller) in listener.incoming().enumerate() {
+                let (mut to, mut from) = (caller.unwrap(), TcpStream::connect(("127.0.0.1", port)).unwrap());
+                let (up, server) = (to.try_clone().unwrap(), from.try_clone().unwrap());
+                std::thread::spawn(move || pass(up, server, &AtomicI64::new(-1), &AtomicU64::new(0)));
+                if number > 0 {
+                    let counted = counted.clone();
+                    std::thread::spawn(move || pass(from, to, &AtomicI64::new(-1), &counted));
+                    continue;
+                }
+                let signal = |signal: &str| assert!(std::process::Command::new("kill").args([signal, &node]).status().unwrap().success());
+                let mut buffer = [0; 16 << 10];
+                while counted.load(Ordering::SeqCst) < BODY / 4 {
+                    let read = from.read(&mut buffer).unwrap();
+                    to.write_all(&buffer[..read]).unwrap();
+                    counted.fetch_add(read as u64, Ordering::SeqCst);
+                }
+                signal("-STOP");
+                to.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
+                while counted.load(Ordering::SeqCst) < BODY * 3 / 4 {
+                    let read = from.read(&mut buffer).unwrap();
+                    let Ok(written) = to.write(&buffer[..read]) else { break };
+                    unread.fetch_add(written as u64, Ordering::SeqCst);
+                    counted.fetch_add(written as u64, Ordering::SeqCst);
+                    if written < read {
+                        break;
+                    }
+                }
+                let _cut = (to.shutdown(Shutdown::Write), from.shutdown(Shutdown::Both));
+                signal("-CONT");
+            }
+        });
+        let output = syncing.wait_with_output().unwrap();
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        let (unread, passed) = (stopped.load(Ordering::SeqCst), down.load(Ordering::SeqCst));
+        assert!(unread > 100_000, "{name}: only {unread} bytes waited for the node");
+        assert!(passed < BODY + 70_000, "{name}: {passed} bytes went through, {unread} of them waited when the line was cut");
+        way.point(&site, "ANNA", way.port);
+        the_same(&site, name);
+        drop(way);
+        site.stop();
+    }
+}
+
 #[test]
 fn t4_f17_a_wrong_identity_and_a_bad_peer_change_nothing_on_every_way() {
     for (name, make) in WAYS {
