@@ -5,6 +5,7 @@
 //! `*_commands.rs` file that calls the layer below and hands the answer to `output`.
 
 mod bench_commands;
+mod carrier_commands;
 pub mod client_commands;
 pub mod config;
 pub mod confirm;

@@ -3,6 +3,7 @@
 pub mod applier;
 pub mod apply;
 mod apply_inbox;
+pub mod carrier;
 pub mod daemon;
 pub mod exchange;
 pub mod folder;

@@ -1,6 +1,8 @@
 //! Layer 4: the server side, one file per Siebel component.
 
 pub mod alerting;
+pub mod carrier;
+mod carrier_desk;
 pub mod deploy;
 pub mod directory;
 pub mod door;

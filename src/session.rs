@@ -11,6 +11,7 @@ pub mod admission;
 pub mod client;
 pub mod codec;
 pub mod enrol;
+pub mod letter;
 pub mod message;
 pub mod plan;
 pub mod server;

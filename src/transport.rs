@@ -1,5 +1,7 @@
 //! Layer 3: what carries a session, and what ends one. A `link` is any pair of byte streams; `tcp` makes one of a socket.
 
+pub mod carrier;
+pub mod letters;
 pub mod link;
 pub mod peer;
 pub mod proxy;

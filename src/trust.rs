@@ -3,5 +3,6 @@
 pub mod authority;
 pub mod identity;
 pub mod keys;
+pub mod letter;
 pub mod tls;
 pub mod token;

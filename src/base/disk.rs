@@ -88,6 +88,8 @@ impl DiskError {
 pub struct Disk {
     poisoned: Arc<AtomicBool>,
     temporary_names: Arc<AtomicU64>,
+    /// What is made is for whoever the system lets in, not for its owner alone.
+    is_shared: bool,
     #[cfg(test)]
     stop: Arc<std::sync::Mutex<StopAt>>,
 }
@@ -104,6 +106,11 @@ impl Disk {
     /// Returns a handle that is not poisoned.
     pub fn new() -> Disk {
         Disk::default()
+    }
+
+    /// Returns a handle for a place where others are to read what is made: files and folders get the modes that the system gives by itself.
+    pub fn shared() -> Disk {
+        Disk { is_shared: true, ..Disk::default() }
     }
 
     /// Returns whether an earlier flush failed.
@@ -291,7 +298,7 @@ impl Disk {
         Ok(removed)
     }
 
-    /// Makes a folder and its parents, only for the owner's eyes (0700 on Unix).
+    /// Makes a folder and its parents, only for the owner's eyes (0700 on Unix) unless the handle is a shared one.
     ///
     /// # Errors
     /// Anything of the disk; also if something that is not a folder, a symbolic link included, stands there.
@@ -305,7 +312,7 @@ impl Disk {
         let mut builder = std::fs::DirBuilder::new();
         builder.recursive(true);
         #[cfg(unix)]
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, if self.is_shared { 0o777 } else { 0o700 });
         builder.create(folder).map_err(io_error("make folder", folder))?;
         self.sync_folder(folder_of(folder))
     }
@@ -415,7 +422,7 @@ impl Disk {
         options.write(true);
         #[cfg(unix)]
         {
-            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+            std::os::unix::fs::OpenOptionsExt::mode(&mut options, if self.is_shared { 0o666 } else { 0o600 });
             std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, nofollow_flags());
         }
         options

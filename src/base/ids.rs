@@ -224,6 +224,14 @@ bytes_id! {
     Nonce, 16
 }
 
+/// What the name of a carrier may be, for people.
+pub const CARRIER_NAME_TEXT: &str = "the name of a carrier has 1 to 32 letters, digits, `-` and `_`";
+
+/// Whether a text can name a carrier: it becomes part of file names.
+pub fn is_carrier_name(text: &str) -> bool {
+    (1..=32).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

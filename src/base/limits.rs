@@ -151,3 +151,10 @@ pub const RULE_HOPS_MAX: usize = 8;
 pub const RIGHTS_CASCADE_ROWS_MAX: usize = 100_000;
 /// Rights of an upload: so far back, in rows of the log, it is looked whether the node once saw a row.
 pub const RIGHTS_LOG_ROWS_MAX: i64 = 200_000;
+
+/// Size at which a letter on a carrier goes on in another part, where nothing else is said.
+pub const LETTER_PART_BYTES: u64 = 16 << 20;
+/// Smallest size of a part that may be set.
+pub const LETTER_PART_BYTES_MIN: u64 = 512 << 10;
+/// Largest size of a part that may be set: a part is held in memory.
+pub const LETTER_PART_BYTES_MAX: u64 = 64 << 20;

@@ -5,8 +5,8 @@ use crate::cli::output::Output;
 #[cfg(unix)]
 use crate::cli::session_command;
 use crate::cli::{
-    bench_commands, conflict_commands, definition_commands, dx_commands, explain_command, logging, message_commands, node_commands,
-    reconcile_command, recover_command, serve_command, server_commands, tick_command, verify_command,
+    bench_commands, carrier_commands, conflict_commands, definition_commands, dx_commands, explain_command, logging, message_commands,
+    node_commands, reconcile_command, recover_command, serve_command, server_commands, tick_command, verify_command,
 };
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -75,6 +75,9 @@ enum Command {
     /// Register, list and change nodes
     #[command(subcommand)]
     Node(node_commands::NodeCommand),
+    /// Places where letters lie for nodes that no line reaches: a share, a stick
+    #[command(subcommand)]
+    Carrier(carrier_commands::CarrierCommand),
     /// Make a new extract for nodes: the ready local database that `remote-sync init` fetches
     Extract(server_commands::ExtractArgs),
     /// Say what to do about a server database that is not the one read last, and do it
@@ -131,6 +134,7 @@ fn run(arguments: &Arguments) -> Outcome {
         Command::Session(args) => session_command::session(named, args),
         Command::Run(args) => server_commands::run(named, args, output),
         Command::Node(command) => node_commands::node(named, command, output),
+        Command::Carrier(command) => carrier_commands::carrier(named, command, output),
         Command::Extract(args) => server_commands::extract(named, args, output),
         Command::Recover(args) => recover_command::recover(named, args, output),
         Command::Tick(args) => tick_command::tick(named, args, output),

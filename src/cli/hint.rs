@@ -36,6 +36,8 @@ use crate::store::conflicts::ResolveRefused;
 use crate::store::local::LocalError;
 use crate::store::passing::is_out_of_room;
 use crate::store::sqlite::StoreError;
+use crate::transport::carrier::CarrierError;
+use crate::transport::letters::MailError;
 use crate::transport::peer::DialError;
 use crate::transport::ssh::SshError;
 use crate::transport::tcp::TcpError;
@@ -98,7 +100,9 @@ fn spoken_for(cause: Cause<'_>) -> Option<Cause<'_>> {
         DockingError: Disk, Content;
         ClientStatusError: Local, Folder;
         InitError: Exchange, Disk, Install;
-        ExchangeError: Folder, Disk, Dial;
+        ExchangeError: Folder, Disk, Dial, Mail;
+        MailError: Carrier;
+        CarrierError: Disk;
         FolderError: Disk;
         ApplyFault: Apply, Local;
         ApplyError: Local, Disk;
@@ -127,7 +131,7 @@ fn hint(cause: Cause<'_>) -> Option<String> {
     }
     first! {
         ConfigError: config; StoreError: store; NodeError: node; DeployError: deploy; CdsError: data_store; LocalError: local; DockingError: docking;
-        ExplainError: explain; DiskError: disk; FolderError: folder; ExchangeError: exchange; InitError: init; TcpError: tcp; DialError: dial; SshError: ssh; DoorError: door; IdentityError: identity; TokenError: token; IdError: id;
+        ExplainError: explain; DiskError: disk; FolderError: folder; ExchangeError: exchange; InitError: init; TcpError: tcp; DialError: dial; SshError: ssh; DoorError: door; IdentityError: identity; TokenError: token; IdError: id; CarrierError: carrier;
         MessageError: message; RuleError: ruling; ResolveRefused: conflict;
     }
     if is_out_of_room(cause) {
@@ -319,6 +323,18 @@ fn init(error: &InitError) -> Option<String> {
         }
         InitError::Damaged(_) => some("look at the disk here and at the server's, then run it again"),
         _ => None,
+    }
+}
+
+fn carrier(error: &CarrierError) -> Option<String> {
+    match error {
+        CarrierError::NoMarker { .. } => {
+            some("bring it (plug it in, mount it), or make it one on the server: dockmaster carrier prepare NAME")
+        }
+        CarrierError::Marker { .. } | CarrierError::Foreign { .. } => {
+            some("name the place that the server prepared: dockmaster carrier list, on the server, shows its carriers")
+        }
+        CarrierError::Disk(_) => None,
     }
 }
 

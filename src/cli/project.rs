@@ -3,7 +3,7 @@
 use crate::cli::config::{self, ConfigError, Loaded};
 use crate::model::schema::Schema;
 use crate::rules::check::{Checked, check};
-use crate::rules::definition::ServerSettings;
+use crate::rules::definition::{CarrierSettings, ServerSettings};
 use crate::rules::problem::SourceFile;
 use crate::rules::settings::settings;
 use crate::store::predicate::PredicateChecker;
@@ -25,19 +25,26 @@ pub(crate) struct Settings {
     pub(crate) root: PathBuf,
     /// Where the server's identity is.
     pub(crate) identity: PathBuf,
+    /// `[carrier.NAME]`, with their paths made absolute.
+    pub(crate) carriers: Vec<CarrierSettings>,
 }
 
 impl Settings {
     /// Finds and reads the definition.
     pub(crate) fn load(named: Option<&Path>) -> Result<Settings, ConfigError> {
         let Loaded { path, files } = config::load(named)?;
-        let server = settings(&files).map_err(|problems| ConfigError::Wrong { problems })?.server;
+        let settings = settings(&files).map_err(|problems| ConfigError::Wrong { problems })?;
+        let server = settings.server;
         let Some(database) = &server.database else { return Err(ConfigError::NoDatabase { path }) };
         let [database, root, identity] = [database, &server.root, &server.identity].map(|name| config::beside(&path, name));
         // systemd hands a service its secrets in a folder of their own (`LoadCredential=authority.pem:..`).
         let handed = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
         let identity = handed.filter(|folder| folder.join("authority.pem").is_file()).unwrap_or(identity);
-        Ok(Settings { config: path, files, server, database, root, identity })
+        let carriers = settings.carriers.into_iter();
+        let carriers =
+            carriers.map(|carrier| CarrierSettings { path: config::beside(&path, &carrier.path).display().to_string(), ..carrier });
+        let carriers = carriers.collect();
+        Ok(Settings { config: path, files, server, database, root, identity, carriers })
     }
 }
 

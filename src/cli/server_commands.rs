@@ -93,6 +93,7 @@ pub(crate) fn serve_options(settings: &Settings) -> ServeOptions {
         sessions_max: settings.server.sessions_max,
         sessions_per_address: settings.server.sessions_per_address,
         merge_errors: settings.server.merge_errors,
+        carriers: settings.carriers.clone(),
     }
 }
 

@@ -7,16 +7,18 @@ use crate::cli::exit::{Exit, Outcome};
 use crate::cli::output::{Output, bytes, count, some};
 use crate::cli::sync_report;
 use crate::client::applier::Applier;
+use crate::client::carrier::{CarrierExchange, CarrierReport};
 use crate::client::daemon;
 use crate::client::exchange::{self, ExchangeOptions, SharedApplier};
 use crate::client::folder::{ClientFolder, LockedFolder, RemoteConfig, SshSettings};
-use crate::client::identity::{ServerDialer, Which};
+use crate::client::identity::{self, ServerDialer, Which};
 use crate::client::init::{self, InitOptions};
 use crate::client::local_applier::{ApplyFault, LocalApplier};
 use crate::client::report::{ExchangeError, Progress, ProgressEvent, SyncReport};
 use crate::session::message::DEFAULT_PORT;
+use crate::transport::carrier::FolderCarrier;
 use crate::transport::link::Timing;
-use crate::transport::peer::Dialer;
+use crate::transport::peer::{DialError, Dialer};
 use crate::transport::proxy::Proxy;
 use crate::transport::signals;
 #[cfg(unix)]
@@ -26,7 +28,7 @@ use anyhow::Context as _;
 use indicatif::ProgressBar;
 use serde_json::json;
 use std::io::Read as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -103,7 +105,8 @@ with this sync if you wait for it, else with a later one.
 Examples:
   remote-sync sync pos.db
   remote-sync sync pos.db --wait 30       the server's answer comes with this sync, if it is ready within 30 s
-  remote-sync sync pos.db --only send")]
+  remote-sync sync pos.db --only send
+  remote-sync sync pos.db --via /media/stick     no network: reads the letters that lie there, and leaves one for the server")]
 pub(crate) struct SyncArgs {
     /// Do one half only
     #[arg(long, value_enum, value_name = "STEP")]
@@ -114,6 +117,9 @@ pub(crate) struct SyncArgs {
     /// Wait until the server has merged what was sent, at most so long
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=i64::from(AWAIT_SECONDS_MAX)))]
     wait: Option<u32>,
+    /// By letters on a carrier of the server, instead of over a line
+    #[arg(long, value_name = "PATH", conflicts_with = "only")]
+    via: Option<PathBuf>,
     /// The local database
     #[arg(value_name = "DB")]
     database: PathBuf,
@@ -259,6 +265,7 @@ pub(crate) fn sync(args: &SyncArgs, output: Output) -> Outcome {
             uploads.lock().unwrap_or_else(PoisonError::into_inner).cut().map_err(ExchangeError::Local)?;
         }
     }
+    let mut letters: Option<CarrierReport> = None;
     if args.only != Some(Only::Apply) {
         let options = ExchangeOptions {
             apply: args.only.is_none(),
@@ -270,7 +277,14 @@ pub(crate) fn sync(args: &SyncArgs, output: Output) -> Outcome {
         let shared: SharedApplier = applier.clone();
         loop {
             let mut bars = Bars::new(output);
-            let round = exchange::sync_once(&folder, &config, &shared, &options, &mut bars);
+            let round = match &args.via {
+                Some(place) => by_letters(&folder, &config, &shared, &options, place, &mut bars).map(|round| {
+                    let sync = round.sync.clone();
+                    letters = Some(letters.take().map_or(round.clone(), |former| former.and(&round)));
+                    sync
+                }),
+                None => exchange::sync_once(&folder, &config, &shared, &options, &mut bars),
+            };
             bars.finish();
             let round = round.map_err(|error| stopped_first(&applier, error))?;
             report = report.and(round);
@@ -292,6 +306,7 @@ pub(crate) fn sync(args: &SyncArgs, output: Output) -> Outcome {
             "node": config.node.as_str(), "server": report.server_name, "files": report.files, "bytes": report.bytes,
             "units": total.units, "rows": total.rows, "applied_bytes": total.bytes, "applied_raw_bytes": total.raw_bytes, "applied_file": total.applied_file.0, "applied_unit": total.applied_unit.0,
             "staged_units": total.staged, "longest_pause_ms": total.longest_pause.as_millis() as u64, "sent": sent.json(),
+            "letters": letters.as_ref().map(|letters| json!({ "read": letters.read, "left": letters.written, "all_read": letters.is_heard })),
         }))?;
         return Ok(sent.exit());
     }
@@ -315,6 +330,19 @@ pub(crate) fn sync(args: &SyncArgs, output: Output) -> Outcome {
     };
     let applied = format!("applied {}{ratio}{pause}", some(total.rows, "row", "rows"));
     let sent_text = sent.text();
+    if let (Some(letters), Some(place)) = (&letters, &args.via) {
+        let (read, left) = (some(letters.read, "letter", "letters"), some(letters.written, "letter", "letters"));
+        let place = place.display();
+        let at = count(total.applied_unit.0);
+        output.line(format!("At txn {at} in {took:.1} s by {place}: read {read}, left {left}. {}{received}; {applied}.", sent.text()))?;
+        if !letters.is_heard {
+            output.say("What was left is on its way: the server has not said yet that it has read it.")?;
+        }
+        for line in sent.notes(args.wait) {
+            output.say(line)?;
+        }
+        return Ok(sent.exit());
+    }
     output.line(match args.only {
         None if fetches => {
             let (server, unit) = (&report.server_name, count(total.applied_unit.0));
@@ -329,6 +357,20 @@ pub(crate) fn sync(args: &SyncArgs, output: Output) -> Outcome {
         output.say(line)?;
     }
     Ok(sent.exit())
+}
+
+/// Gets in step by the letters of a carrier.
+fn by_letters(
+    folder: &LockedFolder,
+    config: &RemoteConfig,
+    applier: &SharedApplier,
+    options: &ExchangeOptions,
+    place: &Path,
+    bars: &mut Bars,
+) -> Result<CarrierReport, ExchangeError> {
+    let identity = identity::of(folder, Which::Node)?.ok_or_else(|| DialError::NoIdentity(folder.path().join("identity/node.pem")))?;
+    let carrier = FolderCarrier::at(place);
+    CarrierExchange::open(folder, config, applier, options, (&carrier, &identity), bars)?.run()
 }
 
 /// Stays in step until Ctrl-C.

@@ -7,6 +7,7 @@ use crate::client::folder::FolderError;
 use crate::session::message::{AppliedTo, Refusal, Unavailable};
 use crate::session::upload::{Refused, UploadFile};
 use crate::store::passing::is_out_of_room;
+use crate::transport::letters::MailError;
 use crate::transport::peer::DialError;
 use std::io;
 use std::time::Duration;
@@ -171,6 +172,9 @@ pub enum ExchangeError {
     /// No line.
     #[error(transparent)]
     Dial(#[from] DialError),
+    /// A carrier, or a letter for it.
+    #[error(transparent)]
+    Mail(#[from] MailError),
     /// The node's stream began anew; the local database has taken that over and calls again.
     #[error("the stream of this node begins anew (incarnation {0})")]
     BegunAnew(Incarnation),
@@ -242,6 +246,7 @@ impl ExchangeError {
         match self {
             ExchangeError::Folder(error) => error.is_passing(),
             ExchangeError::Dial(error) => error.is_passing(),
+            ExchangeError::Mail(MailError::Carrier(error)) => error.is_passing(),
             ExchangeError::Lost(_) | ExchangeError::BegunAnew(_) => true,
             ExchangeError::Refused { refusal, .. } => refusal.code.is_passing(),
             _ => false,

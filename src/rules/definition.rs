@@ -91,6 +91,25 @@ impl MergeErrors {
 pub struct Settings {
     /// `[server]`.
     pub server: ServerSettings,
+    /// `[carrier.NAME]`, in order.
+    pub carriers: Vec<CarrierSettings>,
+}
+
+/// `[carrier.NAME]`: a place where letters lie for nodes that no line reaches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CarrierSettings {
+    /// Its name.
+    pub name: String,
+    /// Where it is: a folder, relative to the file.
+    pub path: String,
+    /// Size at which a letter goes on in another part, in bytes. Default 16 MB.
+    pub part_bytes: u64,
+    /// Most bytes of letters to one node that are on their way at once; 0 = no limit, the default.
+    pub room_bytes: u64,
+    /// After so many seconds a letter that is gone from the place and of which nothing was heard is written again. Default a day.
+    pub resend_seconds: i64,
+    /// So many seconds a letter that is not whole, or whose files do not follow, is waited for since something last came of it. Default 10 minutes.
+    pub patience_seconds: i64,
 }
 
 /// The whole definition as written.

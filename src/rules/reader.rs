@@ -2,8 +2,10 @@
 //!
 //! Unknown keys are problems, never ignored: a misspelt `direction` must not silently mean two-way.
 
+use crate::base::ids::{CARRIER_NAME_TEXT, is_carrier_name};
+use crate::base::limits::{LETTER_PART_BYTES, LETTER_PART_BYTES_MAX, LETTER_PART_BYTES_MIN};
 use crate::rules::definition::{
-    Definition, MergeErrors, RawAttribute, RawColumn, RawMember, RawModel, RawObject, RawRule, RawSource, RawTable,
+    CarrierSettings, Definition, MergeErrors, RawAttribute, RawColumn, RawMember, RawModel, RawObject, RawRule, RawSource, RawTable,
 };
 use crate::rules::problem::{At, Problem, Report, SourceFile, Text, did_you_mean};
 use crate::rules::retention::DAY_SECONDS;
@@ -87,13 +89,13 @@ impl Reader<'_, '_> {
         let root: &dyn TableLike = document.as_table();
         let main = self.file == 0;
         if !main {
-            for key in ["server", "include"] {
+            for key in ["server", "carrier", "include"] {
                 if let Some(at) = root.key(key).map(|_| self.key_at(root, key)) {
                     self.report.problem(at, format!("`{key}` belongs in the main file"), None);
                 }
             }
         }
-        self.known(root, &["version", "server", "include", "reference", "node", "object", "model", "table"], "the definition");
+        self.known(root, &["version", "server", "carrier", "include", "reference", "node", "object", "model", "table"], "the definition");
         match root.get("version") {
             Some(item) if item.as_integer() == Some(VERSION) => {}
             Some(item) => {
@@ -110,6 +112,13 @@ impl Reader<'_, '_> {
         }
         if main && let Some(server) = root.get("server").and_then(|item| self.table(item, "[server]")) {
             self.server(server, definition);
+        }
+        if main {
+            for (name, item) in self.entries(root, "carrier", "[carrier]") {
+                if let Some(carrier) = self.carrier(name, item) {
+                    definition.settings.carriers.push(carrier);
+                }
+            }
         }
         if let Some(item) = root.get("reference") {
             definition.reference.extend(self.list(item, "reference"));
@@ -217,6 +226,27 @@ impl Reader<'_, '_> {
         if let Some(megabytes) = self.optional_number(server, "stale_outbox_mb", 1..=1 << 40) {
             retention.stale_bytes = megabytes.unsigned_abs() << 20;
         }
+    }
+
+    fn carrier(&mut self, name: Text, item: &Item) -> Option<CarrierSettings> {
+        let place = format!("[carrier.{}]", name.value);
+        let table = self.table(item, &place)?;
+        self.known(table, &["path", "part_kb", "room_mb", "resend_hours", "patience_minutes"], &place);
+        if !is_carrier_name(&name.value) {
+            self.report.problem(name.at, CARRIER_NAME_TEXT, None);
+            return None;
+        }
+        let Some(path) = self.optional_text(table, "path") else {
+            self.report.problem(name.at, format!("{place} has no path"), Some("path = \"/media/stick\"".into()));
+            return None;
+        };
+        let kilobytes = LETTER_PART_BYTES_MIN.cast_signed() >> 10..=LETTER_PART_BYTES_MAX.cast_signed() >> 10;
+        let part_bytes =
+            self.optional_number(table, "part_kb", kilobytes).map_or(LETTER_PART_BYTES, |kilobytes| kilobytes.unsigned_abs() << 10);
+        let room_bytes = self.optional_number(table, "room_mb", 0..=1 << 40).map_or(0, |megabytes| megabytes.unsigned_abs() << 20);
+        let resend_seconds = self.optional_number(table, "resend_hours", 0..=24 * 366).unwrap_or(24) * 3_600;
+        let patience_seconds = self.optional_number(table, "patience_minutes", 0..=24 * 60).unwrap_or(10) * 60;
+        Some(CarrierSettings { name: name.value, path: path.value, part_bytes, room_bytes, resend_seconds, patience_seconds })
     }
 
     fn attribute(&mut self, name: Text, item: &Item) -> Option<RawAttribute> {

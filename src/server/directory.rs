@@ -73,6 +73,10 @@ impl NodeDirectory for Directory {
         Ok(self.database().key_holder(key)?)
     }
 
+    fn key_of(&self, node: &NodeName) -> Result<Option<PublicKey>, BoxError> {
+        Ok(self.database().node_key(node)?.key)
+    }
+
     fn enrol(&self, request: &Request, proved: Option<PublicKey>) -> Result<Result<(NodeName, Vec<u8>), &'static str>, BoxError> {
         enrolment::decide(&self.database(), &self.authority, request, proved)
     }

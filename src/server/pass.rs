@@ -19,7 +19,7 @@ use crate::docking::room::{NoRoom, Room};
 use crate::docking::root::DockingRoot;
 use crate::docking::sessions::SessionsDb;
 use crate::model::dock::Dock;
-use crate::rules::definition::MergeErrors;
+use crate::rules::definition::{CarrierSettings, MergeErrors};
 use crate::rules::retention::Retention;
 use crate::store::control::Control;
 use crate::store::passing::is_out_of_room;
@@ -127,6 +127,8 @@ pub struct ServeOptions {
     pub sessions_per_address: usize,
     /// What a refused unit of a node means to its later ones.
     pub merge_errors: MergeErrors,
+    /// Places where letters lie for nodes that no line reaches.
+    pub carriers: Vec<CarrierSettings>,
 }
 
 impl ServeOptions {
@@ -151,6 +153,7 @@ impl ServeOptions {
             sessions_max: SESSIONS_MAX,
             sessions_per_address: SESSIONS_PER_ADDRESS_MAX,
             merge_errors: MergeErrors::default(),
+            carriers: Vec::new(),
         }
     }
 }

@@ -70,6 +70,7 @@ pub fn serve(
         stop.stop();
     };
     let authority = Arc::new(identity::read(&options.identity, &ServerDatabase::open(&options.database)?)?);
+    let letter_key = Arc::new(authority.letter_key().map_err(IdentityError::from)?);
     let greeter = Arc::new(TlsGreeter::new(&authority).map_err(IdentityError::from)?);
     let directory = Arc::new(Directory::open(&options.database, authority)?);
     let index = Arc::new(Routed::open(root).map_err(RouterError::from)?);
@@ -87,6 +88,7 @@ pub fn serve(
                 sessions_per_address: options.sessions_per_address,
                 send_bytes_per_second: options.send_bytes_per_second,
                 min_free_bytes: options.min_free_bytes,
+                carriers: Some((letter_key, options.carriers.clone())),
                 ..SyncOptions::new(&options.listen, root.path())
             };
             if let Err(error) = syncmgr::serve(sync_options, greeter, directory, index, routed, sessions, ready) {

@@ -8,6 +8,8 @@ use crate::base::limits::{SESSIONS_MAX, SESSIONS_PER_ADDRESS_MAX};
 use crate::docking::root::DockingRoot;
 use crate::docking::sessions::{SessionsDb, SessionsError};
 use crate::model::node::Node;
+use crate::rules::definition::CarrierSettings;
+use crate::server::carrier;
 use crate::server::door::{self, Door, DoorError};
 use crate::server::syncsession;
 use crate::session::admission::{ServerIdentity, Turned};
@@ -18,7 +20,7 @@ use crate::transport::link::{Pulse, Timing};
 use crate::transport::peer::{Greeted, Greeter, Proof};
 use crate::transport::tcp::{self, TcpError};
 use crate::transport::throttle::Throttle;
-use crate::trust::keys::PublicKey;
+use crate::trust::keys::{KeyPair, PublicKey};
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
@@ -85,6 +87,12 @@ pub trait NodeDirectory: Send + Sync + 'static {
     /// # Errors
     /// The server database cannot be read.
     fn key_holder(&self, key: &PublicKey) -> Result<Option<NodeName>, BoxError>;
+
+    /// Returns the key of a node; `None` if it has none.
+    ///
+    /// # Errors
+    /// The server database cannot be read.
+    fn key_of(&self, node: &NodeName) -> Result<Option<PublicKey>, BoxError>;
 
     /// Lets a node in, or gives it a new certificate; `proved` is the key that its line proves. `Ok(Err(why))` is for the log only.
     ///
@@ -159,6 +167,8 @@ pub struct SyncOptions {
     pub min_free_bytes: u64,
     /// Wakes whoever merges what nodes send.
     pub stored: Option<StoredHook>,
+    /// Carriers, and the key by which the server signs letters and reads them.
+    pub carriers: Option<(Arc<KeyPair>, Vec<CarrierSettings>)>,
 }
 
 impl fmt::Debug for SyncOptions {
@@ -179,6 +189,7 @@ impl SyncOptions {
             sessions_per_address: SESSIONS_PER_ADDRESS_MAX,
             min_free_bytes: 0,
             stored: None,
+            carriers: None,
         }
     }
 }
@@ -296,6 +307,7 @@ pub struct SyncManager {
     shared: Arc<Shared>,
     sessions_max: usize,
     addresses: Addresses,
+    carriers: Option<(Arc<KeyPair>, Vec<CarrierSettings>)>,
 }
 
 impl fmt::Debug for SyncManager {
@@ -334,7 +346,7 @@ impl SyncManager {
             next_session: AtomicU64::new(1),
         });
         let addresses = Addresses { most: options.sessions_per_address, held: Arc::default() };
-        Ok(SyncManager { listener, door, greeter, shared, sessions_max: options.sessions_max, addresses })
+        Ok(SyncManager { listener, door, greeter, shared, sessions_max: options.sessions_max, addresses, carriers: options.carriers })
     }
 
     /// Returns the address that nodes call.
@@ -349,6 +361,11 @@ impl SyncManager {
     pub async fn run(self, shutdown: CancellationToken) {
         let places = Arc::new(Semaphore::new(self.sessions_max));
         let mut tasks = JoinSet::new();
+        if let Some((key, carriers)) = self.carriers {
+            for carrier in carriers {
+                tasks.spawn(carrier::run(self.shared.clone(), key.clone(), carrier, shutdown.clone()));
+            }
+        }
         loop {
             let accepted = tokio::select! {
                 () = shutdown.cancelled() => break,

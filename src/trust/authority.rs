@@ -1,4 +1,4 @@
-//! The server's certificate authority. It signs what nodes and the server itself show in TLS, and nothing else.
+//! The server's certificate authority. It signs what nodes and the server itself show in TLS, and the server's letters (`trust::letter`).
 //!
 //! A certificate says only that the authority has seen this key. Which node a key belongs to, and whether that node may come in, stands
 //! in the server database, so that a node is cut off by one row there (T1) and no list of revoked certificates is needed.
@@ -76,6 +76,14 @@ impl Authority {
     /// Returns key and certificate as text. Secret.
     pub fn to_text(&self) -> String {
         identity::write_blocks(&[Block::Key(&self.issuer.key().serialize_der()), Block::Certificate(&self.certificate)])
+    }
+
+    /// Returns its key, by which the server signs letters too and opens those for it. Secret.
+    ///
+    /// # Errors
+    /// Never in practice: it was read before.
+    pub fn letter_key(&self) -> Result<KeyPair, TrustError> {
+        KeyPair::from_pkcs8(&self.issuer.key().serialize_der())
     }
 
     /// Returns its certificate.

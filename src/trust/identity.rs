@@ -118,6 +118,11 @@ impl NodeIdentity {
         &self.certificate
     }
 
+    /// Returns its key, by which it signs letters too and opens those for it. Secret.
+    pub fn key(&self) -> &KeyPair {
+        &self.key
+    }
+
     /// Returns its public key.
     pub fn public(&self) -> PublicKey {
         self.key.public()

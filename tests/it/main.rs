@@ -7,6 +7,7 @@ mod apply;
 mod bench;
 mod bounds;
 mod capture;
+mod carrier;
 mod changed_again;
 mod circles;
 mod cli;

@@ -1,0 +1,407 @@
+//! Carriers: letters of nodes are read into sessions, and answered by letters.
+//!
+//! A letter of a node is played into a session like any other (`server::syncsession`), on a line within this process that its signature has
+//! proved: who may come in, what is taken and what is kept is decided in one place. Only the files for the node are not fetched there: they go
+//! into letters (`server::carrier_desk`), as do the answers.
+
+use crate::base::clock::now_seconds;
+use crate::base::ids::NodeName;
+use crate::rules::definition::CarrierSettings;
+use crate::server::carrier_desk::{Desk, Rules};
+use crate::server::syncmgr::{BoxError, Shared};
+use crate::server::syncsession::{blocking, serve_link};
+use crate::session::letter::{Frames, Lying, Receipt, Way};
+use crate::session::message::{Hello, Message, Mode, Refusal, Welcome, feature};
+use crate::session::upload::{UploadFile, UploadMessage, UploadState};
+use crate::transport::carrier::{Carrier, CarrierError, FolderCarrier, Marker, marker_of};
+use crate::transport::letters::{MailBox, Opened};
+use crate::transport::link::{Link, LinkError};
+use crate::transport::peer::Proof;
+use crate::transport::tcp;
+use crate::trust::keys::{KeyPair, PublicKey};
+use notify::Watcher;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::base::limits::SESSION_MESSAGE_BYTES_MAX;
+
+/// Safety net for a lost event, and for places that tell of none (a share, a stick).
+const SCAN: Duration = Duration::from_secs(10);
+/// Pause before a pass, so that many events make one.
+const LULL: Duration = Duration::from_millis(50);
+/// Bytes that the line within this process holds.
+const LINE_BYTES: usize = 256 << 10;
+
+/// Carries letters to and fro until `shutdown`.
+pub(super) async fn run(shared: Arc<Shared>, key: Arc<KeyPair>, options: CarrierSettings, shutdown: CancellationToken) {
+    let wake = Arc::new(Notify::new());
+    let mut routed = shared.routed.clone();
+    let mut said = BTreeSet::new();
+    let mut watcher = None;
+    loop {
+        let carrier: Arc<std::sync::Mutex<dyn Carrier>> = Arc::new(std::sync::Mutex::new(FolderCarrier::at(&options.path)));
+        if watcher.is_none() {
+            watcher = watch(&options, &wake);
+        }
+        routed.borrow_and_update();
+        let desk = Post { shared: shared.clone(), key: key.clone(), carrier, options: options.clone(), shutdown: shutdown.clone() };
+        match desk.pass(&mut said).await {
+            Ok(()) => drop(said.remove(&options.name)),
+            Err(error) => {
+                // A stick is mostly elsewhere: said once.
+                watcher = None;
+                if said.insert(options.name.clone()) {
+                    tracing::warn!("carrier {}: {error}", options.name);
+                }
+            }
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = wake.notified() => {}
+            changed = routed.changed() => if changed.is_err() { return },
+            // What is watched may be another folder by now, of the same name.
+            () = tokio::time::sleep(SCAN) => watcher = None,
+        }
+        // What comes together is done together.
+        tokio::time::sleep(LULL).await;
+    }
+}
+
+/// Has changes of the place wake the pass; `None` where the system cannot tell of them.
+fn watch(options: &CarrierSettings, wake: &Arc<Notify>) -> Option<notify::RecommendedWatcher> {
+    let wake = wake.clone();
+    let on_event = move |event: notify::Result<notify::Event>| {
+        if event.is_ok_and(|event| !event.kind.is_access()) {
+            wake.notify_one();
+        }
+    };
+    let mut watcher = notify::recommended_watcher(on_event).ok()?;
+    watcher.watch(&std::path::Path::new(&options.path).join(Way::Up.folder()), notify::RecursiveMode::Recursive).ok()?;
+    Some(watcher)
+}
+
+/// One pass through one carrier.
+#[derive(Clone)]
+struct Post {
+    shared: Arc<Shared>,
+    key: Arc<KeyPair>,
+    carrier: Arc<std::sync::Mutex<dyn Carrier>>,
+    options: CarrierSettings,
+    shutdown: CancellationToken,
+}
+
+/// What came of a letter.
+enum Played {
+    /// It was read to its end.
+    Read,
+    /// It is not whole yet.
+    Cut,
+    /// The session did not come to its end: again later.
+    Later,
+    /// It is none; for people.
+    Spoiled(String),
+}
+
+impl Post {
+    async fn pass(&self, said: &mut BTreeSet<String>) -> Result<(), BoxError> {
+        let post = self.clone();
+        let (nodes, marker) = blocking(move || {
+            let carrier = post.carrier();
+            let marker = marker_of(&*carrier, post.shared.directory.identity()?.server_id)?;
+            Ok((carrier.nodes(Way::Up)?, marker))
+        })
+        .await?;
+        for node in nodes {
+            if self.shutdown.is_cancelled() {
+                break;
+            }
+            // What is wrong with the letters of one node keeps no other waiting (I5).
+            let told = format!("{}/{node}", self.options.name);
+            match self.node(&node, &marker).await {
+                Ok(()) => drop(said.remove(&told)),
+                Err(error) if error.downcast_ref::<CarrierError>().is_some_and(CarrierError::is_passing) => return Err(error),
+                Err(error) => {
+                    if said.insert(told) {
+                        tracing::error!(%node, "carrier {}: {error}", self.options.name);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn carrier(&self) -> std::sync::MutexGuard<'_, dyn Carrier + 'static> {
+        self.carrier.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Runs what blocks, with this side's end of the carrier for one node.
+    async fn mail<T: Send + 'static>(
+        &self,
+        node: &NodeName,
+        peer: PublicKey,
+        part_bytes: u64,
+        work: impl FnOnce(&Post, &MailBox<'_>) -> Result<T, BoxError> + Send + 'static,
+    ) -> Result<T, BoxError> {
+        let (post, node) = (self.clone(), node.clone());
+        blocking(move || {
+            let server = post.shared.directory.identity()?.server_id;
+            let carrier = post.carrier();
+            work(&post, &MailBox { carrier: &*carrier, key: &post.key, peer, server, node: &node, writes: Way::Down, part_bytes })
+        })
+        .await
+    }
+
+    async fn node(&self, name: &NodeName, marker: &Marker) -> Result<(), BoxError> {
+        let (post, node) = (self.clone(), name.clone());
+        let known = blocking(move || {
+            let Some(key) = post.shared.directory.key_of(&node)? else { return Ok(None) };
+            let desk = Desk::read(&post.shared.root, &node, &post.options.name, &key)?;
+            Ok(post.shared.directory.node(&node)?.map(|node| (node, key, desk)))
+        });
+        let Some((_, key, mut desk)) = known.await? else {
+            return Err(format!("{name} is no node with a key of its own; its letters are not read").into());
+        };
+        let part_bytes = marker.part_bytes;
+        let letters = self.mail(name, key, part_bytes, |_, mail| Ok(mail.incoming()?)).await?;
+        let mut is_waiting = false;
+        for (letter, bytes) in letters {
+            if letter.number <= desk.book.receipt.heard || desk.book.receipt.spoiled.contains(&letter.number) {
+                continue;
+            }
+            let played = match letter.is_whole {
+                true => self.play(name, key, part_bytes, &letter, &mut desk).await?,
+                false => Played::Cut,
+            };
+            match played {
+                Played::Read => {
+                    tracing::info!(node = %name, carrier = self.options.name, letter = letter.number, "letter read");
+                    desk.book.read(letter.number);
+                }
+                Played::Later => break,
+                // Older ones first: what follows may need what comes of it.
+                Played::Cut if desk.book.is_waited_for(letter.number, bytes, now_seconds(), marker.patience_seconds) => is_waiting = true,
+                Played::Cut => desk.book.spoil(letter.number),
+                Played::Spoiled(why) => {
+                    tracing::error!(node = %name, carrier = self.options.name, "{why}");
+                    desk.book.spoil(letter.number);
+                    let (shared, node) = (self.shared.clone(), name.clone());
+                    let text = format!("a letter that cannot be read: {why}");
+                    blocking(move || Ok(shared.sessions().alert(node.as_str(), &text, now_seconds())?)).await?;
+                }
+            }
+            let (post, node, kept) = (self.clone(), name.clone(), desk.clone());
+            blocking(move || kept.keep(&post.shared.root, &node, &post.options.name)).await?;
+            if is_waiting {
+                break;
+            }
+        }
+        let node = name.clone();
+        let written = self
+            .mail(name, key, part_bytes, move |post, mail| {
+                // As it is now: a session may have begun its stream anew.
+                let Some(node) = post.shared.directory.node(&node)? else { return Ok(0) };
+                let options = &post.options;
+                let rules = Rules { name: &options.name, room_bytes: options.room_bytes, resend_seconds: options.resend_seconds };
+                desk.answer(&post.shared, &node, mail, &rules)
+            })
+            .await?;
+        if written > 0 {
+            tracing::info!(node = %name, carrier = self.options.name, letters = written, "letters written");
+        }
+        Ok(())
+    }
+
+    /// Plays a letter into a session.
+    async fn play(&self, node: &NodeName, key: PublicKey, part_bytes: u64, letter: &Lying, desk: &mut Desk) -> Result<Played, BoxError> {
+        let mut player: Option<Player> = None;
+        for (at, name) in letter.parts.iter().copied().enumerate() {
+            let opened = self.mail(node, key, part_bytes, move |_, mail| Ok(mail.open(name)?)).await?;
+            let mut frames = match opened {
+                Opened::Content(frames) => frames,
+                Opened::Later => return Ok(Played::Cut),
+                Opened::Spoiled(why) => return Ok(Played::Spoiled(why)),
+            };
+            if at == 0 {
+                let (receipt, hello) = match begin(&mut frames) {
+                    Ok(begun) => begun,
+                    Err(why) => return Ok(Played::Spoiled(format!("{name}: {why}"))),
+                };
+                desk.book.hear(&receipt);
+                desk.asked = receipt.asks;
+                player = Some(self.open_session(key, hello));
+                if let Some(player) = &mut player
+                    && let Some(refusal) = player.enter().await?
+                {
+                    if refusal.code.is_passing() {
+                        return Ok(Played::Later);
+                    }
+                    desk.refused = Some((refusal.code.number(), refusal.text));
+                    return Ok(Played::Read);
+                }
+            }
+            let Some(player) = &mut player else { continue };
+            for message in frames {
+                let message = match message {
+                    Ok(message) => message,
+                    Err(error) => return Ok(Played::Spoiled(format!("{name}: {error}"))),
+                };
+                if let Err(why) = player.say(message).await {
+                    // What was taken is kept; the node hears how far that is, and goes on from there.
+                    tracing::warn!(%node, "{name}: {why}");
+                    return Ok(Played::Later);
+                }
+            }
+        }
+        if let Some(player) = player {
+            player.leave(desk).await;
+        }
+        Ok(Played::Read)
+    }
+
+    fn open_session(&self, key: PublicKey, hello: Box<Hello>) -> Player {
+        let (near, far) = tokio::io::duplex(LINE_BYTES);
+        let timing = self.shared.timing;
+        let link = tcp::line(far, tcp::REQUEST_BYTES_MAX, timing);
+        let peer = format!("carrier {}", self.options.name);
+        let session = tokio::spawn(serve_link(self.shared.clone(), link, Proof::Key(key), peer, self.shutdown.clone()));
+        Player {
+            link: tcp::line(near, SESSION_MESSAGE_BYTES_MAX, timing),
+            session,
+            hello,
+            welcome: None,
+            state: None,
+            sending: Sending::Nothing,
+        }
+    }
+}
+
+/// Takes what every letter of a node begins with.
+fn begin(frames: &mut Frames) -> Result<(Receipt, Box<Hello>), String> {
+    let receipt = frames.receipt().map_err(|error| error.to_string())?;
+    match frames.next() {
+        Some(Ok(Message::Hello(hello))) if hello.mode == Mode::Sync => Ok((receipt, hello)),
+        Some(Err(error)) => Err(error.to_string()),
+        _ => Err("it does not begin as a letter of a node does".to_owned()),
+    }
+}
+
+/// The file of a letter that is being read.
+enum Sending {
+    Nothing,
+    /// It goes into the session.
+    File(UploadFile),
+    /// It is there already, or does not follow.
+    Skipped,
+}
+
+/// The node's half of a session, as a letter has it.
+struct Player {
+    link: Link,
+    session: tokio::task::JoinHandle<()>,
+    hello: Box<Hello>,
+    welcome: Option<Welcome>,
+    state: Option<UploadState>,
+    sending: Sending,
+}
+
+impl Player {
+    /// Says hello. Returns the refusal, if there is one.
+    async fn enter(&mut self) -> Result<Option<Refusal>, BoxError> {
+        self.link.outgoing.send(&Message::Hello(self.hello.clone())).await?;
+        match self.hear().await? {
+            Message::Refused(refusal) => return Ok(Some(refusal)),
+            Message::Welcome(welcome) => self.welcome = Some(*welcome),
+            other => return Err(format!("the session answers a hello by {}", other.name()).into()),
+        }
+        let is_on = self.welcome.as_ref().is_some_and(|welcome| welcome.features.contains(&feature::UPLOAD));
+        if is_on && self.hello.incarnation == self.welcome.as_ref().map_or(self.hello.incarnation, |welcome| welcome.incarnation) {
+            match self.hear().await? {
+                Message::Upload(UploadMessage::State(state)) => self.state = Some(state),
+                Message::Refused(refusal) => return Ok(Some(refusal)),
+                other => return Err(format!("the session says {} of uploads", other.name()).into()),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Waits for what the session says, heartbeats apart.
+    async fn hear(&mut self) -> Result<Message, LinkError> {
+        loop {
+            match self.link.incoming.receive().await? {
+                Message::Ping(number) => self.link.outgoing.send(&Message::Pong(number)).await?,
+                Message::Pong(_) | Message::Ignored(_) => {}
+                message => return Ok(message),
+            }
+        }
+    }
+
+    /// Says what the letter says next.
+    async fn say(&mut self, message: Message) -> Result<(), BoxError> {
+        match message {
+            Message::Upload(UploadMessage::Begin { file, offset: 0 }) => {
+                let next = self.state.as_ref().map(|state| state.stored.next());
+                self.sending = if next == Some(file.file) { Sending::File(file) } else { Sending::Skipped };
+                if next == Some(file.file) {
+                    self.link.outgoing.send(&Message::Upload(UploadMessage::Begin { file, offset: 0 })).await?;
+                }
+                Ok(())
+            }
+            Message::Upload(message @ UploadMessage::Chunk { .. }) => match self.sending {
+                Sending::File(_) => Ok(self.link.outgoing.send(&Message::Upload(message)).await?),
+                _ => Ok(()),
+            },
+            Message::Upload(UploadMessage::End { file }) => match std::mem::replace(&mut self.sending, Sending::Nothing) {
+                Sending::File(sent) if sent.file == file => {
+                    self.link.outgoing.send(&Message::Upload(UploadMessage::End { file })).await?;
+                    self.stored(sent).await
+                }
+                _ => Ok(()),
+            },
+            message @ (Message::Stopped(_) | Message::Compared(_)) => {
+                let takes = self.welcome.as_ref().is_some_and(|welcome| welcome.features.contains(&feature::REPORT));
+                if takes { Ok(self.link.outgoing.send(&message).await?) } else { Ok(()) }
+            }
+            Message::Ignored(_) => Ok(()),
+            other => Err(format!("{} does not belong into a letter of a node", other.name()).into()),
+        }
+    }
+
+    async fn stored(&mut self, sent: UploadFile) -> Result<(), BoxError> {
+        match self.hear().await? {
+            Message::Upload(UploadMessage::Stored { file }) if file == sent.file => {
+                if let Some(state) = &mut self.state {
+                    (state.stored, state.hash) = (sent.file, sent.content_hash);
+                    state.last_unit = state.last_unit.max(sent.last);
+                }
+                Ok(())
+            }
+            Message::Upload(UploadMessage::Refused(refused)) => {
+                Err(format!("{} was not taken: {}", refused.file.file_name(), refused.text).into())
+            }
+            Message::Refused(refusal) => Err(refusal.text.into()),
+            other => Err(format!("the session answers a file by {}", other.name()).into()),
+        }
+    }
+
+    /// Parts, and writes down what the node is to hear.
+    async fn leave(mut self, desk: &mut Desk) {
+        if self.link.outgoing.send(&Message::Bye(String::new())).await.is_ok() {
+            while self.link.incoming.receive().await.is_ok() {}
+        }
+        self.link.close().await;
+        if let Err(error) = self.session.await {
+            tracing::error!("a session broke off: {error}");
+        }
+        desk.refused = None;
+        desk.received = self.hello.received;
+        desk.incarnation = self.hello.incarnation;
+        if let Some(state) = &mut self.state {
+            state.part = None;
+        }
+        desk.state = self.state;
+        desk.welcome = self.welcome.map(|welcome| Welcome { incarnation: self.hello.incarnation, ..welcome });
+    }
+}
