@@ -5,9 +5,12 @@ pub mod letters;
 pub mod link;
 pub mod peer;
 pub mod proxy;
+#[cfg(unix)]
+pub mod sftp;
 pub mod signals;
 #[cfg(unix)]
 pub mod ssh;
+pub mod ssh_settings;
 pub mod tcp;
 pub mod throttle;
 pub mod tls;

@@ -5,9 +5,11 @@ use crate::cli::exit::{Exit, Outcome};
 use crate::cli::output::{Output, bytes, table};
 use crate::cli::project::Settings;
 use crate::rules::definition::CarrierSettings;
+use crate::server::carrier::open;
 use crate::session::letter::Way;
 use crate::store::sqlite::ServerDatabase;
-use crate::transport::carrier::{Carrier, CarrierError, FolderCarrier, Marker, marker_of};
+use crate::transport::carrier::{Carrier, CarrierError, Marker, marker_of};
+use crate::transport::link::Timing;
 use serde_json::json;
 use std::path::Path;
 
@@ -26,7 +28,7 @@ A carrier is a folder that gets from here to the nodes and back by other means: 
 keeps the same on several machines. In dockmaster.toml:
 
   [carrier.stick]
-  path = \"/media/stick\"      # `serve` looks there for letters of nodes, and leaves its own
+  path = \"/media/stick\"      # or \"sftp://drop@host:22/srv/letters\" with ssh_key = \"..\"; `serve` looks there for letters of nodes, and leaves its own
 
 Then:
   dockmaster carrier prepare stick
@@ -66,7 +68,7 @@ fn prepare(settings: &Settings, server: ServerId, args: &PrepareArgs, output: Ou
         resend_seconds: carrier.resend_seconds,
         patience_seconds: carrier.patience_seconds,
     };
-    FolderCarrier::at(&carrier.path).set_marker(&marker)?;
+    open(carrier, Timing::default())?.set_marker(&marker)?;
     if output.is_json() {
         output.json(json!({ "carrier": carrier.name, "path": carrier.path }))?;
     }
@@ -76,7 +78,7 @@ fn prepare(settings: &Settings, server: ServerId, args: &PrepareArgs, output: Ou
 }
 
 /// Letters one way: how many parts, and their bytes.
-fn lying(carrier: &FolderCarrier, way: Way) -> Result<(u64, u64), CarrierError> {
+fn lying(carrier: &dyn Carrier, way: Way) -> Result<(u64, u64), CarrierError> {
     let mut sum = (0, 0);
     for node in carrier.nodes(way)? {
         for found in carrier.list(way, &node)?.parts {
@@ -87,10 +89,10 @@ fn lying(carrier: &FolderCarrier, way: Way) -> Result<(u64, u64), CarrierError> 
 }
 
 fn state(settings: &CarrierSettings, server: ServerId) -> (String, Option<[(u64, u64); 2]>) {
-    let carrier = FolderCarrier::at(&settings.path);
-    let looked = marker_of(&carrier, server).and_then(|marker| {
+    let looked = open(settings, Timing::default()).and_then(|carrier| {
+        let marker = marker_of(&*carrier, server)?;
         let state = if marker.name == settings.name { "ready".to_owned() } else { format!("prepared as {}", marker.name) };
-        Ok((state, [lying(&carrier, Way::Up)?, lying(&carrier, Way::Down)?]))
+        Ok((state, [lying(&*carrier, Way::Up)?, lying(&*carrier, Way::Down)?]))
     });
     match looked {
         Ok((state, sums)) => (state, Some(sums)),

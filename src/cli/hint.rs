@@ -102,7 +102,7 @@ fn spoken_for(cause: Cause<'_>) -> Option<Cause<'_>> {
         InitError: Exchange, Disk, Install;
         ExchangeError: Folder, Disk, Dial, Mail;
         MailError: Carrier;
-        CarrierError: Disk;
+        CarrierError: Disk, Ssh;
         FolderError: Disk;
         ApplyFault: Apply, Local;
         ApplyError: Local, Disk;
@@ -334,7 +334,8 @@ fn carrier(error: &CarrierError) -> Option<String> {
         CarrierError::Marker { .. } | CarrierError::Foreign { .. } => {
             some("name the place that the server prepared: dockmaster carrier list, on the server, shows its carriers")
         }
-        CarrierError::Disk(_) => None,
+        CarrierError::Address(_) => some("a folder, or sftp://USER@HOST:PORT/PATH"),
+        _ => None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The definition, its settings and its server database together: what most commands of `dockmaster` begin with.
 
 use crate::cli::config::{self, ConfigError, Loaded};
+use crate::cli::sync_commands::known_hosts;
 use crate::model::schema::Schema;
 use crate::rules::check::{Checked, check};
 use crate::rules::definition::{CarrierSettings, ServerSettings};
@@ -41,9 +42,17 @@ impl Settings {
         let handed = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
         let identity = handed.filter(|folder| folder.join("authority.pem").is_file()).unwrap_or(identity);
         let carriers = settings.carriers.into_iter();
-        let carriers =
-            carriers.map(|carrier| CarrierSettings { path: config::beside(&path, &carrier.path).display().to_string(), ..carrier });
-        let carriers = carriers.collect();
+        let beside = |name: &str| config::beside(&path, name).display().to_string();
+        let carriers = carriers.map(|carrier| CarrierSettings {
+            path: if carrier.path.starts_with("sftp://") { carrier.path } else { beside(&carrier.path) },
+            ssh: carrier.ssh.map(|file| file.map(|file| beside(&file))),
+            ..carrier
+        });
+        let mut carriers: Vec<CarrierSettings> = carriers.collect();
+        for carrier in carriers.iter_mut().filter(|carrier| carrier.path.starts_with("sftp://") && carrier.ssh[1].is_none()) {
+            // Without a home nobody is known, and the carrier says so.
+            carrier.ssh[1] = known_hosts(None).ok().map(|path| path.display().to_string());
+        }
         Ok(Settings { config: path, files, server, database, root, identity, carriers })
     }
 }

@@ -10,25 +10,27 @@ use crate::client::applier::Applier;
 use crate::client::carrier::{CarrierExchange, CarrierReport};
 use crate::client::daemon;
 use crate::client::exchange::{self, ExchangeOptions, SharedApplier};
-use crate::client::folder::{ClientFolder, LockedFolder, RemoteConfig, SshSettings};
+use crate::client::folder::{ClientFolder, LockedFolder, RemoteConfig};
 use crate::client::identity::{self, ServerDialer, Which};
 use crate::client::init::{self, InitOptions};
 use crate::client::local_applier::{ApplyFault, LocalApplier};
 use crate::client::report::{ExchangeError, Progress, ProgressEvent, SyncReport};
 use crate::session::message::DEFAULT_PORT;
-use crate::transport::carrier::FolderCarrier;
+use crate::transport::carrier;
+use crate::transport::letters::MailError;
 use crate::transport::link::Timing;
 use crate::transport::peer::{DialError, Dialer};
 use crate::transport::proxy::Proxy;
 use crate::transport::signals;
 #[cfg(unix)]
-use crate::transport::ssh::{SshAddress, SshDialer, SshKeys};
+use crate::transport::ssh::{SshAddress, SshDialer};
+use crate::transport::ssh_settings::SshSettings;
 use crate::trust::token::Token;
 use anyhow::Context as _;
 use indicatif::ProgressBar;
 use serde_json::json;
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -117,9 +119,12 @@ pub(crate) struct SyncArgs {
     /// Wait until the server has merged what was sent, at most so long
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=i64::from(AWAIT_SECONDS_MAX)))]
     wait: Option<u32>,
-    /// By letters on a carrier of the server, instead of over a line
-    #[arg(long, value_name = "PATH", conflicts_with = "only")]
-    via: Option<PathBuf>,
+    /// By letters on a carrier of the server, instead of over a line: a folder, or sftp://USER@HOST:PORT/PATH; `via = ".."` in remote-sync.toml
+    /// does so for every sync
+    #[arg(long, value_name = "PLACE", conflicts_with = "only")]
+    via: Option<String>,
+    #[command(flatten)]
+    ssh: SshArgs,
     /// The local database
     #[arg(value_name = "DB")]
     database: PathBuf,
@@ -232,14 +237,20 @@ fn node_by_ssh(args: &InitArgs, folder: &ClientFolder) -> anyhow::Result<NodeNam
     }
 }
 
+/// The list of known hosts: the one that is named, or else that of the user.
+pub(crate) fn known_hosts(named: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    match named {
+        Some(path) => Ok(path),
+        None => {
+            Ok(PathBuf::from(std::env::var_os("HOME").context("HOME is not set: name the list of known hosts")?).join(".ssh/known_hosts"))
+        }
+    }
+}
+
 #[cfg(unix)]
 fn ssh_dialer(ssh: &SshSettings) -> anyhow::Result<Arc<dyn Dialer>> {
-    let known_hosts = match &ssh.known_hosts {
-        Some(path) => path.clone(),
-        None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set: name --ssh-known-hosts")?).join(".ssh/known_hosts"),
-    };
-    let keys = SshKeys { key: ssh.key.clone(), known_hosts, password_file: ssh.password_file.clone() };
-    Ok(Arc::new(SshDialer::new(keys)))
+    let ssh = SshSettings { known_hosts: Some(known_hosts(ssh.known_hosts.clone())?), ..ssh.clone() };
+    Ok(Arc::new(SshDialer::new(ssh.to_keys().map_err(anyhow::Error::msg)?)))
 }
 
 #[cfg(not(unix))]
@@ -265,6 +276,11 @@ pub(crate) fn sync(args: &SyncArgs, output: Output) -> Outcome {
             uploads.lock().unwrap_or_else(PoisonError::into_inner).cut().map_err(ExchangeError::Local)?;
         }
     }
+    let via = args.via.as_deref().or_else(|| config.via.as_deref().filter(|_| args.only.is_none()));
+    let mut ssh = ssh_settings(&args.ssh, &folder)?;
+    if via.is_some_and(|via| via.starts_with("sftp://")) {
+        ssh.known_hosts = Some(known_hosts(ssh.known_hosts)?);
+    }
     let mut letters: Option<CarrierReport> = None;
     if args.only != Some(Only::Apply) {
         let options = ExchangeOptions {
@@ -277,8 +293,8 @@ pub(crate) fn sync(args: &SyncArgs, output: Output) -> Outcome {
         let shared: SharedApplier = applier.clone();
         loop {
             let mut bars = Bars::new(output);
-            let round = match &args.via {
-                Some(place) => by_letters(&folder, &config, &shared, &options, place, &mut bars).map(|round| {
+            let round = match via {
+                Some(place) => by_letters(&folder, &config, &shared, &options, (place, &ssh), &mut bars).map(|round| {
                     let sync = round.sync.clone();
                     letters = Some(letters.take().map_or(round.clone(), |former| former.and(&round)));
                     sync
@@ -330,9 +346,8 @@ pub(crate) fn sync(args: &SyncArgs, output: Output) -> Outcome {
     };
     let applied = format!("applied {}{ratio}{pause}", some(total.rows, "row", "rows"));
     let sent_text = sent.text();
-    if let (Some(letters), Some(place)) = (&letters, &args.via) {
+    if let (Some(letters), Some(place)) = (&letters, via) {
         let (read, left) = (some(letters.read, "letter", "letters"), some(letters.written, "letter", "letters"));
-        let place = place.display();
         let at = count(total.applied_unit.0);
         output.line(format!("At txn {at} in {took:.1} s by {place}: read {read}, left {left}. {}{received}; {applied}.", sent.text()))?;
         if !letters.is_heard {
@@ -365,12 +380,12 @@ fn by_letters(
     config: &RemoteConfig,
     applier: &SharedApplier,
     options: &ExchangeOptions,
-    place: &Path,
+    (place, ssh): (&str, &SshSettings),
     bars: &mut Bars,
 ) -> Result<CarrierReport, ExchangeError> {
     let identity = identity::of(folder, Which::Node)?.ok_or_else(|| DialError::NoIdentity(folder.path().join("identity/node.pem")))?;
-    let carrier = FolderCarrier::at(place);
-    CarrierExchange::open(folder, config, applier, options, (&carrier, &identity), bars)?.run()
+    let carrier = carrier::open(place, ssh, options.timing).map_err(MailError::from)?;
+    CarrierExchange::open(folder, config, applier, options, (&*carrier, &identity), bars)?.run()
 }
 
 /// Stays in step until Ctrl-C.

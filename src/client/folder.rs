@@ -7,6 +7,7 @@ use crate::base::disk::{Disk, DiskError};
 use crate::base::folder;
 use crate::base::ids::{FileNo, IdError, NodeName, ServerId};
 use crate::base::lock::{Hold, Lock, Taken};
+use crate::transport::ssh_settings::SshSettings;
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::ops::Deref;
@@ -193,25 +194,17 @@ pub struct RemoteConfig {
     pub server_id: Option<ServerId>,
     /// Whether files are fetched; changes made here are sent all the same (MI-22).
     pub download: bool,
-    /// For a server whose address begins with `ssh://`.
+    /// For a server whose address begins with `ssh://`, or a carrier whose place begins with `sftp://`.
     pub ssh: SshSettings,
-}
-
-/// By what a node proves itself to sshd, and knows it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct SshSettings {
-    /// The file with the private key; `None` = the agent, or the password.
-    pub key: Option<PathBuf>,
-    /// The list of known hosts; `None` = that of the user.
-    pub known_hosts: Option<PathBuf>,
-    /// A file with the password of the account, or of the key.
-    pub password_file: Option<PathBuf>,
+    /// The carrier by which this node gets in step, where no other way is named; `None` = over a line.
+    pub via: Option<String>,
 }
 
 /// Layout of `remote-sync.toml`.
 const CONFIG_VERSION: i64 = 1;
 /// What it may hold.
-const CONFIG_NAMES: [&str; 8] = ["version", "server", "node", "server_id", "download", "ssh_key", "ssh_known_hosts", "ssh_password_file"];
+const CONFIG_NAMES: [&str; 9] =
+    ["version", "server", "node", "server_id", "download", "ssh_key", "ssh_known_hosts", "ssh_password_file", "via"];
 /// Most bytes that are read of it.
 const CONFIG_BYTES_MAX: u64 = 64 << 10;
 
@@ -247,8 +240,11 @@ impl RemoteConfig {
             known_hosts: path_of("ssh_known_hosts")?,
             password_file: path_of("ssh_password_file")?,
         };
-        if ssh != SshSettings::default() && !server.starts_with("ssh://") {
-            return Err(format!("`ssh_..` is for a server that begins with ssh://, not for \"{server}\""));
+        let via = text_of("via")?.map(str::to_owned);
+        if ssh != SshSettings::default() && !server.starts_with("ssh://") && !via.as_ref().is_some_and(|via| via.starts_with("sftp://")) {
+            return Err(format!(
+                "`ssh_..` is for a server that begins with ssh:// or a `via` that begins with sftp://, not for \"{server}\""
+            ));
         }
         let node = text_of("node")?.ok_or("`node` is missing")?.parse().map_err(wrong)?;
         let server_id = text_of("server_id")?.map(str::parse).transpose().map_err(wrong)?;
@@ -256,7 +252,7 @@ impl RemoteConfig {
             None => true,
             Some(item) => item.as_bool().ok_or("`download` must be true or false")?,
         };
-        Ok(RemoteConfig { server, node, server_id, download, ssh })
+        Ok(RemoteConfig { server, node, server_id, download, ssh, via })
     }
 
     /// Returns the text of the file.
@@ -272,6 +268,9 @@ impl RemoteConfig {
             document["download"] = value(false);
         }
         let ssh = [("ssh_key", &self.ssh.key), ("ssh_known_hosts", &self.ssh.known_hosts), ("ssh_password_file", &self.ssh.password_file)];
+        if let Some(via) = &self.via {
+            document["via"] = value(via);
+        }
         for (name, path) in ssh {
             if let Some(path) = path {
                 document[name] = value(path.display().to_string());
@@ -315,6 +314,7 @@ mod tests {
             server_id: Some(ServerId([9; 16])),
             download: false,
             ssh: SshSettings { key: Some("/srv/a b/id".into()), known_hosts: None, password_file: Some("p".into()) },
+            via: Some("sftp://a@b:22/c".into()),
         };
         folder.lock().unwrap().write_config(&config).unwrap();
         assert_eq!(folder.read_config().unwrap(), config);

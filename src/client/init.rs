@@ -9,7 +9,7 @@ use crate::base::disk::{Disk, DiskError};
 use crate::base::ids::{ByteHash, Incarnation, InstallId, NodeName, ServerId};
 use crate::base::quarantine::{self, Aside};
 use crate::client::exchange::{ExchangeOptions, jitter, runtime};
-use crate::client::folder::{LockedFolder, RemoteConfig, SshSettings, with_suffix};
+use crate::client::folder::{LockedFolder, RemoteConfig, with_suffix};
 use crate::client::identity::{self, ServerDialer, Which};
 use crate::client::inbox::Part;
 use crate::client::report::{ExchangeError, Progress, ProgressEvent};
@@ -19,6 +19,7 @@ use crate::store::swap::{self, Expected, InstallError};
 use crate::transport::link::{Link, Timing};
 use crate::transport::peer::Dialer;
 use crate::transport::proxy::Proxy;
+use crate::transport::ssh_settings::SshSettings;
 use crate::trust::token::Token;
 use std::fs;
 use std::io::{self, Read, Write};
@@ -198,9 +199,9 @@ fn put_in_place(folder: &LockedFolder, options: &InitOptions, fetched: &Fetched,
     disk.sync_folder(&folder.inbox())?;
     crash::at(CrashPoint::InitEmptied);
     // What the user chose for this folder outlives the database in it.
-    let download = folder.read_config().map_or(true, |former| former.download);
+    let (download, via) = folder.read_config().map_or((true, None), |former| (former.download, former.via));
     let (server, node, server_id) = (options.server.clone(), options.node.clone(), Some(fetched.welcome.server_id));
-    let config = RemoteConfig { server, node, server_id, download, ssh: options.ssh.clone() };
+    let config = RemoteConfig { server, node, server_id, download, ssh: options.ssh.clone(), via };
     folder.write_config(&config).map_err(ExchangeError::Folder)?;
     identity::take_over(folder).map_err(ExchangeError::Dial)?;
     crash::at(CrashPoint::InitConfigured);

@@ -100,8 +100,10 @@ pub struct Settings {
 pub struct CarrierSettings {
     /// Its name.
     pub name: String,
-    /// Where it is: a folder, relative to the file.
+    /// Where it is: a folder, relative to the file, or `sftp://USER@HOST:PORT/PATH`.
     pub path: String,
+    /// For the latter: the file with the private key, the list of known hosts, a file with the password.
+    pub ssh: [Option<String>; 3],
     /// Size at which a letter goes on in another part, in bytes. Default 16 MB.
     pub part_bytes: u64,
     /// Most bytes of letters to one node that are on their way at once; 0 = no limit, the default.

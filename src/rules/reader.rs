@@ -231,7 +231,11 @@ impl Reader<'_, '_> {
     fn carrier(&mut self, name: Text, item: &Item) -> Option<CarrierSettings> {
         let place = format!("[carrier.{}]", name.value);
         let table = self.table(item, &place)?;
-        self.known(table, &["path", "part_kb", "room_mb", "resend_hours", "patience_minutes"], &place);
+        self.known(
+            table,
+            &["path", "part_kb", "room_mb", "resend_hours", "patience_minutes", "ssh_key", "ssh_known_hosts", "ssh_password_file"],
+            &place,
+        );
         if !is_carrier_name(&name.value) {
             self.report.problem(name.at, CARRIER_NAME_TEXT, None);
             return None;
@@ -246,7 +250,8 @@ impl Reader<'_, '_> {
         let room_bytes = self.optional_number(table, "room_mb", 0..=1 << 40).map_or(0, |megabytes| megabytes.unsigned_abs() << 20);
         let resend_seconds = self.optional_number(table, "resend_hours", 0..=24 * 366).unwrap_or(24) * 3_600;
         let patience_seconds = self.optional_number(table, "patience_minutes", 0..=24 * 60).unwrap_or(10) * 60;
-        Some(CarrierSettings { name: name.value, path: path.value, part_bytes, room_bytes, resend_seconds, patience_seconds })
+        let ssh = ["ssh_key", "ssh_known_hosts", "ssh_password_file"].map(|key| self.optional_text(table, key).map(|text| text.value));
+        Some(CarrierSettings { name: name.value, path: path.value, ssh, part_bytes, room_bytes, resend_seconds, patience_seconds })
     }
 
     fn attribute(&mut self, name: Text, item: &Item) -> Option<RawAttribute> {

@@ -13,23 +13,28 @@ use crate::server::syncsession::{blocking, serve_link};
 use crate::session::letter::{Frames, Lying, Receipt, Way};
 use crate::session::message::{Hello, Message, Mode, Refusal, Welcome, feature};
 use crate::session::upload::{UploadFile, UploadMessage, UploadState};
-use crate::transport::carrier::{Carrier, CarrierError, FolderCarrier, Marker, marker_of};
+use crate::transport::carrier::{self, Carrier, CarrierError, Marker, marker_of};
 use crate::transport::letters::{MailBox, Opened};
-use crate::transport::link::{Link, LinkError};
+use crate::transport::link::{Link, LinkError, Timing};
 use crate::transport::peer::Proof;
+use crate::transport::ssh_settings::SshSettings;
 use crate::transport::tcp;
 use crate::trust::keys::{KeyPair, PublicKey};
 use notify::Watcher;
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::base::limits::SESSION_MESSAGE_BYTES_MAX;
 
-/// Safety net for a lost event, and for places that tell of none (a share, a stick).
+/// Safety net for a lost event, and how often a place is looked at that tells of none (a share, SFTP).
 const SCAN: Duration = Duration::from_secs(10);
+/// The same for a place that tells of none, as long as letters come and go.
+const SCAN_BUSY: Duration = Duration::from_secs(1);
+/// So long after the last letter it counts as such.
+const BUSY: Duration = Duration::from_secs(60);
 /// Pause before a pass, so that many events make one.
 const LULL: Duration = Duration::from_millis(50);
 /// Bytes that the line within this process holds.
@@ -41,15 +46,34 @@ pub(super) async fn run(shared: Arc<Shared>, key: Arc<KeyPair>, options: Carrier
     let mut routed = shared.routed.clone();
     let mut said = BTreeSet::new();
     let mut watcher = None;
+    let mut busy: Option<Instant> = None;
+    let mut opened: Option<Arc<Mutex<Box<dyn Carrier>>>> = None;
     loop {
-        let carrier: Arc<std::sync::Mutex<dyn Carrier>> = Arc::new(std::sync::Mutex::new(FolderCarrier::at(&options.path)));
         if watcher.is_none() {
             watcher = watch(&options, &wake);
         }
         routed.borrow_and_update();
-        let desk = Post { shared: shared.clone(), key: key.clone(), carrier, options: options.clone(), shutdown: shutdown.clone() };
-        match desk.pass(&mut said).await {
-            Ok(()) => drop(said.remove(&options.name)),
+        let passed = async {
+            let carrier = match opened.take() {
+                Some(carrier) => carrier,
+                None => {
+                    let (options, timing) = (options.clone(), shared.timing);
+                    Arc::new(Mutex::new(blocking(move || Ok(open(&options, timing)?)).await?))
+                }
+            };
+            let post = Post { shared: shared.clone(), key: key.clone(), carrier, options: options.clone(), shutdown: shutdown.clone() };
+            let worked = post.pass(&mut said).await?;
+            Ok::<_, BoxError>((post.carrier, worked))
+        };
+        let passed = passed.await;
+        match passed {
+            Ok((carrier, worked)) => {
+                opened = Some(carrier);
+                if worked > 0 {
+                    busy = Some(Instant::now());
+                }
+                said.remove(&options.name);
+            }
             Err(error) => {
                 // A stick is mostly elsewhere: said once.
                 watcher = None;
@@ -58,16 +82,26 @@ pub(super) async fn run(shared: Arc<Shared>, key: Arc<KeyPair>, options: Carrier
                 }
             }
         }
+        let is_busy = watcher.is_none() && busy.is_some_and(|at| at.elapsed() < BUSY);
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = wake.notified() => {}
             changed = routed.changed() => if changed.is_err() { return },
             // What is watched may be another folder by now, of the same name.
-            () = tokio::time::sleep(SCAN) => watcher = None,
+            () = tokio::time::sleep(if is_busy { SCAN_BUSY } else { SCAN }) => watcher = None,
         }
         // What comes together is done together.
         tokio::time::sleep(LULL).await;
     }
+}
+
+/// Opens the carrier of a definition. Blocks.
+///
+/// # Errors
+/// No line to where it is, or the text is no address.
+pub fn open(settings: &CarrierSettings, timing: Timing) -> Result<Box<dyn Carrier>, CarrierError> {
+    let [key, known_hosts, password_file] = settings.ssh.clone().map(|file| file.map(Into::into));
+    carrier::open(&settings.path, &SshSettings { key, known_hosts, password_file }, timing)
 }
 
 /// Has changes of the place wake the pass; `None` where the system cannot tell of them.
@@ -88,7 +122,7 @@ fn watch(options: &CarrierSettings, wake: &Arc<Notify>) -> Option<notify::Recomm
 struct Post {
     shared: Arc<Shared>,
     key: Arc<KeyPair>,
-    carrier: Arc<std::sync::Mutex<dyn Carrier>>,
+    carrier: Arc<Mutex<Box<dyn Carrier>>>,
     options: CarrierSettings,
     shutdown: CancellationToken,
 }
@@ -106,14 +140,15 @@ enum Played {
 }
 
 impl Post {
-    async fn pass(&self, said: &mut BTreeSet<String>) -> Result<(), BoxError> {
+    async fn pass(&self, said: &mut BTreeSet<String>) -> Result<u64, BoxError> {
         let post = self.clone();
         let (nodes, marker) = blocking(move || {
             let carrier = post.carrier();
-            let marker = marker_of(&*carrier, post.shared.directory.identity()?.server_id)?;
+            let marker = marker_of(&**carrier, post.shared.directory.identity()?.server_id)?;
             Ok((carrier.nodes(Way::Up)?, marker))
         })
         .await?;
+        let mut worked = 0;
         for node in nodes {
             if self.shutdown.is_cancelled() {
                 break;
@@ -121,7 +156,10 @@ impl Post {
             // What is wrong with the letters of one node keeps no other waiting (I5).
             let told = format!("{}/{node}", self.options.name);
             match self.node(&node, &marker).await {
-                Ok(()) => drop(said.remove(&told)),
+                Ok(letters) => {
+                    worked += letters;
+                    said.remove(&told);
+                }
                 Err(error) if error.downcast_ref::<CarrierError>().is_some_and(CarrierError::is_passing) => return Err(error),
                 Err(error) => {
                     if said.insert(told) {
@@ -130,11 +168,11 @@ impl Post {
                 }
             }
         }
-        Ok(())
+        Ok(worked)
     }
 
-    fn carrier(&self) -> std::sync::MutexGuard<'_, dyn Carrier + 'static> {
-        self.carrier.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn carrier(&self) -> MutexGuard<'_, Box<dyn Carrier>> {
+        self.carrier.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs what blocks, with this side's end of the carrier for one node.
@@ -149,12 +187,13 @@ impl Post {
         blocking(move || {
             let server = post.shared.directory.identity()?.server_id;
             let carrier = post.carrier();
-            work(&post, &MailBox { carrier: &*carrier, key: &post.key, peer, server, node: &node, writes: Way::Down, part_bytes })
+            work(&post, &MailBox { carrier: &**carrier, key: &post.key, peer, server, node: &node, writes: Way::Down, part_bytes })
         })
         .await
     }
 
-    async fn node(&self, name: &NodeName, marker: &Marker) -> Result<(), BoxError> {
+    /// Reads the letters of a node and answers them; returns how many were read and written.
+    async fn node(&self, name: &NodeName, marker: &Marker) -> Result<u64, BoxError> {
         let (post, node) = (self.clone(), name.clone());
         let known = blocking(move || {
             let Some(key) = post.shared.directory.key_of(&node)? else { return Ok(None) };
@@ -166,7 +205,7 @@ impl Post {
         };
         let part_bytes = marker.part_bytes;
         let letters = self.mail(name, key, part_bytes, |_, mail| Ok(mail.incoming()?)).await?;
-        let mut is_waiting = false;
+        let (mut is_waiting, mut read) = (false, 0);
         for (letter, bytes) in letters {
             if letter.number <= desk.book.receipt.heard || desk.book.receipt.spoiled.contains(&letter.number) {
                 continue;
@@ -179,6 +218,7 @@ impl Post {
                 Played::Read => {
                     tracing::info!(node = %name, carrier = self.options.name, letter = letter.number, "letter read");
                     desk.book.read(letter.number);
+                    read += 1;
                 }
                 Played::Later => break,
                 // Older ones first: what follows may need what comes of it.
@@ -211,7 +251,7 @@ impl Post {
         if written > 0 {
             tracing::info!(node = %name, carrier = self.options.name, letters = written, "letters written");
         }
-        Ok(())
+        Ok(read + written)
     }
 
     /// Plays a letter into a session.

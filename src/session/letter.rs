@@ -58,6 +58,12 @@ impl fmt::Display for PartName {
 }
 
 impl PartName {
+    /// Whether a file name is one under which a part was being written.
+    pub fn is_temporary(name: &str) -> bool {
+        // Number, part and kind: 16 + 1 + 5 + 1 + 4.
+        name.ends_with(".tmp") && name.get(..27).is_some_and(|name| PartName::parse(name).is_some())
+    }
+
     /// Reads a file name; `None` if it is none of ours.
     pub fn parse(name: &str) -> Option<PartName> {
         let (numbers, kind) = name.split_once('.')?;

@@ -10,6 +10,8 @@ use crate::base::folder::{self, EntryKind};
 use crate::base::ids::{CARRIER_NAME_TEXT, NodeName, ServerId, is_carrier_name};
 use crate::base::limits::{LETTER_PART_BYTES, LETTER_PART_BYTES_MAX, LETTER_PART_BYTES_MIN};
 use crate::session::letter::{PartName, Way};
+use crate::transport::link::Timing;
+use crate::transport::ssh_settings::SshSettings;
 use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -24,7 +26,7 @@ pub const PATIENCE_SECONDS: i64 = 600;
 /// Layout of the marker.
 const MARKER_VERSION: i64 = 1;
 /// Most bytes that are read of a marker.
-const MARKER_BYTES_MAX: u64 = 4 << 10;
+pub(super) const MARKER_BYTES_MAX: u64 = 4 << 10;
 /// What can go wrong with a carrier.
 #[derive(Debug, thiserror::Error)]
 pub enum CarrierError {
@@ -55,12 +57,49 @@ pub enum CarrierError {
     /// A file or folder of it.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// The place is no folder of this machine, and no address either.
+    #[error("{0}")]
+    Address(String),
+    /// A name that was used already, on another machine.
+    #[error("{} exists already and is never replaced", .path.display())]
+    Taken {
+        /// The name.
+        path: PathBuf,
+    },
+    /// No line to the machine where it is.
+    #[cfg(unix)]
+    #[error(transparent)]
+    Ssh(#[from] crate::transport::ssh::SshError),
+    /// SFTP.
+    #[cfg(unix)]
+    #[error("{what}: {source}")]
+    Sftp {
+        /// What was tried.
+        what: String,
+        /// What is wrong.
+        source: ssh2::Error,
+    },
+    /// Bytes over SFTP.
+    #[error("{what}: {source}")]
+    SftpIo {
+        /// What was tried.
+        what: String,
+        /// What is wrong.
+        source: std::io::Error,
+    },
 }
 
 impl CarrierError {
     /// Whether the same may succeed later without anybody doing anything but bringing the carrier (exit code 3).
     pub fn is_passing(&self) -> bool {
-        matches!(self, CarrierError::NoMarker { .. } | CarrierError::Disk(_))
+        match self {
+            CarrierError::NoMarker { .. } | CarrierError::Disk(_) | CarrierError::SftpIo { .. } => true,
+            #[cfg(unix)]
+            CarrierError::Sftp { .. } => true,
+            #[cfg(unix)]
+            CarrierError::Ssh(error) => error.is_passing(),
+            _ => false,
+        }
     }
 }
 
@@ -214,6 +253,29 @@ pub fn marker_of(carrier: &dyn Carrier, server: ServerId) -> Result<Marker, Carr
     }
 }
 
+/// Opens the carrier at a place: a folder of this machine, or `sftp://USER@HOST:PORT/PATH`. `keys` are for the latter.
+///
+/// # Errors
+/// No line, or the text is no address.
+pub fn open(place: &str, keys: &SshSettings, timing: Timing) -> Result<Box<dyn Carrier>, CarrierError> {
+    if !place.starts_with("sftp://") {
+        return Ok(Box::new(FolderCarrier::at(place)));
+    }
+    open_sftp(place, keys, timing)
+}
+
+#[cfg(unix)]
+fn open_sftp(place: &str, keys: &SshSettings, timing: Timing) -> Result<Box<dyn Carrier>, CarrierError> {
+    let address = place.parse().map_err(CarrierError::Address)?;
+    let keys = keys.to_keys().map_err(CarrierError::Address)?;
+    Ok(Box::new(crate::transport::sftp::SftpCarrier::open(address, &keys, timing)?))
+}
+
+#[cfg(not(unix))]
+fn open_sftp(place: &str, _: &SshSettings, _: Timing) -> Result<Box<dyn Carrier>, CarrierError> {
+    Err(CarrierError::Address(format!("{place}: SFTP is not built for this system")))
+}
+
 /// A folder of this machine: a share, a stick, or one that something else keeps the same elsewhere.
 #[derive(Debug)]
 pub struct FolderCarrier {
@@ -362,8 +424,8 @@ impl Carrier for FolderCarrier {
             return Ok(());
         }
         for entry in folder::list(&self.folder(way, node))? {
-            let is_ours = entry.name.to_str().and_then(|name| name.get(..27)).is_some_and(|name| PartName::parse(name).is_some());
-            if is_ours && matches!(entry.kind, EntryKind::File { .. }) && entry.name.to_string_lossy().ends_with(".tmp") {
+            let is_ours = entry.name.to_str().is_some_and(PartName::is_temporary);
+            if is_ours && matches!(entry.kind, EntryKind::File { .. }) {
                 self.disk.remove(&entry.path)?;
             }
         }

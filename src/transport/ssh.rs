@@ -278,6 +278,17 @@ fn open(place: &SshAddress, keys: &SshKeys, timing: Timing) -> Result<Carried, S
     Ok(Carried { near: Some(near), thread })
 }
 
+/// Opens a session with a host whose key is in the list, and proves this side. Blocks, and so does what is done with it.
+///
+/// # Errors
+/// See [`SshError`].
+pub(super) fn session(place: &SshAddress, keys: &SshKeys, timing: Timing) -> Result<Session, SshError> {
+    let (session, _) = known_session(place, &keys.known_hosts, timing)?;
+    prove(&session, place, keys)?;
+    session.set_timeout(u32::try_from(timing.stall_window.as_millis()).unwrap_or(u32::MAX));
+    Ok(session)
+}
+
 /// Opens a session with a host whose key is in the list.
 fn known_session(place: &SshAddress, known_hosts: &Path, timing: Timing) -> Result<(Session, Line), SshError> {
     let address = place.to_string();

@@ -6,7 +6,6 @@ use crate::ssh::{Sshd, user};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -15,7 +14,7 @@ use std::time::{Duration, Instant};
 /// Brings a service up, and a way to it.
 type Open = fn(&mut Site) -> Way;
 
-const WAYS: [(&str, Open); 3] = [("tls", Way::tls), ("ssh", Way::ssh), ("folder", Way::folder)];
+const WAYS: [(&str, Open); 4] = [("tls", Way::tls), ("ssh", Way::ssh), ("folder", Way::folder), ("sftp", Way::sftp)];
 /// Those on which a line can be cut; what becomes of letters that are lost or cut, `carrier.rs` tells.
 const LINES: [(&str, Open); 2] = [WAYS[0], WAYS[1]];
 
@@ -25,31 +24,52 @@ const DEFINITION: &str = "version = 1\n[carrier.share]\npath = 'share'\n[object.
 struct Way {
     port: u16,
     sshd: Option<Sshd>,
+    /// The sshd behind which the carrier is.
+    drop: Option<Sshd>,
     /// The carrier, where nodes get in step by letters.
-    via: Option<PathBuf>,
+    via: Option<String>,
 }
 
 impl Way {
     fn tls(site: &mut Site) -> Way {
         let address = site.serve();
-        Way { port: address.rsplit(':').next().unwrap().parse().unwrap(), sshd: None, via: None }
+        Way { port: address.rsplit(':').next().unwrap().parse().unwrap(), sshd: None, drop: None, via: None }
     }
 
     fn ssh(site: &mut Site) -> Way {
         site.serve();
         let sshd = Sshd::start(site, &["ANNA", "BERT"]);
-        Way { port: sshd.port, sshd: Some(sshd), via: None }
+        Way { port: sshd.port, sshd: Some(sshd), drop: None, via: None }
     }
 
     fn folder(site: &mut Site) -> Way {
         site.dockmaster_ok(&["carrier", "prepare", "share"]);
-        Way { via: Some(site.path("share")), ..Way::tls(site) }
+        Way { via: Some(site.path("share").display().to_string()), ..Way::tls(site) }
+    }
+
+    /// A place behind an sshd where nothing of ours runs: both sides come there by SFTP.
+    fn sftp(site: &mut Site) -> Way {
+        let sshd = Sshd::start_for_sftp(site, "drop");
+        let place = format!("sftp://{}@127.0.0.1:{}{}", user(), sshd.port, site.path("share").display());
+        let definition = fs::read_to_string(site.path("dockmaster.toml")).unwrap();
+        let keys = format!("path = '{place}'\nssh_key = 'ssh/id-drop'\nssh_known_hosts = 'ssh/known_hosts'");
+        fs::write(site.path("dockmaster.toml"), definition.replace("path = 'share'", &keys)).unwrap();
+        site.dockmaster_ok(&["carrier", "prepare", "share"]);
+        // The nodes were let in over the network.
+        Way { via: Some(place), port: Way::tls(site).port, sshd: None, drop: Some(sshd) }
     }
 
     fn sync(&self, site: &Site, node: &str) -> Output {
         let database = crm::local(node);
         match &self.via {
-            Some(place) => site.remote_sync(&["sync", &database, "--wait", "60", "--via", place.to_str().unwrap()]),
+            Some(place) => {
+                let mut arguments = vec!["sync".to_owned(), database, "--wait".into(), "60".into(), "--via".into(), place.clone()];
+                if let Some(drop) = &self.drop {
+                    let keys = [("--ssh-key", drop.key("drop")), ("--ssh-known-hosts", drop.known_hosts())];
+                    arguments.extend(keys.into_iter().flat_map(|(name, path)| [name.to_owned(), path.display().to_string()]));
+                }
+                site.remote_sync(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+            }
             None => site.remote_sync(&["sync", &database, "--wait", "60"]),
         }
     }

@@ -53,6 +53,16 @@ impl Sshd {
         sshd
     }
 
+    /// Starts one on which one key may do SFTP and nothing else.
+    pub(crate) fn start_for_sftp(site: &Site, name: &str) -> Sshd {
+        let sshd = Sshd::start(site, &[]);
+        let key = sshd.key(name);
+        run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-C", name, "-f", key.to_str().unwrap()]);
+        let line = format!("restrict,command=\"internal-sftp\" {}", text(&key.with_extension("pub")));
+        fs::write(sshd.folder.join("authorized_keys"), line).unwrap();
+        sshd
+    }
+
     fn make_host_key(&self) {
         let key = self.folder.join("host");
         for file in [key.clone(), key.with_extension("pub")] {
@@ -91,7 +101,7 @@ impl Sshd {
         let folder = self.folder.display();
         let config = format!(
             "Port {}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized_keys\nPidFile none\n\
-             StrictModes no\nUsePAM no\nPermitRootLogin prohibit-password\nPasswordAuthentication no\nMaxStartups 100\nLogLevel ERROR\n",
+             StrictModes no\nUsePAM no\nPermitRootLogin prohibit-password\nPasswordAuthentication no\nSubsystem sftp internal-sftp\nMaxStartups 100\nLogLevel ERROR\n",
             self.port
         );
         let path = self.folder.join("sshd_config");

@@ -39,7 +39,7 @@ fn write_extract(outbox: &Path, node: &str, incarnation: u32, rows: u64) {
 }
 
 fn init_options(server: impl ToString, node: &str) -> InitOptions {
-    let ssh = dockmaster::client::folder::SshSettings::default();
+    let ssh = dockmaster::transport::ssh_settings::SshSettings::default();
     InitOptions { server: server.to_string(), node: name(node), ssh, replace: false, renew: false, exchange: options() }
 }
 

@@ -4,7 +4,7 @@ use dockmaster::base::ids::*;
 use dockmaster::base::limits::SESSION_MESSAGE_BYTES_MAX;
 use dockmaster::client::applier::SharedUploads;
 use dockmaster::client::exchange::{Applier, BoxError, ExchangeOptions, LocalPosition, Reports, SharedApplier, sync_once};
-use dockmaster::client::folder::{ClientFolder, LockedFolder, RemoteConfig, SshSettings};
+use dockmaster::client::folder::{ClientFolder, LockedFolder, RemoteConfig};
 use dockmaster::client::report::{ExchangeError, NoProgress, SyncReport};
 use dockmaster::docking::sessions::SessionsDb;
 use dockmaster::model::node::{Node, NodeState};
@@ -16,6 +16,7 @@ use dockmaster::session::message::{AppliedTo, Message, kind};
 use dockmaster::store::upload_position::MergedTo;
 use dockmaster::transport::link::{Link, Timing};
 use dockmaster::transport::peer::{Boxed, DialError, Dialer, Greeted, Greeter, Proof};
+use dockmaster::transport::ssh_settings::SshSettings;
 use dockmaster::transport::tcp;
 use dockmaster::trust::keys::PublicKey;
 use sha2::{Digest, Sha256};
@@ -423,6 +424,7 @@ impl Client {
             server_id: Some(SERVER_ID),
             download: true,
             ssh: SshSettings::default(),
+            via: None,
         };
         Client { home, folder, config, keeper, applied, options: options() }
     }
