@@ -10,6 +10,7 @@ pub mod folder;
 pub mod identity;
 pub mod inbox;
 pub mod init;
+pub mod init_by_letters;
 pub mod local_applier;
 pub mod local_uploads;
 pub mod outbox;

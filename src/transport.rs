@@ -3,6 +3,7 @@
 pub mod carrier;
 pub mod letters;
 pub mod link;
+pub mod newcomers;
 pub mod peer;
 pub mod proxy;
 #[cfg(unix)]

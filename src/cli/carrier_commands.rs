@@ -6,9 +6,11 @@ use crate::cli::output::{Output, bytes, table};
 use crate::cli::project::Settings;
 use crate::rules::definition::CarrierSettings;
 use crate::server::carrier::open;
+use crate::server::identity;
 use crate::session::letter::Way;
 use crate::store::sqlite::ServerDatabase;
 use crate::transport::carrier::{Carrier, CarrierError, Marker, marker_of};
+use crate::transport::letters::parts_of;
 use crate::transport::link::Timing;
 use serde_json::json;
 use std::path::Path;
@@ -60,9 +62,11 @@ fn prepare(settings: &Settings, server: ServerId, args: &PrepareArgs, output: Ou
         let known = if known.is_empty() { "it has none".to_owned() } else { format!("it has: {}", known.join(", ")) };
         anyhow::bail!("{} has no [carrier.{}] ({known})", settings.config.display(), args.name);
     };
+    let authority = identity::read(&settings.identity, &ServerDatabase::open(&settings.database)?)?.certificate().to_vec();
     let marker = Marker {
         name: carrier.name.clone(),
         server,
+        authority,
         part_bytes: carrier.part_bytes,
         room_bytes: carrier.room_bytes,
         resend_seconds: carrier.resend_seconds,
@@ -80,9 +84,9 @@ fn prepare(settings: &Settings, server: ServerId, args: &PrepareArgs, output: Ou
 /// Letters one way: how many parts, and their bytes.
 fn lying(carrier: &dyn Carrier, way: Way) -> Result<(u64, u64), CarrierError> {
     let mut sum = (0, 0);
-    for node in carrier.nodes(way)? {
-        for found in carrier.list(way, &node)?.parts {
-            sum = (sum.0 + 1, sum.1 + found.bytes);
+    for folder in carrier.folders(way)? {
+        for (_, bytes) in parts_of(&carrier.list(way, &folder)?) {
+            sum = (sum.0 + 1, sum.1 + bytes);
         }
     }
     Ok(sum)

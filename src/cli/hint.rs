@@ -318,6 +318,7 @@ fn refused(node: &str, code: RefusalCode) -> Option<String> {
 fn init(error: &InitError) -> Option<String> {
     match error {
         InitError::Exists(_) => some("--replace keeps the old one beside it and puts the new one in its place"),
+        InitError::Waiting { .. } => some("let the carrier be where `dockmaster serve` looks, then run the same command here again"),
         InitError::NoToken(_) => {
             some("remote-sync init SERVER --token TOKEN DB; `dockmaster node add` and `dockmaster node token` give tokens")
         }

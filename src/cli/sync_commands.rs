@@ -13,6 +13,7 @@ use crate::client::exchange::{self, ExchangeOptions, SharedApplier};
 use crate::client::folder::{ClientFolder, LockedFolder, RemoteConfig};
 use crate::client::identity::{self, ServerDialer, Which};
 use crate::client::init::{self, InitOptions};
+use crate::client::init_by_letters::Place;
 use crate::client::local_applier::{ApplyFault, LocalApplier};
 use crate::client::report::{ExchangeError, Progress, ProgressEvent, SyncReport};
 use crate::session::message::DEFAULT_PORT;
@@ -25,6 +26,7 @@ use crate::transport::signals;
 #[cfg(unix)]
 use crate::transport::ssh::{SshAddress, SshDialer};
 use crate::transport::ssh_settings::SshSettings;
+use crate::trust::keys::PublicKey;
 use crate::trust::token::Token;
 use anyhow::Context as _;
 use indicatif::ProgressBar;
@@ -45,10 +47,12 @@ Examples:
   remote-sync init hq.example.com --token-file token.txt pos.db    it does not show in the list of processes then; - is stdin
   remote-sync init hq.example.com pos.db --replace --renew         begin anew with a new extract; no token is needed
   remote-sync init ssh://dock@hq.example.com --node POS-7 pos.db   over SSH, which proves both sides; see `dockmaster session --help`
+  remote-sync init via:/media/stick --token DM1-.... pos.db        no network: asks on a carrier of the server; call it again when
+                                                                   the carrier has been there
 
 The key of this node is made here and stays here, in DB.sync/identity. With HTTPS_PROXY set, the way leads through that proxy.")]
 pub(crate) struct InitArgs {
-    /// Address of the server: host, or host:port
+    /// Address of the server: host, host:port, ssh://USER@HOST:PORT, or via:PLACE for a carrier
     #[arg(value_name = "SERVER")]
     server: String,
     /// Lets this machine in, once, as the node that the token is for
@@ -119,8 +123,8 @@ pub(crate) struct SyncArgs {
     /// Wait until the server has merged what was sent, at most so long
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=i64::from(AWAIT_SECONDS_MAX)))]
     wait: Option<u32>,
-    /// By letters on a carrier of the server, instead of over a line: a folder, or sftp://USER@HOST:PORT/PATH; `via = ".."` in remote-sync.toml
-    /// does so for every sync
+    /// By letters on a carrier of the server, instead of over a line: a folder, or sftp://USER@HOST:PORT/PATH; with
+    /// `server = "via:PLACE"` in remote-sync.toml every sync does so
     #[arg(long, value_name = "PLACE", conflicts_with = "only")]
     via: Option<String>,
     #[command(flatten)]
@@ -136,17 +140,29 @@ pub(crate) fn init(args: &InitArgs, output: Output) -> Outcome {
     let (server, token, proxy) = (with_port(&args.server)?, token(args)?, proxy()?);
     let began = Instant::now();
     init::look(&folder, args.replace)?;
-    let ssh = ssh_settings(&args.ssh, &folder)?;
+    let mut ssh = ssh_settings(&args.ssh, &folder)?;
+    let mut letters: Option<(Place, PublicKey)> = None;
     let (node, dialer) = if is_ssh(&server) {
         (node_by_ssh(args, &folder)?, ssh_dialer(&ssh)?)
+    } else if let Some(place) = via_of(&server) {
+        if place.starts_with("sftp://") {
+            ssh.known_hosts = Some(known_hosts(ssh.known_hosts)?);
+        }
+        let place = Place { place: place.to_owned(), ssh: ssh.clone() };
+        let (node, key, dialer) = place.enter(&folder, token.as_ref(), Timing::default())?;
+        letters = Some((place, key));
+        (node, dialer)
     } else {
         init::enter(&folder, &server, token.as_ref(), proxy.as_ref(), Timing::default())?
     };
-    let ssh = if is_ssh(&server) { ssh } else { SshSettings::default() };
+    let ssh = if is_ssh(&server) || server.starts_with("via:sftp://") { ssh } else { SshSettings::default() };
     let options = InitOptions { server, node, ssh, replace: args.replace, renew: args.renew, exchange: ExchangeOptions::new(dialer) };
     let mut bars = Bars::new(output);
     let report = init::init(&folder, &options, &mut bars)?;
     bars.finish();
+    if let Some((place, key)) = &letters {
+        place.leave(key, Timing::default()).map_err(MailError::from)?;
+    }
     if output.is_json() {
         output.json(json!({
             "node": options.node.as_str(), "server": report.server_name, "incarnation": report.offer.incarnation.0,
@@ -207,6 +223,11 @@ fn exchange_options(folder: &LockedFolder, config: &RemoteConfig) -> anyhow::Res
         true => ssh_dialer(&config.ssh)?,
         false => Arc::new(ServerDialer::new(folder, Which::Node, proxy()?)),
     }))
+}
+
+/// The place of a carrier, if a server is reached by one.
+fn via_of(server: &str) -> Option<&str> {
+    server.strip_prefix("via:")
 }
 
 fn is_ssh(server: &str) -> bool {
@@ -276,7 +297,10 @@ pub(crate) fn sync(args: &SyncArgs, output: Output) -> Outcome {
             uploads.lock().unwrap_or_else(PoisonError::into_inner).cut().map_err(ExchangeError::Local)?;
         }
     }
-    let via = args.via.as_deref().or_else(|| config.via.as_deref().filter(|_| args.only.is_none()));
+    let via = args.via.as_deref().or_else(|| via_of(&config.server));
+    if let (Some(_), Some(Only::Send | Only::Receive)) = (via, args.only) {
+        anyhow::bail!("by letters both halves are one: leave --only out");
+    }
     let mut ssh = ssh_settings(&args.ssh, &folder)?;
     if via.is_some_and(|via| via.starts_with("sftp://")) {
         ssh.known_hosts = Some(known_hosts(ssh.known_hosts)?);
@@ -288,7 +312,10 @@ pub(crate) fn sync(args: &SyncArgs, output: Output) -> Outcome {
             send: sends,
             receive: fetches,
             wait: args.wait.filter(|_| sends),
-            ..exchange_options(&folder, &config)?
+            ..match via {
+                Some(_) => ExchangeOptions::new(Arc::new(ServerDialer::new(&folder, Which::Node, None))),
+                None => exchange_options(&folder, &config)?,
+            }
         };
         let shared: SharedApplier = applier.clone();
         loop {
@@ -396,6 +423,9 @@ pub(crate) fn watch(args: &DatabaseArgs, output: Output) -> Outcome {
     let folder = folder.lock()?;
     let applier = Arc::new(Mutex::new(LocalApplier::open(&folder)?));
     let shared: SharedApplier = applier.clone();
+    if let Some(place) = via_of(&config.server) {
+        anyhow::bail!("nobody can watch over letters: call `remote-sync sync` when {place} has been at the server");
+    }
     let stop = signals::token()?;
     output.say(format!("{} stays in step with {}; Ctrl-C stops cleanly.", config.node, config.server))?;
     let options = ExchangeOptions { receive: config.download, ..exchange_options(&folder, &config)? };
@@ -416,6 +446,14 @@ fn lock(applier: &Mutex<LocalApplier>) -> MutexGuard<'_, LocalApplier> {
 }
 
 fn with_port(server: &str) -> anyhow::Result<String> {
+    if let Some(place) = via_of(server) {
+        let place = match place.starts_with("sftp://") {
+            true => place.to_owned(),
+            // It holds wherever the next command is called.
+            false => std::path::absolute(place).with_context(|| place.to_owned())?.display().to_string(),
+        };
+        return Ok(format!("via:{place}"));
+    }
     #[cfg(unix)]
     if is_ssh(server) {
         return Ok(server.parse::<SshAddress>().map_err(anyhow::Error::msg)?.to_string());

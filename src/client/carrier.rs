@@ -5,7 +5,7 @@
 
 use crate::base::clock::{now_micros, now_seconds};
 use crate::base::disk::{Disk, DiskError};
-use crate::base::ids::{FileNo, InstallId};
+use crate::base::ids::{FileNo, Incarnation, InstallId};
 use crate::client::applier::{LocalPosition, Outgoing, SharedApplier, SharedUploads};
 use crate::client::exchange::{ExchangeOptions, lock};
 use crate::client::folder::{FolderError, LockedFolder, RemoteConfig};
@@ -23,7 +23,6 @@ use crate::transport::peer::DialError;
 use crate::trust::identity::{NodeIdentity, key_of};
 use notify::Watcher;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::PathBuf;
 use std::sync::mpsc;
@@ -295,6 +294,10 @@ impl<'a> CarrierExchange<'a> {
                     // Of a former stream of this node.
                     return Ok(Came::Read);
                 }
+                if matches!(message, Message::ExtractOffer(_)) {
+                    // For the database that was to be made: it is there.
+                    return Ok(Came::Read);
+                }
                 if let Message::FileBegin { file, .. } = &message {
                     if file.file > inbox.received().next() {
                         return Ok(Came::Gap);
@@ -423,7 +426,7 @@ impl<'a> CarrierExchange<'a> {
         self.position = lock(self.applier).state().map_err(ExchangeError::Local)?;
         let reports = lock(self.applier).reports().map_err(ExchangeError::Local)?;
         let received = Inbox::open(self.folder, self.position.applied.file)?.received();
-        let lying: BTreeSet<u64> = self.mail()?.lying().map_err(MailError::from)?.iter().map(|found| found.name.number).collect();
+        let lying = self.mail()?.lying().map_err(MailError::from)?;
         self.kept.book.give_up(&lying, now_seconds(), self.marker.resend_seconds);
         let told: Vec<(u64, u32)> = reports.outcomes.iter().map(|outcome| (outcome.id, outcome.place)).collect();
         let hello = self.hello(received);
@@ -462,7 +465,7 @@ impl<'a> CarrierExchange<'a> {
             }
             let bytes = letter.finish()?;
             let [first, last] = [files.first(), files.last()].map(|outgoing| outgoing.map_or(FileNo(0), |outgoing| outgoing.file.file));
-            self.kept.book.wrote(Sent { number, first, last, bytes, at: now_seconds() });
+            self.kept.book.wrote(Sent { number, first, last, bytes, at: now_seconds(), extract: Incarnation(0) });
             for outgoing in &files {
                 let sent = &mut self.report.sync.sent;
                 sent.files += 1;

@@ -186,7 +186,7 @@ impl LockedFolder {
 /// `remote-sync.toml`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoteConfig {
-    /// Address of the server, `host:port`.
+    /// Address of the server: `host:port`, `ssh://user@host:port`, or `via:` and the place of a carrier.
     pub server: String,
     /// Name of this node.
     pub node: NodeName,
@@ -196,15 +196,12 @@ pub struct RemoteConfig {
     pub download: bool,
     /// For a server whose address begins with `ssh://`, or a carrier whose place begins with `sftp://`.
     pub ssh: SshSettings,
-    /// The carrier by which this node gets in step, where no other way is named; `None` = over a line.
-    pub via: Option<String>,
 }
 
 /// Layout of `remote-sync.toml`.
 const CONFIG_VERSION: i64 = 1;
 /// What it may hold.
-const CONFIG_NAMES: [&str; 9] =
-    ["version", "server", "node", "server_id", "download", "ssh_key", "ssh_known_hosts", "ssh_password_file", "via"];
+const CONFIG_NAMES: [&str; 8] = ["version", "server", "node", "server_id", "download", "ssh_key", "ssh_known_hosts", "ssh_password_file"];
 /// Most bytes that are read of it.
 const CONFIG_BYTES_MAX: u64 = 64 << 10;
 
@@ -231,8 +228,9 @@ impl RemoteConfig {
         }
         let wrong = |error: IdError| error.to_string();
         let server = text_of("server")?.ok_or("`server` is missing")?.to_owned();
-        if server.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
-            return Err(format!("`server` = \"{server}\" is not of the form host:port or ssh://user@host:port"));
+        let is_carrier = server.strip_prefix("via:").is_some_and(|place| !place.is_empty());
+        if !is_carrier && server.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
+            return Err(format!("`server` = \"{server}\" is not of the form host:port, ssh://user@host:port or via:PLACE"));
         }
         let path_of = |name: &str| Ok::<_, String>(text_of(name)?.map(PathBuf::from));
         let ssh = SshSettings {
@@ -240,11 +238,8 @@ impl RemoteConfig {
             known_hosts: path_of("ssh_known_hosts")?,
             password_file: path_of("ssh_password_file")?,
         };
-        let via = text_of("via")?.map(str::to_owned);
-        if ssh != SshSettings::default() && !server.starts_with("ssh://") && !via.as_ref().is_some_and(|via| via.starts_with("sftp://")) {
-            return Err(format!(
-                "`ssh_..` is for a server that begins with ssh:// or a `via` that begins with sftp://, not for \"{server}\""
-            ));
+        if ssh != SshSettings::default() && !server.starts_with("ssh://") && !server.starts_with("via:sftp://") {
+            return Err(format!("`ssh_..` is for a server that begins with ssh:// or via:sftp://, not for \"{server}\""));
         }
         let node = text_of("node")?.ok_or("`node` is missing")?.parse().map_err(wrong)?;
         let server_id = text_of("server_id")?.map(str::parse).transpose().map_err(wrong)?;
@@ -252,7 +247,7 @@ impl RemoteConfig {
             None => true,
             Some(item) => item.as_bool().ok_or("`download` must be true or false")?,
         };
-        Ok(RemoteConfig { server, node, server_id, download, ssh, via })
+        Ok(RemoteConfig { server, node, server_id, download, ssh })
     }
 
     /// Returns the text of the file.
@@ -268,9 +263,6 @@ impl RemoteConfig {
             document["download"] = value(false);
         }
         let ssh = [("ssh_key", &self.ssh.key), ("ssh_known_hosts", &self.ssh.known_hosts), ("ssh_password_file", &self.ssh.password_file)];
-        if let Some(via) = &self.via {
-            document["via"] = value(via);
-        }
         for (name, path) in ssh {
             if let Some(path) = path {
                 document[name] = value(path.display().to_string());
@@ -314,7 +306,6 @@ mod tests {
             server_id: Some(ServerId([9; 16])),
             download: false,
             ssh: SshSettings { key: Some("/srv/a b/id".into()), known_hosts: None, password_file: Some("p".into()) },
-            via: Some("sftp://a@b:22/c".into()),
         };
         folder.lock().unwrap().write_config(&config).unwrap();
         assert_eq!(folder.read_config().unwrap(), config);

@@ -7,12 +7,15 @@
 use crate::base::clock::now_seconds;
 use crate::base::disk::Disk;
 use crate::client::folder::LockedFolder;
-use crate::session::enrol::Request;
+use crate::session::enrol::{Answer, Request};
+use crate::transport::carrier::{Carrier, Marker};
+use crate::transport::letters::MailError;
 use crate::transport::link::{Link, Timing};
+use crate::transport::newcomers;
 use crate::transport::peer::{Boxed, DialError, Dialer};
 use crate::transport::proxy::Proxy;
 use crate::transport::tls;
-use crate::trust::identity::{NodeIdentity, key_text, read_key};
+use crate::trust::identity::{NodeIdentity, key_of, key_text, read_key};
 use crate::trust::keys::{KeyPair, TrustError};
 use crate::trust::tls as demands;
 use crate::trust::token::{Fingerprint, Token};
@@ -87,6 +90,53 @@ pub async fn enrol(
         // The key of an attempt before may be that of another node by now.
         Err(DialError::Refused { .. }) if is_old => enrol_key(locked, address, token, new_key(locked)?, proxy, timing).await,
         done => done,
+    }
+}
+
+/// What came of asking by a file.
+#[derive(Debug)]
+pub enum Asked {
+    /// The server let this key in.
+    Granted(Box<NodeIdentity>),
+    /// It has not answered yet.
+    Waiting,
+}
+
+/// Asks by a file on a carrier to be let in, or takes the answer that lies there and keeps it as [`Which::New`].
+///
+/// # Errors
+/// The carrier is another server's than the token's, or cannot be written; or the server refuses.
+pub fn enrol_by_file(locked: &LockedFolder, carrier: &dyn Carrier, marker: &Marker, token: &Token) -> Result<Asked, DialError> {
+    let disk = locked.disk();
+    let place = carrier.place();
+    disk.ensure_folder(&folder(locked))?;
+    if Fingerprint::of(&marker.authority) != token.server {
+        return Err(DialError::Stranger { address: place });
+    }
+    let authority = CertificateDer::from(marker.authority.clone());
+    let server_key = key_of(&authority).ok_or_else(|| DialError::Stranger { address: place.clone() })?;
+    let key = match disk.read_secret(&key_file(locked)) {
+        Ok(text) => read_key(&text).map_err(|error| DialError::Identity { path: key_file(locked), why: error.to_string() })?,
+        Err(error) if error.is_not_found() => new_key(locked)?,
+        Err(error) => return Err(error.into()),
+    };
+    let mail = |error: MailError| DialError::Tls { address: place.clone(), source: std::io::Error::other(error) };
+    match newcomers::answer(carrier, marker.server, &server_key, &key).map_err(mail)? {
+        None => {
+            newcomers::ask(carrier, marker.server, &server_key, &key, token.secret).map_err(mail)?;
+            Ok(Asked::Waiting)
+        }
+        Some(Answer::Granted { certificate }) => {
+            let identity = NodeIdentity::new(key, certificate.into(), authority)?;
+            disk.replace_with(&locked.tmp(), &file(locked, Which::New), identity.to_text().as_bytes())?;
+            Ok(Asked::Granted(Box::new(identity)))
+        }
+        Some(Answer::Refused { text }) => {
+            // The next attempt, with another token, has another key.
+            newcomers::ask_no_more(carrier, &key.public()).map_err(|error| mail(error.into()))?;
+            disk.remove(&key_file(locked))?;
+            Err(DialError::Refused { address: place, text })
+        }
     }
 }
 

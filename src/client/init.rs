@@ -74,6 +74,14 @@ pub enum InitError {
     /// Nothing says which node this is.
     #[error("{} was never let in by a server, and there is no token", .0.display())]
     NoToken(PathBuf),
+    /// The server has to see the carrier first.
+    #[error("the server {what}: {place}")]
+    Waiting {
+        /// The carrier.
+        place: String,
+        /// How far it is.
+        what: &'static str,
+    },
     /// There is a database already.
     #[error("{} exists and is not empty; it is replaced only with --replace", .0.display())]
     Exists(PathBuf),
@@ -108,6 +116,7 @@ impl InitError {
         match self {
             InitError::Exchange(error) => error.is_passing(),
             InitError::Install(error) => matches!(error, InstallError::InUse { .. }),
+            InitError::Waiting { .. } => true,
             _ => false,
         }
     }
@@ -199,9 +208,9 @@ fn put_in_place(folder: &LockedFolder, options: &InitOptions, fetched: &Fetched,
     disk.sync_folder(&folder.inbox())?;
     crash::at(CrashPoint::InitEmptied);
     // What the user chose for this folder outlives the database in it.
-    let (download, via) = folder.read_config().map_or((true, None), |former| (former.download, former.via));
+    let download = folder.read_config().map_or(true, |former| former.download);
     let (server, node, server_id) = (options.server.clone(), options.node.clone(), Some(fetched.welcome.server_id));
-    let config = RemoteConfig { server, node, server_id, download, ssh: options.ssh.clone(), via };
+    let config = RemoteConfig { server, node, server_id, download, ssh: options.ssh.clone() };
     folder.write_config(&config).map_err(ExchangeError::Folder)?;
     identity::take_over(folder).map_err(ExchangeError::Dial)?;
     crash::at(CrashPoint::InitConfigured);

@@ -7,15 +7,18 @@
 use crate::base::clock::now_seconds;
 use crate::base::ids::NodeName;
 use crate::rules::definition::CarrierSettings;
-use crate::server::carrier_desk::{Desk, Rules};
+use crate::server::carrier_desk::{self, Desk, Rules};
 use crate::server::syncmgr::{BoxError, Shared};
 use crate::server::syncsession::{blocking, serve_link};
+use crate::session::admission::{self, NODE_TEXT, NodeFacts};
+use crate::session::enrol::{Answer, Request};
 use crate::session::letter::{Frames, Lying, Receipt, Way};
 use crate::session::message::{Hello, Message, Mode, Refusal, Welcome, feature};
 use crate::session::upload::{UploadFile, UploadMessage, UploadState};
 use crate::transport::carrier::{self, Carrier, CarrierError, Marker, marker_of};
 use crate::transport::letters::{MailBox, Opened};
 use crate::transport::link::{Link, LinkError, Timing};
+use crate::transport::newcomers::{self, Newcomer};
 use crate::transport::peer::Proof;
 use crate::transport::ssh_settings::SshSettings;
 use crate::transport::tcp;
@@ -145,11 +148,13 @@ impl Post {
         let (nodes, marker) = blocking(move || {
             let carrier = post.carrier();
             let marker = marker_of(&**carrier, post.shared.directory.identity()?.server_id)?;
-            Ok((carrier.nodes(Way::Up)?, marker))
+            // Those for whom an extract waits have written no letter yet.
+            let nodes: BTreeSet<String> = carrier.folders(Way::Up)?.into_iter().chain(post.awaited()?).collect();
+            Ok((nodes, marker))
         })
         .await?;
-        let mut worked = 0;
-        for node in nodes {
+        let mut worked = self.newcomers(said).await?;
+        for node in nodes.into_iter().filter_map(|folder| folder.parse::<NodeName>().ok()) {
             if self.shutdown.is_cancelled() {
                 break;
             }
@@ -171,6 +176,13 @@ impl Post {
         Ok(worked)
     }
 
+    /// Returns the nodes of which something is kept for this carrier.
+    fn awaited(&self) -> Result<Vec<String>, BoxError> {
+        let nodes = self.shared.root.nodes()?;
+        let is_kept = |node: &NodeName| carrier_desk::path(&self.shared.root, node, &self.options.name).exists();
+        Ok(nodes.iter().filter(|node| is_kept(node)).map(ToString::to_string).collect())
+    }
+
     fn carrier(&self) -> MutexGuard<'_, Box<dyn Carrier>> {
         self.carrier.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -190,6 +202,58 @@ impl Post {
             work(&post, &MailBox { carrier: &**carrier, key: &post.key, peer, server, node: &node, writes: Way::Down, part_bytes })
         })
         .await
+    }
+
+    /// Lets those in who ask by a file; their extracts follow in letters. Returns how many were answered.
+    async fn newcomers(&self, said: &mut BTreeSet<String>) -> Result<u64, BoxError> {
+        let post = self.clone();
+        let newcomers = blocking(move || {
+            let (carrier, server) = (post.carrier(), post.shared.directory.identity()?.server_id);
+            newcomers::forget(&**carrier)?;
+            Ok(newcomers::waiting(&**carrier, server, &post.key)?)
+        });
+        let mut answered = 0;
+        for Newcomer { key, request } in newcomers.await? {
+            let request = match request {
+                Ok(request) => request,
+                Err(why) => {
+                    if said.insert(key.to_string()) {
+                        tracing::warn!("carrier {}: what asks to be let in with key {key} cannot be read: {why}", self.options.name);
+                    }
+                    continue;
+                }
+            };
+            let post = self.clone();
+            answered += blocking(move || post.let_in(&key, &request)).await?;
+        }
+        Ok(answered)
+    }
+
+    fn let_in(&self, key: &PublicKey, request: &Request) -> Result<u64, BoxError> {
+        let (shared, name) = (&self.shared, &self.options.name);
+        let server = shared.directory.identity()?.server_id;
+        let answer = match shared.directory.enrol(request, None)? {
+            Ok((node, certificate)) => {
+                tracing::info!(%node, carrier = name, "was let in by a file");
+                // Whoever holds its session came in by the key before.
+                shared.cut_off(&node);
+                let mut desk = Desk::read(&shared.root, &node, name, key)?;
+                let known = shared.directory.node(&node)?.ok_or("the node was deleted meanwhile")?;
+                let bound_install = shared.sessions().mark(&node, known.incarnation)?.map(|mark| mark.install_id);
+                let facts = NodeFacts { bound_install, ..NodeFacts::default() };
+                // An extract that is in use is another database's.
+                let is_new = admission::needs_extract(&known, &facts, false).unwrap_or(true);
+                desk.extract = Some(if is_new { shared.directory.start(&node)? } else { known.incarnation });
+                desk.keep(&shared.root, &node, name)?;
+                Answer::Granted { certificate }
+            }
+            Err(why) => {
+                tracing::warn!(carrier = name, "enrolment by a file refused: {why}");
+                Answer::Refused { text: NODE_TEXT.to_owned() }
+            }
+        };
+        newcomers::reply(&**self.carrier(), server, &self.key, key, &answer)?;
+        Ok(1)
     }
 
     /// Reads the letters of a node and answers them; returns how many were read and written.
@@ -436,6 +500,7 @@ impl Player {
             tracing::error!("a session broke off: {error}");
         }
         desk.refused = None;
+        desk.extract = None;
         desk.received = self.hello.received;
         desk.incarnation = self.hello.incarnation;
         if let Some(state) = &mut self.state {

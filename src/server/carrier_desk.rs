@@ -8,15 +8,14 @@ use crate::base::disk::{Disk, DiskError};
 use crate::base::ids::{FileNo, Incarnation, NodeName};
 use crate::docking::root::DockingRoot;
 use crate::model::node::{Node, NodeState};
-use crate::server::outbox::Reading;
+use crate::server::outbox::{self, Reading};
 use crate::server::syncmgr::{BoxError, OutboxFile, Shared};
 use crate::session::letter::{Book, Sent};
-use crate::session::message::{Message, OfferedFile, Refusal, RefusalCode, Welcome};
+use crate::session::message::{Message, OfferedFile, Refusal, RefusalCode, Versions, Welcome, program};
 use crate::session::upload::{UploadMessage, UploadState};
 use crate::transport::letters::{LetterWriter, MailBox};
 use crate::trust::keys::PublicKey;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::PathBuf;
 
@@ -46,6 +45,8 @@ pub(super) struct Desk {
     pub(super) received: FileNo,
     /// It asked for an answer even if that is no news.
     pub(super) asked: bool,
+    /// It was let in by a file, and waits for this extract.
+    pub(super) extract: Option<Incarnation>,
 }
 
 /// Where desks are kept, and how letters leave.
@@ -59,7 +60,8 @@ pub(super) struct Rules<'a> {
     pub(super) resend_seconds: i64,
 }
 
-fn path(root: &DockingRoot, node: &NodeName, carrier: &str) -> PathBuf {
+/// Returns where the desk of a node for a carrier is kept.
+pub(super) fn path(root: &DockingRoot, node: &NodeName, carrier: &str) -> PathBuf {
     root.node(node).join(format!("carrier-{carrier}.json"))
 }
 
@@ -102,6 +104,9 @@ impl Desk {
             // No files more; it hears why when it writes.
             self.book.sent.retain(|sent| sent.first == FileNo(0));
         }
+        if let Some(incarnation) = self.extract.filter(|_| !is_disabled) {
+            return self.send_extract(shared, node, mail, rules, incarnation);
+        }
         match (&self.refused, &self.welcome) {
             (Some((code, text)), _) => opening.push(Message::Refused(Refusal::new(RefusalCode::from_number(*code), text.clone()))),
             (None, Some(welcome)) if !is_disabled => {
@@ -136,7 +141,7 @@ impl Desk {
                 return Ok(0);
             }
         }
-        let lying: BTreeSet<u64> = mail.lying()?.iter().map(|found| found.name.number).collect();
+        let lying = mail.lying()?;
         for lost in self.book.give_up(&lying, now_seconds(), rules.resend_seconds) {
             tracing::warn!(node = %node.name, "letter {lost} is gone from {} and nothing was heard of it: it is written again", mail.carrier.place());
         }
@@ -171,7 +176,7 @@ impl Desk {
             let bytes = letter.finish()?;
             self.book.said.clone_from(&said);
             let (first, end) = files.unwrap_or_default();
-            self.book.wrote(Sent { number, first, last: end, bytes, at: now_seconds() });
+            self.book.wrote(Sent { number, first, last: end, bytes, at: now_seconds(), extract: Incarnation(0) });
             // Kept at once: a letter of which nobody knows is deleted.
             self.keep(&shared.root, &node.name, rules.name)?;
             written += 1;
@@ -184,6 +189,64 @@ impl Desk {
         mail.remove(|number| self.book.sent.iter().any(|sent| sent.number == number))?;
         self.keep(&shared.root, &node.name, rules.name)?;
         Ok(written)
+    }
+}
+
+impl Desk {
+    /// Writes the extract for one that was let in by a file, as soon as it is there; it lies until the node says that it has it.
+    fn send_extract(
+        &mut self,
+        shared: &Shared,
+        node: &Node,
+        mail: &MailBox<'_>,
+        rules: &Rules<'_>,
+        incarnation: Incarnation,
+    ) -> Result<u64, BoxError> {
+        let lying = mail.lying()?;
+        self.book.give_up(&lying, now_seconds(), rules.resend_seconds);
+        if node.incarnation != incarnation || self.book.sent.iter().any(|sent| sent.extract == incarnation) {
+            mail.remove(|number| self.book.sent.iter().any(|sent| sent.number == number))?;
+            return Ok(0);
+        }
+        let Some(offer) = outbox::extract(&shared.root, &node.name, incarnation)? else { return Ok(0) };
+        let identity = shared.directory.identity()?;
+        let welcome = Welcome {
+            protocol: Versions::PROTOCOL.max,
+            dx: Versions::DX.max,
+            program: program(),
+            server_id: identity.server_id,
+            server_name: identity.name,
+            epoch: identity.epoch,
+            revision: identity.revision,
+            incarnation,
+            last_file: FileNo(0),
+            heartbeat_seconds: 15,
+            features: Vec::new(),
+        };
+        let number = self.book.next_number(now_micros().unsigned_abs() / 1_000);
+        let mut letter = mail.begin(number, &self.book.receipt)?;
+        let written = (|| -> Result<(), BoxError> {
+            letter.push(&Message::Welcome(Box::new(welcome)))?;
+            letter.push(&Message::ExtractOffer(offer))?;
+            let mut reading = Reading::open(shared.root.extract(&node.name, incarnation), offer.bytes, offer.sha256, 0)?;
+            while !reading.is_done() {
+                let offset = reading.offset();
+                letter.push(&Message::Chunk { offset, bytes: reading.next_chunk()? })?;
+            }
+            if reading.is_genuine() {
+                Ok(())
+            } else {
+                Err(format!("extract {incarnation} of {} is damaged on this disk", node.name).into())
+            }
+        })();
+        if let Err(error) = written {
+            letter.abandon();
+            return Err(error);
+        }
+        let bytes = letter.finish()?;
+        self.book.wrote(Sent { number, first: FileNo(0), last: FileNo(0), bytes, at: now_seconds(), extract: incarnation });
+        self.keep(&shared.root, &node.name, rules.name)?;
+        Ok(1)
     }
 }
 

@@ -7,7 +7,7 @@
 //! **Numbers** of the letters of one side only grow, over restarts and restored copies too: they follow the clock, and go on above the last one
 //! where the clock goes back. A letter that was read, or an older one, is never read again.
 
-use crate::base::ids::{FileNo, NodeName, ServerId};
+use crate::base::ids::{FileNo, Incarnation, NodeName, ServerId};
 use crate::base::limits::SESSION_MESSAGE_BYTES_MAX;
 use crate::session::codec::{self, CodecError};
 use crate::session::message::Message;
@@ -250,6 +250,8 @@ pub struct Sent {
     pub bytes: u64,
     /// When it was written, in seconds since 1970.
     pub at: i64,
+    /// The extract in it; 0 = it has none.
+    pub extract: Incarnation,
 }
 
 /// A letter that is not whole, or whose files do not follow.
@@ -304,7 +306,7 @@ impl Book {
 
     /// Takes note that a letter was written. One without files takes the place of the former ones.
     pub fn wrote(&mut self, letter: Sent) {
-        self.sent.retain(|sent| sent.first > FileNo(0));
+        self.sent.retain(|sent| sent.first > FileNo(0) || sent.extract > Incarnation(0));
         self.sent.push(letter);
     }
 
@@ -407,7 +409,7 @@ mod tests {
     use super::*;
 
     fn sent(number: u64, first: u64, last: u64) -> Sent {
-        Sent { number, first: FileNo(first), last: FileNo(last), bytes: 10, at: 1_000 }
+        Sent { number, first: FileNo(first), last: FileNo(last), bytes: 10, at: 1_000, extract: Incarnation(0) }
     }
 
     fn files(ranges: &[(FileNo, FileNo)]) -> Vec<(u64, u64)> {

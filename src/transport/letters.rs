@@ -5,9 +5,10 @@ use crate::base::limits::LETTER_PART_BYTES_MAX;
 use crate::session::codec::CodecError;
 use crate::session::letter::{Content, Frames, Heading, Lying, PARTS_MAX, PartName, Receipt, Way, gather};
 use crate::session::message::Message;
-use crate::transport::carrier::{Carrier, CarrierError, Found};
+use crate::transport::carrier::{Carrier, CarrierError, Listing};
 use crate::trust::keys::{KeyPair, PublicKey, TrustError};
 use crate::trust::letter::{self, Letter, LetterFault};
+use std::collections::BTreeSet;
 
 /// Longest file that is read of a carrier: the largest part and what sealing adds.
 const FILE_BYTES_MAX: u64 = LETTER_PART_BYTES_MAX + (2 << 20);
@@ -59,6 +60,12 @@ pub enum Opened {
     Spoiled(String),
 }
 
+/// Returns the parts of letters among the files of a folder, with their lengths.
+#[must_use]
+pub fn parts_of(listing: &Listing) -> Vec<(PartName, u64)> {
+    listing.files.iter().filter_map(|(name, bytes)| Some((PartName::parse(name)?, *bytes))).collect()
+}
+
 impl<'a> MailBox<'a> {
     fn reads(&self) -> Way {
         match self.writes {
@@ -73,20 +80,25 @@ impl<'a> MailBox<'a> {
     /// # Errors
     /// The carrier cannot be read.
     pub fn incoming(&self) -> Result<Vec<(Lying, u64)>, CarrierError> {
-        let listing = self.carrier.list(self.reads(), self.node)?;
-        for (name, what) in &listing.foreign {
+        let listing = self.carrier.list(self.reads(), self.node.as_str())?;
+        let parts = parts_of(&listing);
+        let strangers =
+            listing.files.iter().map(|(name, _)| name).filter(|name| PartName::parse(name).is_none() && !name.ends_with(".tmp"));
+        let strangers = strangers.map(|name| (name, "a file that is no letter"));
+        for (name, what) in listing.foreign.iter().map(|(name, what)| (name, *what)).chain(strangers) {
             tracing::warn!("{}: {}/{}/{name} is {what}; it is let alone", self.carrier.place(), self.reads().folder(), self.node);
         }
-        let bytes = |number: u64| listing.parts.iter().filter(|found| found.name.number == number).map(|found| found.bytes).sum();
-        Ok(gather(listing.parts.iter().map(|found| found.name)).into_iter().map(|letter| (letter.clone(), bytes(letter.number))).collect())
+        let bytes = |number: u64| parts.iter().filter(|(name, _)| name.number == number).map(|(_, bytes)| bytes).sum();
+        Ok(gather(parts.iter().map(|(name, _)| *name)).into_iter().map(|letter| (letter.clone(), bytes(letter.number))).collect())
     }
 
-    /// Returns the parts of this side that lie there.
+    /// Returns the numbers of this side's letters of which something lies there.
     ///
     /// # Errors
     /// The carrier cannot be read.
-    pub fn lying(&self) -> Result<Vec<Found>, CarrierError> {
-        Ok(self.carrier.list(self.writes, self.node)?.parts)
+    pub fn lying(&self) -> Result<BTreeSet<u64>, CarrierError> {
+        let parts = parts_of(&self.carrier.list(self.writes, self.node.as_str())?);
+        Ok(parts.iter().map(|(name, _)| name.number).collect())
     }
 
     /// Opens a part of the other side.
@@ -94,7 +106,9 @@ impl<'a> MailBox<'a> {
     /// # Errors
     /// The carrier cannot be read.
     pub fn open(&self, name: PartName) -> Result<Opened, CarrierError> {
-        let Some(bytes) = self.carrier.read(self.reads(), self.node, name, FILE_BYTES_MAX)? else { return Ok(Opened::Later) };
+        let Some(bytes) = self.carrier.read(self.reads(), self.node.as_str(), &name.to_string(), FILE_BYTES_MAX)? else {
+            return Ok(Opened::Later);
+        };
         Ok(match self.open_bytes(name, &bytes) {
             Ok(content) => Opened::Content(Frames::of(content)),
             Err(LetterFault::Short) => Opened::Later,
@@ -126,11 +140,13 @@ impl<'a> MailBox<'a> {
     /// # Errors
     /// One of them cannot be deleted.
     pub fn remove(&self, is_wanted: impl Fn(u64) -> bool) -> Result<(), CarrierError> {
-        // The first part goes last: a letter whose beginning is there is one that is waited for.
-        for found in self.lying()?.iter().rev().filter(|found| !is_wanted(found.name.number)) {
-            self.carrier.remove(self.writes, self.node, found.name)?;
+        for (name, _) in self.carrier.list(self.writes, self.node.as_str())?.files {
+            // What writing left that was killed goes too.
+            if PartName::is_temporary(&name) || PartName::parse(&name).is_some_and(|name| !is_wanted(name.number)) {
+                self.carrier.remove(self.writes, self.node.as_str(), &name)?;
+            }
         }
-        self.carrier.clean(self.writes, self.node)
+        Ok(())
     }
 }
 
@@ -166,7 +182,7 @@ impl LetterWriter<'_> {
     /// Deletes what was written: the letter will not come to its end.
     pub fn abandon(self) {
         for name in self.written.iter().rev() {
-            if let Err(error) = self.mail.carrier.remove(self.mail.writes, self.mail.node, *name) {
+            if let Err(error) = self.mail.carrier.remove(self.mail.writes, self.mail.node.as_str(), &name.to_string()) {
                 tracing::warn!("{error}");
             }
         }
@@ -179,7 +195,7 @@ impl LetterWriter<'_> {
         let heading = Heading { server, node: node.clone(), way: writes, name };
         let content = std::mem::replace(&mut self.content, Content::begin(None)?).into_bytes();
         let sealed = letter::seal(key, &peer, &heading.encode()?, &content)?;
-        carrier.write(writes, node, name, &sealed)?;
+        carrier.write(writes, node.as_str(), &name.to_string(), &sealed)?;
         self.written.push(name);
         self.bytes += sealed.len() as u64;
         Ok(())

@@ -3,9 +3,8 @@
 //! Parts are written with as many requests on their way as libssh2 allows, so a round trip costs a part little; a name is final from the moment
 //! on that it is there, and is never used again. What lies there by links is let alone, as in a folder of this machine.
 
-use crate::base::ids::NodeName;
-use crate::session::letter::{PartName, Way};
-use crate::transport::carrier::{Carrier, CarrierError, Found, Listing, MARKER, MARKER_BYTES_MAX, Marker};
+use crate::session::letter::Way;
+use crate::transport::carrier::{Carrier, CarrierError, Listing, MARKER, MARKER_BYTES_MAX, Marker};
 use crate::transport::link::Timing;
 use crate::transport::ssh::{self, SshAddress, SshKeys};
 use ssh2::{ErrorCode, File, OpenFlags, OpenType, RenameFlags, Session, Sftp};
@@ -82,8 +81,8 @@ impl SftpCarrier {
         move |source| CarrierError::SftpIo { what, source }
     }
 
-    fn folder(&self, way: Way, node: &NodeName) -> PathBuf {
-        self.address.path.join(way.folder()).join(node.as_str())
+    fn folder(&self, way: Way, folder: &str) -> PathBuf {
+        self.address.path.join(way.folder()).join(folder)
     }
 
     /// Whether a path is a folder, and no link.
@@ -95,8 +94,8 @@ impl SftpCarrier {
         }
     }
 
-    fn is_reachable(&self, way: Way, node: &NodeName) -> Result<bool, CarrierError> {
-        Ok(self.is_folder(&self.address.path.join(way.folder()))? && self.is_folder(&self.folder(way, node))?)
+    fn is_reachable(&self, way: Way, folder: &str) -> Result<bool, CarrierError> {
+        Ok(self.is_folder(&self.address.path.join(way.folder()))? && self.is_folder(&self.folder(way, folder))?)
     }
 
     fn ensure(&self, folder: &Path) -> Result<(), CarrierError> {
@@ -208,58 +207,43 @@ impl Carrier for SftpCarrier {
         self.put(&self.address.path.join(MARKER), marker.to_text().as_bytes(), true)
     }
 
-    fn nodes(&self, way: Way) -> Result<Vec<NodeName>, CarrierError> {
+    fn folders(&self, way: Way) -> Result<Vec<String>, CarrierError> {
         let folder = self.address.path.join(way.folder());
         if !self.is_folder(&folder)? {
             return Ok(Vec::new());
         }
         let entries = self.entries(&folder)?;
-        Ok(entries.into_iter().filter(|(_, stat)| stat.is_dir()).filter_map(|(name, _)| name.parse().ok()).collect())
+        Ok(entries.into_iter().filter(|(_, stat)| stat.is_dir()).map(|(name, _)| name).collect())
     }
 
-    fn list(&self, way: Way, node: &NodeName) -> Result<Listing, CarrierError> {
+    fn list(&self, way: Way, folder: &str) -> Result<Listing, CarrierError> {
         let mut listing = Listing::default();
-        if !self.is_reachable(way, node)? {
+        if !self.is_reachable(way, folder)? {
             return Ok(listing);
         }
-        for (name, stat) in self.entries(&self.folder(way, node))? {
-            match PartName::parse(&name) {
-                Some(part) if stat.is_file() => listing.parts.push(Found { name: part, bytes: stat.size.unwrap_or(0) }),
-                None if stat.is_file() && name.ends_with(".tmp") => {}
-                None if stat.is_file() => listing.foreign.push((name, "a file that is no letter")),
-                _ if stat.is_dir() => listing.foreign.push((name, "a folder")),
-                _ => listing.foreign.push((name, "a link, or no file at all")),
+        for (name, stat) in self.entries(&self.folder(way, folder))? {
+            match () {
+                () if stat.is_file() => listing.files.push((name, stat.size.unwrap_or(0))),
+                () if stat.is_dir() => listing.foreign.push((name, "a folder")),
+                () => listing.foreign.push((name, "a link, or no file at all")),
             }
         }
         Ok(listing)
     }
 
-    fn read(&self, way: Way, node: &NodeName, name: PartName, max: u64) -> Result<Option<Vec<u8>>, CarrierError> {
-        self.read_file(&self.folder(way, node).join(name.to_string()), max)
+    fn read(&self, way: Way, folder: &str, name: &str, max: u64) -> Result<Option<Vec<u8>>, CarrierError> {
+        self.read_file(&self.folder(way, folder).join(name), max)
     }
 
-    fn write(&self, way: Way, node: &NodeName, name: PartName, bytes: &[u8]) -> Result<(), CarrierError> {
+    fn write(&self, way: Way, folder: &str, name: &str, bytes: &[u8]) -> Result<(), CarrierError> {
         self.ensure(&self.address.path.join(way.folder()))?;
-        let folder = self.folder(way, node);
+        let folder = self.folder(way, folder);
         self.ensure(&folder)?;
-        self.put(&folder.join(name.to_string()), bytes, false)
+        self.put(&folder.join(name), bytes, false)
     }
 
-    fn remove(&self, way: Way, node: &NodeName, name: PartName) -> Result<(), CarrierError> {
-        self.remove_file(&self.folder(way, node).join(name.to_string()))
-    }
-
-    fn clean(&self, way: Way, node: &NodeName) -> Result<(), CarrierError> {
-        if !self.is_reachable(way, node)? {
-            return Ok(());
-        }
-        let folder = self.folder(way, node);
-        for (name, stat) in self.entries(&folder)? {
-            if stat.is_file() && PartName::is_temporary(&name) {
-                self.remove_file(&folder.join(name))?;
-            }
-        }
-        Ok(())
+    fn remove(&self, way: Way, folder: &str, name: &str) -> Result<(), CarrierError> {
+        self.remove_file(&self.folder(way, folder).join(name))
     }
 }
 

@@ -291,6 +291,63 @@ fn fault28_what_is_no_carrier_or_not_ours_is_refused_and_nothing_is_written_ther
     site.stop();
 }
 
+#[test]
+fn a_node_that_never_sees_the_network_is_let_in_by_a_file_and_gets_its_database_in_a_letter() {
+    let mut site = site();
+    site.dockmaster_ok(&["node", "add", "CORA"]);
+    sql(&site, "hq.db", "INSERT INTO item(name, body) VALUES('before', randomblob(2000000))");
+    routed(&site);
+    let forged = site.forged_token("CORA");
+    let token = site.token("CORA");
+    let init = |token: &str, database: &str| site.remote_sync(&["init", "via:stick", "--token", token, database]);
+    let output = init(&token, "cora.db");
+    assert_eq!(output.status.code(), Some(3), "{}", crm::complaint(&output).0);
+    assert!(crm::complaint(&output).0.contains("was asked to let this machine in"), "{}", crm::complaint(&output).0);
+    // Until it has been at the server, it says so again. Nobody reads the token on the way.
+    assert_eq!(init(&token, "cora.db").status.code(), Some(3));
+    let secret = token.trim_start_matches("DM1-").to_owned();
+    for path in walk(&site.path("stick")) {
+        assert!(!String::from_utf8_lossy(&fs::read(&path).unwrap()).contains(&secret[..20]), "{}", path.display());
+    }
+    let until = Instant::now() + Duration::from_secs(30);
+    let output = loop {
+        settled(&site);
+        let output = init(&token, "cora.db");
+        if output.status.success() {
+            break output;
+        }
+        assert!(Instant::now() < until && output.status.code() == Some(3), "{}", crm::complaint(&output).0);
+    };
+    assert!(String::from_utf8_lossy(&output.stdout).contains("cora.db is ready: node CORA of HQ"));
+    // From here on by letters, as its configuration says.
+    sql(&site, "cora.db", "INSERT INTO item(name) VALUES('of cora')");
+    sql(&site, "hq.db", "INSERT INTO item(name) VALUES('after')");
+    routed(&site);
+    let said = site.remote_sync_ok(&["sync", "cora.db", "--wait", "30"]);
+    assert!(said.contains("1 merged"), "{said}");
+    answered(&site);
+    site.remote_sync_ok(&["sync", "cora.db"]);
+    the_same(&site, &["CORA"]).unwrap();
+    assert!(walk(&site.path("stick/to-server/_newcomers")).is_empty());
+    // A token is for one key; a wrong one is for none; and both hear the same.
+    for token in [&token, &forged] {
+        assert_eq!(init(token, "dora.db").status.code(), Some(3));
+        settled(&site);
+        let output = init(token, "dora.db");
+        assert_eq!(output.status.code(), Some(2), "{}", crm::complaint(&output).0);
+        assert!(crm::complaint(&output).0.contains("unknown, disabled or wrong node"), "{}", crm::complaint(&output).0);
+    }
+    let marker = fs::read_to_string(site.path("stick/dockmaster-carrier.toml")).unwrap();
+    let line = marker.lines().find(|line| line.starts_with("authority")).unwrap();
+    fs::write(site.path("stick/dockmaster-carrier.toml"), marker.replace(line, "authority = 'AAAA'")).unwrap();
+    let output = init(&site.token("CORA"), "dora.db");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(crm::complaint(&output).0.contains("does not prove that it is the server"), "{}", crm::complaint(&output).0);
+    let output = site.remote_sync(&["watch", "cora.db"]);
+    assert!(crm::complaint(&output).0.contains("nobody can watch over letters"));
+    site.stop();
+}
+
 /// One random case: both sides and another node write, letters are lost, cut, changed, repeated and late; in the end everybody has everything once.
 struct Case {
     site: Site,

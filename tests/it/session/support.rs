@@ -424,7 +424,6 @@ impl Client {
             server_id: Some(SERVER_ID),
             download: true,
             ssh: SshSettings::default(),
-            via: None,
         };
         Client { home, folder, config, keeper, applied, options: options() }
     }
