@@ -19,6 +19,10 @@ kills COUNT="500":
 demo:
     scripts/demo.sh
 
+# One scenario over TLS, SSH, SFTP and a folder, with a table of times and bytes.
+ways:
+    scripts/ways.sh
+
 # Commit on the server until visible on a watching client, beside the bare commit.
 latency *ARGS:
     scripts/latency.sh {{ARGS}}

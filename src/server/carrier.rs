@@ -335,6 +335,10 @@ impl Post {
                 };
                 desk.book.hear(&receipt);
                 desk.asked = receipt.asks;
+                if self.is_outdated(node, &hello, letter.number).await? {
+                    tracing::info!(%node, "{name} was written before the node came by a line: it is passed over");
+                    return Ok(Played::Read);
+                }
                 player = Some(self.open_session(key, hello));
                 if let Some(player) = &mut player
                     && let Some(refusal) = player.enter().await?
@@ -363,6 +367,16 @@ impl Post {
             player.leave(desk).await;
         }
         Ok(Played::Read)
+    }
+
+    /// Whether a letter was on its way while its node came by a line and went on: what it says of the node is no longer so. What it says of a node
+    /// that was restored from a copy is younger than that session, and is heard.
+    async fn is_outdated(&self, node: &NodeName, hello: &Hello, number: u64) -> Result<bool, BoxError> {
+        let (shared, node, incarnation) = (self.shared.clone(), node.clone(), hello.incarnation);
+        let mark = blocking(move || Ok(shared.sessions().mark(&node, incarnation)?)).await?;
+        let written = i64::try_from(number / 1_000).unwrap_or(i64::MAX);
+        Ok(mark
+            .is_some_and(|mark| mark.install_id == hello.install_id && hello.applied.file < mark.applied.file && written < mark.last_seen))
     }
 
     fn open_session(&self, key: PublicKey, hello: Box<Hello>) -> Player {

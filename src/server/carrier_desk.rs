@@ -121,6 +121,10 @@ impl Desk {
                     (self.incarnation, self.received) = (node.incarnation, FileNo(0));
                 }
                 last = shared.index.last_file(&node.name, node.incarnation)?;
+                if let Some(mark) = shared.sessions().mark(&node.name, node.incarnation)? {
+                    // It may have come by a line meanwhile.
+                    self.received = self.received.max(mark.received);
+                }
                 let welcome = Welcome {
                     server_name: identity.name,
                     epoch: identity.epoch,

@@ -292,6 +292,41 @@ fn fault28_what_is_no_carrier_or_not_ours_is_refused_and_nothing_is_written_ther
 }
 
 #[test]
+fn f12_a_letter_that_its_node_has_overtaken_by_a_line_raises_no_alarm_and_does_nothing_twice() {
+    let mut site = site();
+    fs::create_dir(site.path("far")).unwrap();
+    fs::copy(site.path("stick/dockmaster-carrier.toml"), site.path("far/dockmaster-carrier.toml")).unwrap();
+    sql(&site, "anna.db", "INSERT INTO item(name) VALUES('of anna')");
+    via(&site, "ANNA", "far");
+    let config = site.path("anna.db.sync/remote-sync.toml");
+    crm::point(&config, site.address());
+    for round in 0..3 {
+        sql(&site, "hq.db", &format!("INSERT INTO item(name) VALUES('meanwhile {round}')"));
+        sql(&site, "anna.db", &format!("INSERT INTO item(name) VALUES('of anna {round}')"));
+        site.remote_sync_ok(&["sync", "anna.db", "--wait", "30"]);
+    }
+    // The clock of a mark counts seconds.
+    std::thread::sleep(Duration::from_millis(1_100));
+    site.remote_sync_ok(&["sync", "anna.db"]);
+    let incarnation = "SELECT incarnation FROM dock_state";
+    let before = literals(&site.path("anna.db"), incarnation);
+    for _ in 0..2 {
+        carry(&site, "far", "stick", "to-server", whole);
+        answered(&site);
+        carry(&site, "stick", "far", "to-node", whole);
+        via(&site, "ANNA", "far");
+    }
+    let status = site.dockmaster(&["status", "--json"]);
+    assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stdout));
+    assert_eq!(literals(&site.path("anna.db"), incarnation), before);
+    the_same(&site, &["ANNA"]).unwrap();
+    assert_eq!(literals(&site.path("hq.db"), "SELECT count(*), count(DISTINCT name) FROM item"), ["8 | 8"]);
+    // What came by the line is not carried once more.
+    assert!(letters(&site, "stick", "to-node", "ANNA").iter().all(|letter| fs::metadata(letter).unwrap().len() < 2_000));
+    site.stop();
+}
+
+#[test]
 fn a_node_that_never_sees_the_network_is_let_in_by_a_file_and_gets_its_database_in_a_letter() {
     let mut site = site();
     site.dockmaster_ok(&["node", "add", "CORA"]);

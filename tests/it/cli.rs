@@ -421,6 +421,26 @@ fn sr1_to_sr22_mi59_the_demo_runs_the_ten_steps_and_the_way_up() {
     assert!(folder.path().join("playground/anna.db").exists(), "the playground stays");
 }
 
+/// The script compares the ends itself.
+#[test]
+fn one_scenario_comes_to_the_same_end_by_tls_ssh_sftp_and_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let ways = Command::new("bash")
+        .arg("scripts/ways.sh")
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env("BIN", Path::new(DOCKMASTER).parent().unwrap())
+        .env("PLAYGROUND", folder.path().join("playground"))
+        .output()
+        .unwrap();
+    let (text, errors) = (stdout(&ways), stderr(&ways));
+    assert!(ways.status.success(), "{text}\n{errors}");
+    for way in ["tls", "ssh", "sftp", "folder"] {
+        let lines = text.lines().filter(|line| line.starts_with(&format!("{way} ")));
+        assert_eq!(lines.count(), 5, "{way}: {text}");
+    }
+    assert!(text.contains("Every way ended with the same rows."), "{text}");
+}
+
 // --- status ----------------------------------------------------------------------------------------------------------------
 
 #[test]
