@@ -45,11 +45,11 @@ fi
 mkdir -p "$playground"
 touch "$playground/.made-by-ways"
 
-service='' sshd=''
+service='' sshd='' noting=''
 stop() {
-    for process in $service $sshd; do kill "$process" 2>/dev/null || true; done
-    for process in $service $sshd; do wait "$process" 2>/dev/null || true; done
-    service='' sshd=''
+    for process in $noting $service $sshd; do kill "$process" 2>/dev/null || true; done
+    for process in $noting $service $sshd; do wait "$process" 2>/dev/null || true; done
+    service='' sshd='' noting=''
 }
 trap stop EXIT
 
@@ -89,7 +89,7 @@ start_sshd() {
 # Bytes on loopback; nothing else should be talking there.
 on_line() { cat /sys/class/net/lo/statistics/tx_bytes; }
 # Bytes of all letters that were ever seen on the carrier.
-note_letters() { [ -z "$place" ] || { find "$place" \( -name '*.part' -o -name '*.last' \) -printf '%p %s\n' >>letters.seen 2>/dev/null || true; }; }
+note_letters() { find "$place" \( -name '*.part' -o -name '*.last' \) -printf '%p %s\n' 2>/dev/null >>letters.seen || true; }
 in_letters() { note_letters; sort -u letters.seen 2>/dev/null | awk '{ sum += $NF } END { print sum + 0 }'; }
 moved() { if [ -n "$place" ]; then in_letters; else on_line; fi; }
 
@@ -104,7 +104,7 @@ timed() {
     rows+=("$(printf '%-7s %-38s %8.2f s %12s' "$way" "$what" "$(awk "BEGIN { print ($ended - $began) / 1000000000 }")" "$(($(moved) - bytes))")")
 }
 
-sync_all() { for node in anna bert; do remote-sync sync "$node.db" --wait 60 --quiet >>sync.log; note_letters; done; }
+sync_all() { for node in anna bert; do remote-sync sync "$node.db" --wait 60 --quiet >>sync.log; done; }
 init_all() {
     for node in ANNA BERT; do
         for try in $(seq 100); do
@@ -113,7 +113,6 @@ init_all() {
             remote-sync init "${init[@]//NODE/$node}" "${node,,}.db" --quiet >>init.log 2>&1 || code=$?
             [ "$code" != 0 ] || break
             [ "$code" = 3 ] && [ -n "$place" ] || { cat init.log >&2; fail "$way: init $node"; }
-            note_letters
             sleep 0.1
         done
         [ "$code" = 0 ] || { cat init.log >&2; fail "$way: init $node had no answer in $try tries"; }
@@ -143,7 +142,12 @@ run_way() {
             ;;
     esac
     dockmaster deploy --yes >deploy.log
-    [ -z "$place" ] || dockmaster carrier prepare drop >>deploy.log
+    if [ -n "$place" ]; then
+        dockmaster carrier prepare drop >>deploy.log
+        # Letters that were read go: they are looked for all the time.
+        while :; do note_letters; sleep 0.01; done &
+        noting=$!
+    fi
     for node in ANNA:5 BERT:2; do
         (umask 077 && dockmaster node add "${node%:*}" --set "employee=${node#*:}" --quiet >"${node%:*}.token")
     done
