@@ -12,5 +12,6 @@ pub mod reports;
 pub mod room;
 pub mod root;
 pub mod sessions;
+pub mod tokens;
 pub mod txnproc;
 pub mod uploads;

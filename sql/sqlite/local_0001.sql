@@ -15,7 +15,8 @@ CREATE TABLE dock_state (
     revision     INTEGER NOT NULL,             -- definition in force at applied_unit
     applied_at   TEXT,                         -- for people only
     next_unit    INTEGER NOT NULL DEFAULT 1,   -- number of the next unit of local changes
-    stopped      TEXT                          -- why nothing is applied any more; NULL while all is well
+    stopped      TEXT,                         -- why nothing is applied any more; NULL while all is well
+    token        TEXT                          -- hex; what the server is shown next: it tells a copy that was left behind (NULL = none yet)
 ) STRICT;
 
 -- Tables that the server fills. A file that names any other table is refused.

@@ -72,6 +72,8 @@ crash_points! {
     ExchangeBegun = "exchange.begun": "A part file is opened.",
     ExchangeStored = "exchange.stored": "Some bytes of a file are in its part.",
     ExchangeWhole = "exchange.whole": "A file came whole and is in `tmp`.",
+    ExchangeTokenKept = "exchange.token-kept": "The node holds the next token, durable; the server does not know.",
+    SessionTokenGiven = "session.token-given": "The server has noted the next token; the node has not heard of it.",
     ExchangeRenamed = "exchange.renamed": "Files stand durable in the inbox; `Received` was not sent.",
     ExchangeAcknowledged = "exchange.acknowledged": "`Received` was sent; nothing is applied.",
     ApplyUnit = "apply.unit": "A unit is in the open transaction of the local database.",

@@ -208,6 +208,10 @@ bytes_id! {
     ServerId, 16
 }
 bytes_id! {
+    /// What a local database shows the server once, and gets another one for: a copy that went on elsewhere shows a former one (R34).
+    SyncToken, 16
+}
+bytes_id! {
     /// Identity of one local database, drawn once at `remote-sync init`; first half of a unit's permanent id (R16).
     InstallId, 16
 }

@@ -304,6 +304,9 @@ fn refused(node: &str, code: RefusalCode) -> Option<String> {
         RefusalCode::Incarnation | RefusalCode::Fork | RefusalCode::Ahead | RefusalCode::Epoch | RefusalCode::Stale => {
             some("this copy cannot go on; fetch the database anew: remote-sync init --replace --renew")
         }
+        RefusalCode::Copied => Some(format!(
+            "what was changed here stays; on the server: dockmaster node show {node}, then dockmaster node token {node} for the one that shall go on (or node clear {node}, and it is the next that calls)"
+        )),
         RefusalCode::Initialised => some("one node is one local database; if the other copy is gone: remote-sync init --renew"),
         RefusalCode::NotInitialised => some("remote-sync init SERVER DB --replace; `dockmaster node token NAME` lets a new machine in"),
         RefusalCode::WrongServer => some("nothing was exchanged; check the address in remote-sync.toml, in the folder DB.sync"),

@@ -305,7 +305,13 @@ fn clear(named: Option<&Path>, name: &NodeName, output: Output) -> Outcome {
     let settings = Settings::load(named)?;
     nodes::show(&ServerDatabase::open(&settings.database)?, name)?;
     let path = DockingRoot::open(&settings.root, Access::Look)?.sessions_db();
-    let cleared = if path.exists() { SessionsDb::open(&path)?.clear_alerts(name)? } else { 0 };
+    let cleared = if path.exists() {
+        let sessions = SessionsDb::open(&path)?;
+        sessions.clear_suspicion(name)?;
+        sessions.clear_alerts(name)?
+    } else {
+        0
+    };
     if output.is_json() {
         output.json(json!({ "node": name.as_str(), "cleared": cleared }))?;
     } else {

@@ -1,6 +1,6 @@
 //! What an exchange needs of the local database: how far it is, applying what came, and what it has to send.
 
-use crate::base::ids::{Epoch, FileNo, Incarnation, InstallId, NodeName, Revision, ServerId, UnitNo};
+use crate::base::ids::{Epoch, FileNo, Incarnation, InstallId, NodeName, Revision, ServerId, SyncToken, UnitNo};
 use crate::model::digest::TableOutcome;
 use crate::session::message::AppliedTo;
 use crate::session::upload::{UploadFile, UploadState};
@@ -27,6 +27,8 @@ pub struct LocalPosition {
     pub incarnation: Incarnation,
     /// Its own identity.
     pub install_id: InstallId,
+    /// What it shows the server next; `None` = nothing yet.
+    pub token: Option<SyncToken>,
     /// How far it has applied.
     pub applied: AppliedTo,
     /// Definition in force.
@@ -46,6 +48,12 @@ pub trait Applier: Send + 'static {
     /// # Errors
     /// It cannot be stored.
     fn enter_epoch(&mut self, epoch: Epoch) -> Result<(), BoxError>;
+
+    /// Keeps the token that the server is shown next, durable.
+    ///
+    /// # Errors
+    /// It cannot be stored.
+    fn keep_token(&mut self, token: SyncToken) -> Result<(), BoxError>;
 
     /// Applies everything in the inbox that can be applied and returns how far the database is now, committed.
     ///

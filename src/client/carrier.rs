@@ -383,7 +383,8 @@ impl<'a> CarrierExchange<'a> {
             received,
             unsent: position.unsent,
             mode: Mode::Sync,
-            features: feature::OURS.to_vec(),
+            // A token goes to and fro within a session; a letter is half of one.
+            features: feature::OURS.iter().copied().filter(|ours| *ours != feature::TOKEN).collect(),
         }
     }
 

@@ -200,7 +200,7 @@ impl Exchange<'_> {
         self.report.applied = position.applied;
         self.report.received = inbox.received();
         let link = self.options.dialer.dial(&self.config.server, self.options.timing).await?;
-        let machine = ClientSession::new(self.hello(&position, inbox.received(), up.is_wanted()));
+        let machine = ClientSession::new(self.hello(&position, inbox.received(), up.is_wanted())).with_token(position.token);
         // What lies in the inbox from before is applied too.
         let apply_due = self.options.apply && inbox.received() > position.applied.file;
         let mut running = Running {
@@ -436,6 +436,12 @@ impl Exchange<'_> {
             }
             Action::Close(closed) => {
                 running.ended.get_or_insert(closed);
+            }
+            Action::KeepToken(token) => {
+                let applier = self.applier.clone();
+                on_thread(move || lock(&applier).keep_token(token)).await.map_err(ExchangeError::Local)?;
+                crash::at(CrashPoint::ExchangeTokenKept);
+                Box::pin(self.handle(running, Event::TokenKept)).await?;
             }
             Action::Upload(action) => return Box::pin(self.upload(running, action)).await,
             Action::ExtractOffered(_) | Action::BeginExtract { .. } | Action::FinishExtract(_) => {

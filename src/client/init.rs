@@ -388,7 +388,12 @@ impl Download<'_> {
                 Action::Close(closed) => {
                     self.ended.get_or_insert(closed);
                 }
-                Action::Offered(_) | Action::BeginFile { .. } | Action::FinishFile(_) | Action::Complete | Action::Upload(_) => {
+                Action::Offered(_)
+                | Action::BeginFile { .. }
+                | Action::FinishFile(_)
+                | Action::Complete
+                | Action::Upload(_)
+                | Action::KeepToken(_) => {
                     self.ended.get_or_insert(Closed::Violation("files in a session that is for the extract".into()));
                 }
             }

@@ -1,7 +1,7 @@
 //! The bridge from a session to `apply`: what waits in the inbox goes into the local database, on a thread of its own.
 
 use crate::base::folder;
-use crate::base::ids::{Epoch, FileNo, Incarnation, InstallId};
+use crate::base::ids::{Epoch, FileNo, Incarnation, InstallId, SyncToken};
 use crate::client::applier::{Applier, BoxError, LocalPosition, Reports, SharedUploads};
 use crate::client::apply::{self, ApplyError, ApplyFolders, ApplyReport};
 use crate::client::folder::ClientFolder;
@@ -129,6 +129,7 @@ impl Applier for LocalApplier {
             node: state.node,
             incarnation: state.incarnation,
             install_id: state.install_id.unwrap_or(InstallId::default()),
+            token: self.local.token()?,
             applied: AppliedTo { file: state.applied_file, unit: state.applied_unit, hash: state.chain_hash },
             revision: state.revision,
         })
@@ -136,6 +137,10 @@ impl Applier for LocalApplier {
 
     fn enter_epoch(&mut self, epoch: Epoch) -> Result<(), BoxError> {
         Ok(self.local.enter_epoch(epoch)?)
+    }
+
+    fn keep_token(&mut self, token: SyncToken) -> Result<(), BoxError> {
+        Ok(self.local.keep_token(token)?)
     }
 
     fn apply(&mut self) -> Result<AppliedTo, BoxError> {

@@ -1,13 +1,13 @@
 //! `sessions.db`: what the Synchronization Manager remembers. It is the only writer; `status` reads.
 //!
 //! Tables of this file: `session` (one row for each session that a known node began, bounded), `mark` (how far each node said it is, for one
-//! incarnation) and `alert` (what a person must look at); those of `docking::reports`, `docking::uploads` and `docking::keys` lie beside
+//! incarnation) and `alert` (what a person must look at); those of `docking::reports`, `docking::uploads`, `docking::keys` and `docking::tokens` lie beside
 //! them. Losing the file loses history and alerts, and the files that nodes have acknowledged are kept a little longer; no row of data depends on it.
 //!
 //! **Invariants**: for one incarnation `applied_file <= received_file`; the local database that used an extract first keeps it.
 
 use crate::base::ids::{ContentHash, FileNo, Incarnation, InstallId, NodeName, TxnId};
-use crate::docking::{keys, reports, uploads};
+use crate::docking::{keys, reports, tokens, uploads};
 use crate::session::message::AppliedTo;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use std::time::Duration;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Layout that this program writes.
-pub const SESSIONS_VERSION: i64 = 4;
+pub const SESSIONS_VERSION: i64 = 5;
 /// Most session rows that are kept; the oldest go first.
 pub const SESSIONS_KEPT_MAX: i64 = 100_000;
 /// Most alert rows that are kept; the oldest go first.
@@ -200,10 +200,11 @@ impl SessionsDb {
         let failed = |source| self.error("create", source);
         self.connection.execute_batch("BEGIN IMMEDIATE").map_err(failed)?;
         let missing = match self.version()? {
-            0 => [LAYOUT, reports::LAYOUT, uploads::LAYOUT, keys::LAYOUT].concat(),
-            1 => [reports::LAYOUT, uploads::LAYOUT, keys::LAYOUT].concat(),
-            2 => [uploads::LAYOUT, keys::LAYOUT].concat(),
-            3 => keys::LAYOUT.to_owned(),
+            0 => [LAYOUT, reports::LAYOUT, uploads::LAYOUT, keys::LAYOUT, tokens::LAYOUT].concat(),
+            1 => [reports::LAYOUT, uploads::LAYOUT, keys::LAYOUT, tokens::LAYOUT].concat(),
+            2 => [uploads::LAYOUT, keys::LAYOUT, tokens::LAYOUT].concat(),
+            3 => [keys::LAYOUT, tokens::LAYOUT].concat(),
+            4 => tokens::LAYOUT.to_owned(),
             _ => String::new(),
         };
         let sql = format!("{missing} PRAGMA user_version = {SESSIONS_VERSION}; COMMIT");
@@ -226,7 +227,7 @@ impl SessionsDb {
         let database = SessionsDb { connection, path: path.to_owned() };
         match database.version()? {
             // Of a former version: its writer brings it up to date.
-            0..=3 => Ok(None),
+            0..=4 => Ok(None),
             SESSIONS_VERSION => Ok(Some(database)),
             found => Err(SessionsError::Newer { path: path.to_owned(), found }),
         }

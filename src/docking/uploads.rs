@@ -167,7 +167,7 @@ mod tests {
         let path = folder.path().join("sessions.db");
         SessionsDb::open(&path).unwrap();
         let plain = rusqlite::Connection::open(&path).unwrap();
-        plain.execute_batch("DROP TABLE upload; DROP TABLE node_key; PRAGMA user_version = 2").unwrap();
+        plain.execute_batch("DROP TABLE upload; DROP TABLE node_key; DROP TABLE token; PRAGMA user_version = 2").unwrap();
         drop(plain);
         assert!(SessionsDb::open_to_read(&path).unwrap().is_none());
         SessionsDb::open(&path).unwrap().note_upload(&file(1, 1)).unwrap();

@@ -4,7 +4,8 @@
 //! At most one call for the machine is outstanding and at most one chunk is in hand, so a slow node costs little memory.
 
 use crate::base::clock::now_seconds;
-use crate::base::ids::{FileNo, Incarnation, NodeName};
+use crate::base::crash::{self, CrashPoint};
+use crate::base::ids::{FileNo, Incarnation, NodeName, SyncToken};
 use crate::base::limits::PIECE_SENT_BYTES;
 use crate::docking::sessions::{End, Mark, SessionsDb, SessionsError};
 use crate::model::node::Node;
@@ -276,6 +277,8 @@ impl Task {
                 let door = Door { proof, shared: self.shared.clone(), identity: self.identity.clone(), hello, node, pulse, cut, peer };
                 self.call = Some(Box::pin(door.judge()));
             }
+            Action::JudgeToken(shown) => self.call = self.judge_token(shown),
+            Action::NoteTokenKept => self.keep(|sessions, mark| sessions.token_kept(mark.install_id)).await,
             Action::ListFiles { after, limit } => self.call = self.list_files(after, limit),
             Action::ReadFile { file, offset } => {
                 let path = self.node.as_ref().map(|node| self.shared.root.outbox_file(node, file.file));
@@ -391,6 +394,26 @@ impl Task {
             self.pinged = Instant::now();
             self.handle(Event::Quiet).await;
         }
+    }
+
+    fn judge_token(&self, shown: Option<SyncToken>) -> Option<Call> {
+        let (shared, mark) = (self.shared.clone(), self.seat.as_ref()?.mark.clone());
+        Some(Box::pin(async move {
+            let Some(mark) = mark else { return Answer::Event(Event::Failed("a token of a stream that is over".into())) };
+            let (name, install) = (mark.node, mark.install_id);
+            let node = name.clone();
+            let judged = blocking(move || {
+                let mut next = SyncToken::default();
+                getrandom::fill(&mut next.0).map_err(|error| format!("no random numbers: {error}"))?;
+                let verdict = shared.sessions().judge_token((&node, install), shown, next)?;
+                crash::at(CrashPoint::SessionTokenGiven);
+                Ok((verdict, next))
+            });
+            Answer::Event(match judged.await {
+                Ok((verdict, next)) => Event::TokenJudged(Box::new(admission::token(&name, verdict, next))),
+                Err(error) => Event::Failed(format!("judge a token: {error}")),
+            })
+        }))
     }
 
     fn list_files(&self, after: FileNo, limit: usize) -> Option<Call> {

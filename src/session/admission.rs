@@ -4,7 +4,7 @@
 //! unknown, disabled and badly spelt (T18: the details go to the server's log, never over the wire); only then what concerns that
 //! node's copy (incarnation, history, other sessions).
 
-use crate::base::ids::{ContentHash, Epoch, FileNo, Incarnation, InstallId, NodeName, Revision, ServerId};
+use crate::base::ids::{ContentHash, Epoch, FileNo, Incarnation, InstallId, NodeName, Revision, ServerId, SyncToken};
 use crate::model::node::{Node, NodeState};
 use crate::session::message::{AppliedTo, Hello, Mode, PROTOCOL_MAX, Refusal, RefusalCode, Versions, Welcome, feature};
 
@@ -234,6 +234,39 @@ fn check_install(hello: &Hello, node: &Node, facts: &NodeFacts) -> Result<(), Tu
             format!("two copies of {}: extract {} was already in use by another local database", node.name, hello.incarnation),
         )),
         _ => Ok(()),
+    }
+}
+
+/// What the token that a local database shows says of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    /// It is the one that was here last, or the first of it.
+    Right,
+    /// It is an older state of it: restored from a copy, or one of two.
+    Former,
+    /// There are two of it.
+    Copied,
+}
+
+/// Third part: what the token of a local database means (R34). Returns the one that it is given next, and what a person should know.
+///
+/// # Errors
+/// The refusal.
+pub fn token(node: &NodeName, shown: Shown, next: SyncToken) -> Result<(SyncToken, Option<String>), Turned> {
+    match shown {
+        Shown::Right => Ok((next, None)),
+        Shown::Former => Ok((
+            next,
+            Some(format!(
+                "{node} shows a former token: its database was restored from a copy, or there are two of it; another such call is refused until `dockmaster node clear {node}`"
+            )),
+        )),
+        Shown::Copied => Err(Turned::alert(
+            RefusalCode::Copied,
+            format!(
+                "two copies of the local database of {node} go on beside each other; nothing of this one is taken until an administrator decides"
+            ),
+        )),
     }
 }
 

@@ -3,7 +3,7 @@
 //! The machine never trusts the order of what comes: a file or chunk that was not asked for, or does not continue what is there,
 //! ends the session. After a damaged file it asks again under a new request number and skips what is still on its way under the old.
 
-use crate::base::ids::{Epoch, FileNo, Incarnation, InstallId, ServerId, UnitNo};
+use crate::base::ids::{Epoch, FileNo, Incarnation, InstallId, ServerId, SyncToken, UnitNo};
 use crate::base::limits::DX_FILE_BYTES_MAX;
 use crate::model::digest::{TableOutcome, shortened};
 use crate::session::codec::TEXT_BYTES_MAX;
@@ -45,6 +45,8 @@ pub enum Event {
         /// Bytes that are here already.
         offset: u64,
     },
+    /// After `Action::KeepToken`: it is durable.
+    TokenKept,
     /// Of the way up.
     Upload(upload_client::UploadEvent),
     /// The server has been silent for one heartbeat.
@@ -71,6 +73,8 @@ pub enum Action {
     Send(Message),
     /// The server accepted us; answer with `Plan` or `AskExtract`.
     Welcomed(Box<Welcome>),
+    /// Keep this token in the local database, durable, then answer `TokenKept`.
+    KeepToken(SyncToken),
     /// These files come next (for the progress display).
     Offered(Vec<OfferedFile>),
     /// Open the part file of this file; keep its first `offset` bytes, no more.
@@ -183,6 +187,10 @@ enum State {
     Start,
     /// The hello is out.
     Greeting,
+    /// Accepted if the token is right; it is on its way.
+    Showing(Box<Welcome>),
+    /// It is; the next one is being kept.
+    Keeping(Box<Welcome>),
     /// Accepted; nothing asked for, or everything is here.
     Idle,
     /// Files are coming.
@@ -203,7 +211,8 @@ impl State {
     fn name(&self) -> &'static str {
         match self {
             State::Start => "start",
-            State::Greeting => "greeting",
+            // To the driver it is one: nothing may be done yet.
+            State::Greeting | State::Showing(_) | State::Keeping(_) => "greeting",
             State::Idle => "idle",
             State::Fetching(_) => "fetching",
             State::InitIdle => "init-idle",
@@ -229,6 +238,7 @@ pub struct ClientSession {
     /// Whether the server takes reports.
     reports: bool,
     uploads: UploadClient,
+    token: Option<SyncToken>,
 }
 
 impl ClientSession {
@@ -244,7 +254,14 @@ impl ClientSession {
             applied,
             reports: false,
             uploads: UploadClient::default(),
+            token: None,
         }
+    }
+
+    /// Has the session show this token, which the local database holds.
+    #[must_use]
+    pub fn with_token(self, token: Option<SyncToken>) -> ClientSession {
+        ClientSession { token, ..self }
     }
 
     /// Returns the name of the state, for logs.
@@ -334,10 +351,21 @@ impl ClientSession {
                 }
                 _ => self.illegal("FetchExtract", "no extract was offered"),
             },
+            Event::TokenKept => match std::mem::replace(&mut self.state, State::Greeting) {
+                State::Keeping(welcome) => {
+                    let mut actions = vec![Action::Send(Message::TokenKept)];
+                    actions.extend(self.let_in(welcome));
+                    Ok(actions)
+                }
+                state => {
+                    self.state = state;
+                    self.illegal("TokenKept", "no token was given")
+                }
+            },
             Event::Upload(event) => self.on_upload("Upload", event),
             Event::Quiet => {
                 self.pings = self.pings.wrapping_add(1);
-                let speaks = !matches!(self.state, State::Start | State::Greeting);
+                let speaks = !matches!(self.state, State::Start | State::Greeting | State::Showing(_) | State::Keeping(_));
                 Ok(if speaks { vec![Action::Send(Message::Ping(self.pings))] } else { Vec::new() })
             }
             Event::Leave => {
@@ -391,6 +419,16 @@ impl ClientSession {
                 State::Greeting => self.on_welcome(welcome),
                 _ => self.illegal(name, "welcome twice"),
             },
+            Message::NewToken(token) => match std::mem::replace(&mut self.state, State::Greeting) {
+                State::Showing(welcome) => {
+                    self.state = State::Keeping(welcome);
+                    Ok(vec![Action::KeepToken(token)])
+                }
+                state => {
+                    self.state = state;
+                    self.illegal(name, "no token was shown")
+                }
+            },
             Message::Offer(files) if matches!(self.state, State::Fetching(_)) => Ok(vec![Action::Offered(files)]),
             Message::FileBegin { request, file, offset } => self.on_file_begin(request, file, offset),
             Message::Chunk { offset, bytes } => self.on_chunk(offset, bytes),
@@ -437,6 +475,8 @@ impl ClientSession {
             | Message::Foreign(_)
             | Message::Stopped(_)
             | Message::Compared(_)
+            | Message::Token(_)
+            | Message::TokenKept
             | Message::Fetch { .. }
             | Message::Received { .. }
             | Message::Applied(_)
@@ -464,11 +504,23 @@ impl ClientSession {
         if self.hello.mode != Mode::Init && welcome.incarnation != self.hello.incarnation {
             return self.illegal("Welcome", &format!("extract {} is not ours", welcome.incarnation));
         }
-        if self.hello.mode != Mode::Init && [&self.hello.features, &welcome.features].iter().all(|list| list.contains(&feature::UPLOAD)) {
+        if self.hello.mode != Mode::Init && self.both_have(&welcome, feature::TOKEN) {
+            self.state = State::Showing(welcome);
+            return Ok(vec![Action::Send(Message::Token(self.token))]);
+        }
+        Ok(self.let_in(welcome))
+    }
+
+    fn both_have(&self, welcome: &Welcome, feature: u16) -> bool {
+        [&self.hello.features, &welcome.features].iter().all(|list| list.contains(&feature))
+    }
+
+    fn let_in(&mut self, welcome: Box<Welcome>) -> Vec<Action> {
+        if self.hello.mode != Mode::Init && self.both_have(&welcome, feature::UPLOAD) {
             self.uploads.start();
         }
         self.state = if self.hello.mode == Mode::Init { State::InitIdle } else { State::Idle };
-        Ok(vec![Action::Welcomed(welcome)])
+        vec![Action::Welcomed(welcome)]
     }
 
     fn next_range(&mut self, mut rest: VecDeque<Range>, damaged: Option<FileNo>) -> Vec<Action> {

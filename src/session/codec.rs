@@ -112,6 +112,9 @@ pub fn encode(message: &Message) -> Result<Bytes, CodecError> {
             check_outcome(outcome)?;
             put(&mut out, "Compared", outcome.as_ref())?;
         }
+        Message::Token(token) => put(&mut out, "Token", token)?,
+        Message::NewToken(token) => put(&mut out, "NewToken", token)?,
+        Message::TokenKept => {}
         Message::RequestExtract { renew } => put(&mut out, "RequestExtract", renew)?,
         Message::FetchExtract { request, incarnation, offset } => put(&mut out, "FetchExtract", &(request, incarnation, offset))?,
         Message::Ping(number) => put(&mut out, "Ping", number)?,
@@ -182,6 +185,10 @@ pub fn decode(bytes: &Bytes) -> Result<Message, CodecError> {
         kind::APPLIED => Message::Applied(get::<AppliedTo>("Applied", &body)?),
         kind::STOPPED => Message::Stopped(get("Stopped", &body)?),
         kind::COMPARED => Message::Compared(Box::new(get::<TableOutcome>("Compared", &body)?)),
+        kind::TOKEN => Message::Token(get("Token", &body)?),
+        kind::NEW_TOKEN => Message::NewToken(get("NewToken", &body)?),
+        kind::TOKEN_KEPT if body.is_empty() => Message::TokenKept,
+        kind::TOKEN_KEPT => return Err(bad("TokenKept", format!("{} bytes left over", body.len()))),
         kind::REQUEST_EXTRACT => Message::RequestExtract { renew: get("RequestExtract", &body)? },
         kind::FETCH_EXTRACT => {
             let (request, incarnation, offset) = get::<(u32, Incarnation, u64)>("FetchExtract", &body)?;

@@ -4,7 +4,7 @@
 //! only together with the version. Kinds 0x0040..=0x004F are kept for uploads and 0x0050..=0x005F for attachments; a peer uses them
 //! only if both listed the feature (`Hello::features`, `Welcome::features`).
 
-use crate::base::ids::{ByteHash, ContentHash, Epoch, FileNo, Incarnation, InstallId, Revision, ServerId, TxnId, UnitNo};
+use crate::base::ids::{ByteHash, ContentHash, Epoch, FileNo, Incarnation, InstallId, Revision, ServerId, SyncToken, TxnId, UnitNo};
 use crate::model::digest::TableOutcome;
 use crate::session::upload::{self, UploadMessage};
 use bytes::Bytes;
@@ -34,8 +34,10 @@ pub mod feature {
     pub const ATTACHMENT: u16 = 2;
     /// The node says why it stopped and what it found at marks (kinds 0x0013 and 0x0014).
     pub const REPORT: u16 = 3;
+    /// The node shows a token that changes with each session (kinds 0x0015 to 0x0017).
+    pub const TOKEN: u16 = 4;
     /// What this program can.
-    pub const OURS: &[u16] = &[UPLOAD, REPORT];
+    pub const OURS: &[u16] = &[UPLOAD, REPORT, TOKEN];
 }
 
 /// A closed range of version numbers.
@@ -197,11 +199,13 @@ pub enum RefusalCode {
     BegunAnew,
     /// The certificate that the node shows has ended: it asks for a new one, and calls again.
     Certificate,
+    /// There are two of this local database, and both go on.
+    Copied,
     /// A code that this program does not know.
     Other(u16),
 }
 
-const REFUSALS: [(u16, RefusalCode); 18] = [
+const REFUSALS: [(u16, RefusalCode); 19] = [
     (1, RefusalCode::Protocol),
     (2, RefusalCode::DxFormat),
     (3, RefusalCode::WrongServer),
@@ -220,6 +224,7 @@ const REFUSALS: [(u16, RefusalCode); 18] = [
     (16, RefusalCode::Stale),
     (17, RefusalCode::BegunAnew),
     (18, RefusalCode::Certificate),
+    (19, RefusalCode::Copied),
 ];
 
 impl RefusalCode {
@@ -349,6 +354,12 @@ pub enum Message {
     Stopped(Option<String>),
     /// Node: what was found in one table at a mark in the stream. Feature `REPORT`.
     Compared(Box<TableOutcome>),
+    /// Node: the token that the local database holds; `None` = none yet. Feature `TOKEN`.
+    Token(Option<SyncToken>),
+    /// Server: hold this one from now on. Feature `TOKEN`.
+    NewToken(SyncToken),
+    /// Node: I hold it, durable. Feature `TOKEN`.
+    TokenKept,
     /// Node, mode init: I want the extract.
     RequestExtract {
         /// A new one, even if there is one.
@@ -443,6 +454,9 @@ impl Message {
             Message::Applied(_) => kind::APPLIED,
             Message::Stopped(_) => kind::STOPPED,
             Message::Compared(_) => kind::COMPARED,
+            Message::Token(_) => kind::TOKEN,
+            Message::NewToken(_) => kind::NEW_TOKEN,
+            Message::TokenKept => kind::TOKEN_KEPT,
             Message::RequestExtract { .. } => kind::REQUEST_EXTRACT,
             Message::FetchExtract { .. } => kind::FETCH_EXTRACT,
             Message::Offer(_) => kind::OFFER,
@@ -512,6 +526,12 @@ pub mod kind {
         STOPPED = 0x0013, "Stopped";
         /// `Message::Compared`
         COMPARED = 0x0014, "Compared";
+        /// `Message::Token`
+        TOKEN = 0x0015, "Token";
+        /// `Message::NewToken`
+        NEW_TOKEN = 0x0016, "NewToken";
+        /// `Message::TokenKept`
+        TOKEN_KEPT = 0x0017, "TokenKept";
         /// `Message::RequestExtract`
         REQUEST_EXTRACT = 0x0018, "RequestExtract";
         /// `Message::FetchExtract`

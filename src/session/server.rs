@@ -28,6 +28,12 @@ enum State {
     Opening,
     /// The hello is being judged.
     Judging { mode: Mode },
+    /// Accepted if the token is right, which is due.
+    TokenDue,
+    /// The token is being judged.
+    TokenJudging,
+    /// It was right; that the node holds the next one is due.
+    TokenGiven,
     /// Accepted, nothing asked for.
     Idle,
     /// The ledger is being listed for a request.
@@ -63,6 +69,9 @@ impl State {
         match self {
             State::Opening => "opening",
             State::Judging { .. } => "judging",
+            State::TokenDue => "token-due",
+            State::TokenJudging => "token-judging",
+            State::TokenGiven => "token-given",
             State::Idle => "idle",
             State::Listing(_) => "listing",
             State::Begun { .. } => "begun",
@@ -95,6 +104,8 @@ pub struct ServerSession {
     request: u32,
     pings: u32,
     uploads: UploadServer,
+    /// Both sides know uploads.
+    takes_uploads: bool,
 }
 
 impl ServerSession {
@@ -111,6 +122,7 @@ impl ServerSession {
             request: 0,
             pings: 0,
             uploads: UploadServer::default(),
+            takes_uploads: false,
         }
     }
 
@@ -185,6 +197,16 @@ impl ServerSession {
                 }
                 _ => self.illegal("ExtractReady"),
             },
+            Event::TokenJudged(verdict) => match (&self.state, *verdict) {
+                (State::TokenJudging, Ok((token, remark))) => {
+                    self.state = State::TokenGiven;
+                    let mut actions: Vec<Action> = remark.map(Action::Alert).into_iter().collect();
+                    actions.push(Action::Send(Message::NewToken(token)));
+                    Ok(actions)
+                }
+                (State::TokenJudging, Err(turned)) => Ok(self.turn(turned)),
+                _ => self.illegal("TokenJudged"),
+            },
             Event::Upload(event) => self.on_upload("Upload", event),
             Event::Quiet => {
                 self.pings = self.pings.wrapping_add(1);
@@ -224,6 +246,18 @@ impl ServerSession {
             (Message::Bye(_), _) => {
                 self.state = State::Closed;
                 Ok(vec![Action::Close { reason: Closed::Done }])
+            }
+            (Message::Token(token), State::TokenDue) => {
+                self.state = State::TokenJudging;
+                Ok(vec![Action::JudgeToken(token)])
+            }
+            (Message::TokenKept, State::TokenGiven) => {
+                self.state = State::Idle;
+                let mut actions = vec![Action::NoteTokenKept];
+                if self.takes_uploads {
+                    actions.extend(self.uploads.start().into_iter().map(of_upload));
+                }
+                Ok(actions)
             }
             (Message::Fetch { request, first, last, offset }, State::Idle | State::Waiting(_)) => {
                 self.fetch(request, first, last, offset, Vec::new())
@@ -308,12 +342,17 @@ impl ServerSession {
                 self.node = Some(admitted.node.name);
                 self.incarnation = admitted.welcome.incarnation;
                 self.last_file = admitted.welcome.last_file;
-                self.state = if mode == Mode::Init { State::InitIdle } else { State::Idle };
+                let has_token = mode != Mode::Init && admitted.welcome.features.contains(&feature::TOKEN);
+                self.state = match mode {
+                    Mode::Init => State::InitIdle,
+                    _ if has_token => State::TokenDue,
+                    _ => State::Idle,
+                };
                 let mut actions = Vec::new();
                 actions.extend(admitted.remark.map(Action::Alert));
-                let takes_uploads = mode != Mode::Init && admitted.welcome.features.contains(&feature::UPLOAD);
+                self.takes_uploads = mode != Mode::Init && admitted.welcome.features.contains(&feature::UPLOAD);
                 actions.push(Action::Send(Message::Welcome(Box::new(admitted.welcome))));
-                if takes_uploads {
+                if self.takes_uploads && !has_token {
                     actions.extend(self.uploads.start().into_iter().map(of_upload));
                 }
                 actions

@@ -1,6 +1,6 @@
 //! What happens to the server's half of a session (`session::server`), and what it asks its driver to do.
 
-use crate::base::ids::{FileNo, Incarnation, NodeName};
+use crate::base::ids::{FileNo, Incarnation, NodeName, SyncToken};
 use crate::model::digest::TableOutcome;
 use crate::model::node::Node;
 use crate::session::admission::{Admitted, Turned};
@@ -35,6 +35,8 @@ pub enum Event {
     Started(Incarnation),
     /// Answer to `Action::AwaitExtract`.
     ExtractReady(ExtractOffer),
+    /// Answer to `Action::JudgeToken`: the token that the node is to hold next, and what a person should know.
+    TokenJudged(Box<Result<(SyncToken, Option<String>), Turned>>),
     /// Of the way up.
     Upload(upload_server::UploadEvent),
     /// The peer has been silent for one heartbeat.
@@ -59,6 +61,10 @@ pub enum Action {
         /// The name, if it is one.
         node: Option<NodeName>,
     },
+    /// Compare the token that the node shows with those that it was given, answer `TokenJudged`.
+    JudgeToken(Option<SyncToken>),
+    /// The node holds the token that it was given last.
+    NoteTokenKept,
     /// List files of the node's outbox.
     ListFiles {
         /// Those after this one.

@@ -11,7 +11,7 @@ use super::local_apply::Catalogue;
 use super::local_capture::CaptureError;
 use super::local_upload::renumber_uploads;
 use crate::base::disk::DiskError;
-use crate::base::ids::{ContentHash, Epoch, FileNo, Incarnation, InstallId, NodeName, Revision, ServerId, TxnId, UnitNo};
+use crate::base::ids::{ContentHash, Epoch, FileNo, Incarnation, InstallId, NodeName, Revision, ServerId, SyncToken, TxnId, UnitNo};
 use crate::base::limits::{APPLY_WAL_PAGES, UPLOAD_UNIT_BYTES_MAX};
 use crate::dx::error::DxError;
 use rusqlite::config::DbConfig;
@@ -203,6 +203,27 @@ impl LocalDatabase {
         self.connection
             .execute("UPDATE dock_state SET epoch = ?1 WHERE epoch < ?1", [epoch.0])
             .map_err(|source| LocalError::of_sql(&self.path, "store the server's epoch", source))?;
+        Ok(())
+    }
+
+    /// Returns what the server is shown next; `None` if it has given nothing yet.
+    ///
+    /// # Errors
+    /// A statement failed, or it is none.
+    pub fn token(&self) -> Result<Option<SyncToken>, LocalError> {
+        let read = self.connection.query_row("SELECT token FROM dock_state", [], |row| row.get::<_, Option<String>>(0));
+        let text = read.map_err(|source| LocalError::of_sql(&self.path, "read the token", source))?;
+        text.map(|text| parse(&self.path, "token", text)).transpose()
+    }
+
+    /// Keeps what the server is shown next.
+    ///
+    /// # Errors
+    /// A statement failed.
+    pub fn keep_token(&self, token: SyncToken) -> Result<(), LocalError> {
+        self.connection
+            .execute("UPDATE dock_state SET token = ?1", [token.to_string()])
+            .map_err(|source| LocalError::of_sql(&self.path, "keep the token", source))?;
         Ok(())
     }
 

@@ -50,12 +50,12 @@ fn victim(point: CrashPoint) -> Victim {
         | RouterRound => Victim::Pass,
         CaptureHealed => Victim::Heal,
         PurgeOutbox | PurgeTxnproc => Victim::Purge,
-        SessionAdmitted | SessionMarked => Victim::Service,
+        SessionAdmitted | SessionMarked | SessionTokenGiven => Victim::Service,
         InitEntered | InitFetched | InitUnpacked | InitAdopted | InitRetired | InitEmptied | InitConfigured | InitKept | InitReplaced => {
             Victim::Init
         }
-        DiskOperation | ExchangeBegun | ExchangeStored | ExchangeWhole | ExchangeRenamed | ExchangeAcknowledged | ApplyUnit
-        | ApplyCommit | ApplyCommitted | ApplyRemoved => Victim::Sync,
+        DiskOperation | ExchangeBegun | ExchangeStored | ExchangeWhole | ExchangeTokenKept | ExchangeRenamed | ExchangeAcknowledged
+        | ApplyUnit | ApplyCommit | ApplyCommitted | ApplyRemoved => Victim::Sync,
         MergeBegin | MergeCommit | MergeCommitted | MergeRefused => Victim::Merge,
         RebuildFilled | RebuildDone => Victim::Rebuild,
         DeployInstalled | DeployFilled | DeployTail | DeployDone => Victim::Deploy,

@@ -11,6 +11,7 @@ mod carrier;
 mod changed_again;
 mod circles;
 mod cli;
+mod clones;
 mod compare;
 mod confirms;
 mod conform;

@@ -38,6 +38,7 @@ fn d5_a_cut_at_any_byte_is_resumed_and_no_byte_is_fetched_twice() {
     cuts.extend((40..bytes as i64 + 2_000).step_by(23_011));
     for cut in cuts {
         proxy.cut_after.store(cut, Ordering::SeqCst);
+        server.forget_tokens();
         let client = Client::new("SHOP-01", proxy.address);
         let report = client.sync().unwrap_or_else(|error| panic!("cut at {cut}: {error}"));
         assert_eq!(client.held(), files, "cut at {cut}");
@@ -129,6 +130,7 @@ fn d3_a_byte_damaged_on_the_way_is_found_and_fetched_again() {
     let mut damaged = 0;
     for flip in flips {
         proxy.flip_at.store(flip, Ordering::SeqCst);
+        server.forget_tokens();
         let client = Client::new("SHOP-01", proxy.address);
         // A flip in a message that is no content may read as a refusal or a broken protocol: then nothing was taken, and the next
         // call goes through.

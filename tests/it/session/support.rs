@@ -318,6 +318,13 @@ impl Server {
         file_no
     }
 
+    /// Forgets the tokens that it gave: clients of a test that are made anew are one and the same database, put back to its beginning (R34).
+    pub(crate) fn forget_tokens(&self) {
+        let conn = rusqlite::Connection::open(self.home.path().join("sessions.db")).unwrap();
+        conn.busy_timeout(Duration::from_secs(10)).unwrap();
+        conn.execute("DELETE FROM token", []).unwrap();
+    }
+
     pub(crate) fn sessions(&self) -> SessionsDb {
         SessionsDb::open_to_read(&self.root().join("sessions.db")).unwrap().unwrap()
     }
@@ -358,6 +365,11 @@ impl Applier for Keeper {
 
     fn enter_epoch(&mut self, epoch: Epoch) -> Result<(), BoxError> {
         self.position.epoch = self.position.epoch.max(epoch);
+        Ok(())
+    }
+
+    fn keep_token(&mut self, token: dockmaster::base::ids::SyncToken) -> Result<(), BoxError> {
+        self.position.token = Some(token);
         Ok(())
     }
 
@@ -414,6 +426,7 @@ impl Client {
             node: name(node),
             incarnation: Incarnation(1),
             install_id: InstallId([1; 16]),
+            token: None,
             applied: AppliedTo::default(),
             revision: Revision(3),
         };
