@@ -3,7 +3,9 @@
 //! With each session a local database gets another token, in two steps: given, and known to be held durable. Until then both the former one and
 //! the new one are right. One that shows an older one is a copy: restored, or a second one that goes on beside the first. Which of the two, the
 //! first such call does not tell; it is let in, and a person is told. As long as nobody has cleared that, another such call can only mean
-//! that both go on, and is refused. Losing the file loses this memory: every token is right once then.
+//! that both go on, and is refused. Tokens of one database are
+//! counted, so one that is newer than what is kept here says that this file was restored, and is right. Losing the file loses this memory: every
+//! token is right once then.
 
 use crate::base::ids::{InstallId, NodeName, SyncToken};
 use crate::docking::sessions::{SessionsDb, SessionsError};
@@ -15,7 +17,8 @@ pub(super) const LAYOUT: &str = "CREATE TABLE token(
     install_id BLOB PRIMARY KEY, node TEXT NOT NULL, held BLOB, given BLOB, is_suspect INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;";
 
 impl SessionsDb {
-    /// Judges the token that a local database shows, and notes which one it is given next unless it is refused.
+    /// Judges the token that a local database shows, and notes which one it is given next unless it is refused. `random` makes that one differ
+    /// from any other of its number.
     ///
     /// # Errors
     /// SQLite fails.
@@ -23,20 +26,28 @@ impl SessionsDb {
         &self,
         (node, install): (&NodeName, InstallId),
         shown: Option<SyncToken>,
-        next: SyncToken,
-    ) -> Result<Shown, SessionsError> {
+        random: [u8; 8],
+    ) -> Result<(Shown, SyncToken), SessionsError> {
         let bytes = |token: Option<SyncToken>| token.map(|token| token.0.to_vec());
-        let judge = || -> rusqlite::Result<Shown> {
-            type Row = (Option<Vec<u8>>, Option<Vec<u8>>, bool);
+        let count = |token: &Option<[u8; 16]>| token.map_or(0, |token| token.first_chunk().map_or(0, |count| u64::from_be_bytes(*count)));
+        let judge = || -> rusqlite::Result<(Shown, SyncToken)> {
+            type Row = (Option<[u8; 16]>, Option<[u8; 16]>, bool);
             let known: Option<Row> = self
                 .connection()
                 .prepare_cached("SELECT held, given, is_suspect FROM token WHERE install_id = ?")?
                 .query_row([&install.0[..]], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
                 .optional()?;
+            let shown_bytes = shown.map(|token| token.0);
+            let last = known.as_ref().map_or(0, |(held, given, _)| count(held).max(count(given)));
+            let number = last.max(count(&shown_bytes)).saturating_add(1);
+            let mut next = SyncToken::default();
+            next.0[..8].copy_from_slice(&number.to_be_bytes());
+            next.0[8..].copy_from_slice(&random);
             let verdict = match known {
                 None => Shown::Right,
-                Some((held, given, _)) if bytes(shown) == held || (given.is_some() && bytes(shown) == given) => Shown::Right,
-                Some((.., true)) => return Ok(Shown::Copied),
+                Some((held, given, _)) if shown_bytes == held || (given.is_some() && shown_bytes == given) => Shown::Right,
+                Some(_) if count(&shown_bytes) > last => Shown::Right,
+                Some((.., true)) => return Ok((Shown::Copied, next)),
                 Some((.., false)) => Shown::Former,
             };
             let sql = "INSERT INTO token(install_id, node, held, given, is_suspect) VALUES (?1, ?2, ?3, ?4, ?5)
@@ -49,7 +60,7 @@ impl SessionsDb {
                 &next.0[..],
                 is_suspect
             ])?;
-            Ok(verdict)
+            Ok((verdict, next))
         };
         judge().map_err(|source| self.error("judge a token by", source))
     }
@@ -94,8 +105,8 @@ mod tests {
         /// A session of a database; `reaches` says how far it comes: given, kept by the node, known by the server.
         fn session(&self, held: &mut Option<SyncToken>, reaches: u8) -> Shown {
             self.drawn.set(self.drawn.get() + 1);
-            let next = SyncToken([self.drawn.get(); 16]);
-            let verdict = self.sessions.judge_token((&"ANNA".parse().unwrap(), InstallId([7; 16])), *held, next).unwrap();
+            let random = [self.drawn.get(); 8];
+            let (verdict, next) = self.sessions.judge_token((&"ANNA".parse().unwrap(), InstallId([7; 16])), *held, random).unwrap();
             if verdict != Shown::Copied && reaches > 0 {
                 *held = Some(next);
             }
@@ -134,6 +145,21 @@ mod tests {
             assert_eq!(server.session(&mut anna, 2), Shown::Former);
             assert_eq!(server.session(&mut copy, 2), Shown::Copied);
         }
+    }
+
+    #[test]
+    fn r34_a_memory_that_was_restored_makes_nobody_suspect() {
+        let server = Server::new();
+        let mut anna = None;
+        server.session(&mut anna, 2);
+        let row = |sql: &str| server.sessions.connection().execute_batch(sql).unwrap();
+        row("CREATE TEMP TABLE copy AS SELECT * FROM token");
+        let mut left_behind = anna;
+        server.session(&mut anna, 2);
+        server.session(&mut anna, 2);
+        row("DELETE FROM token; INSERT INTO token SELECT * FROM copy");
+        assert_eq!(server.session(&mut anna, 2), Shown::Right);
+        assert_eq!(server.session(&mut left_behind, 2), Shown::Former);
     }
 
     #[test]

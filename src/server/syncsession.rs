@@ -403,11 +403,11 @@ impl Task {
             let (name, install) = (mark.node, mark.install_id);
             let node = name.clone();
             let judged = blocking(move || {
-                let mut next = SyncToken::default();
-                getrandom::fill(&mut next.0).map_err(|error| format!("no random numbers: {error}"))?;
-                let verdict = shared.sessions().judge_token((&node, install), shown, next)?;
+                let mut random = [0; 8];
+                getrandom::fill(&mut random).map_err(|error| format!("no random numbers: {error}"))?;
+                let judged = shared.sessions().judge_token((&node, install), shown, random)?;
                 crash::at(CrashPoint::SessionTokenGiven);
-                Ok((verdict, next))
+                Ok(judged)
             });
             Answer::Event(match judged.await {
                 Ok((verdict, next)) => Event::TokenJudged(Box::new(admission::token(&name, verdict, next))),
