@@ -9,6 +9,7 @@
 
 pub mod admission;
 pub mod client;
+pub mod client_event;
 pub mod codec;
 pub mod enrol;
 pub mod letter;

@@ -4,28 +4,25 @@
 //! At most one call for the machine is outstanding and at most one chunk is in hand, so a slow node costs little memory.
 
 use crate::base::clock::now_seconds;
-use crate::base::crash::{self, CrashPoint};
-use crate::base::ids::{FileNo, Incarnation, NodeName, SyncToken};
+use crate::base::ids::{FileNo, NodeName, SyncToken};
 use crate::base::limits::PIECE_SENT_BYTES;
 use crate::docking::sessions::{End, Mark, SessionsDb, SessionsError};
 use crate::model::node::Node;
 use crate::server::enrolment;
-use crate::server::outbox::{self, OutboxError, Reading};
+use crate::server::outbox::Reading;
+use crate::server::synccalls::{self, Answer, Call, await_extract, open_file, read_chunk};
 use crate::server::syncdoor::{Door, Seat, write_mark};
 use crate::server::syncmgr::{BoxError, Shared};
 use crate::server::syncupload::Uploads;
-use crate::session::admission::{self, Admitted, NodeFacts, ServerIdentity, Turned};
+use crate::session::admission::{self, NodeFacts, ServerIdentity, Turned};
 use crate::session::message::{Message, OfferedFile, Refusal, RefusalCode, Unavailable};
 use crate::session::server::{Action, Closed, Event, ServerSession};
 use crate::session::upload_server::{UploadAction, UploadEvent};
 use crate::transport::link::{Link, LinkError, Pulse};
 use crate::transport::peer::{Greeted, Greeter, Proof};
 use crate::transport::tcp;
-use bytes::Bytes;
 use std::collections::VecDeque;
-use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
@@ -34,25 +31,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Content messages that may wait for the line before the peer counts as flooding it with requests.
 const OUTGOING_MAX: usize = 64;
-/// How often an extract that is being made is looked for, should no event tell.
-const EXTRACT_POLL: Duration = Duration::from_secs(1);
 
 /// So often it is kept that a connected node was heard, in seconds.
 const HEARD_SECONDS: i64 = 60;
-
-/// What a call for the machine brings.
-pub(super) enum Answer {
-    /// An event, as it is.
-    Event(Event),
-    /// The hello was judged; on success the node's one session is ours.
-    Judged(Box<Result<Admitted, Turned>>, Option<Seat>),
-    /// A file was opened.
-    Opened(Reading),
-    /// Some bytes of it, and where they begin.
-    Chunk(Reading, u64, Bytes),
-}
-
-type Call = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
 /// What the task waited for.
 enum Woken {
@@ -398,22 +379,7 @@ impl Task {
 
     fn judge_token(&self, shown: Option<SyncToken>) -> Option<Call> {
         let (shared, mark) = (self.shared.clone(), self.seat.as_ref()?.mark.clone());
-        Some(Box::pin(async move {
-            let Some(mark) = mark else { return Answer::Event(Event::Failed("a token of a stream that is over".into())) };
-            let (name, install) = (mark.node, mark.install_id);
-            let node = name.clone();
-            let judged = blocking(move || {
-                let mut random = [0; 8];
-                getrandom::fill(&mut random).map_err(|error| format!("no random numbers: {error}"))?;
-                let judged = shared.sessions().judge_token((&node, install), shown, random)?;
-                crash::at(CrashPoint::SessionTokenGiven);
-                Ok(judged)
-            });
-            Answer::Event(match judged.await {
-                Ok((verdict, next)) => Event::TokenJudged(Box::new(admission::token(&name, verdict, next))),
-                Err(error) => Event::Failed(format!("judge a token: {error}")),
-            })
-        }))
+        Some(Box::pin(synccalls::judge_token(shared, mark, shown)))
     }
 
     fn list_files(&self, after: FileNo, limit: usize) -> Option<Call> {
@@ -527,59 +493,6 @@ impl Task {
         }
         if !matches!(ended, Closed::Lost(_)) {
             self.link.close().await;
-        }
-    }
-}
-
-fn open_file(open: impl FnOnce() -> Result<Reading, OutboxError> + Send + 'static) -> Call {
-    Box::pin(async move {
-        match blocking(move || Ok(open())).await {
-            Ok(Ok(reading)) => Answer::Opened(reading),
-            Ok(Err(error)) => {
-                tracing::error!("{error}");
-                Answer::Event(Event::Unreadable(if error.is_missing() { Unavailable::Missing } else { Unavailable::Damaged }))
-            }
-            Err(error) => Answer::Event(Event::Failed(error.to_string())),
-        }
-    })
-}
-
-fn read_chunk(mut reading: Reading, shared: Arc<Shared>) -> Call {
-    Box::pin(async move {
-        let read = blocking(move || {
-            let offset = reading.offset();
-            Ok(reading.next_chunk().map(|bytes| (reading, offset, bytes)))
-        });
-        match read.await {
-            Ok(Ok((reading, offset, bytes))) => {
-                shared.throttle.pass(bytes.len()).await;
-                Answer::Chunk(reading, offset, bytes)
-            }
-            Ok(Err(error)) => {
-                tracing::error!("{error}");
-                Answer::Event(Event::Unreadable(Unavailable::Damaged))
-            }
-            Err(error) => Answer::Event(Event::Failed(error.to_string())),
-        }
-    })
-}
-
-async fn await_extract(shared: Arc<Shared>, node: NodeName, incarnation: Incarnation) -> Answer {
-    let mut routed = shared.routed.clone();
-    loop {
-        // Seen before the look, so that an extract that comes in between wakes us.
-        routed.mark_unchanged();
-        let (root, name) = (Arc::clone(&shared.root), node.clone());
-        match blocking(move || Ok(outbox::extract(&root, &name, incarnation)?)).await {
-            Ok(Some(offer)) => return Answer::Event(Event::ExtractReady(offer)),
-            Ok(None) => {}
-            Err(error) => return Answer::Event(Event::Failed(error.to_string())),
-        }
-        tokio::select! {
-            changed = routed.changed() => if changed.is_err() {
-                tokio::time::sleep(EXTRACT_POLL).await;
-            },
-            () = tokio::time::sleep(EXTRACT_POLL) => {}
         }
     }
 }
