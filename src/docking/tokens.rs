@@ -14,7 +14,8 @@ use rusqlite::{OptionalExtension, params};
 
 /// Table of this file.
 pub(super) const LAYOUT: &str = "CREATE TABLE token(
-    install_id BLOB PRIMARY KEY, node TEXT NOT NULL, held BLOB, given BLOB, is_suspect INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;";
+    node TEXT NOT NULL, install_id BLOB NOT NULL, held BLOB, given BLOB, is_suspect INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY(node, install_id)) WITHOUT ROWID;";
 
 impl SessionsDb {
     /// Judges the token that a local database shows, and notes which one it is given next unless it is refused. `random` makes that one differ
@@ -34,8 +35,8 @@ impl SessionsDb {
             type Row = (Option<[u8; 16]>, Option<[u8; 16]>, bool);
             let known: Option<Row> = self
                 .connection()
-                .prepare_cached("SELECT held, given, is_suspect FROM token WHERE install_id = ?")?
-                .query_row([&install.0[..]], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+                .prepare_cached("SELECT held, given, is_suspect FROM token WHERE node = ? AND install_id = ?")?
+                .query_row(params![node.as_str(), &install.0[..]], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
                 .optional()?;
             let shown_bytes = shown.map(|token| token.0);
             let last = known.as_ref().map_or(0, |(held, given, _)| count(held).max(count(given)));
@@ -51,7 +52,7 @@ impl SessionsDb {
                 Some((.., false)) => Shown::Former,
             };
             let sql = "INSERT INTO token(install_id, node, held, given, is_suspect) VALUES (?1, ?2, ?3, ?4, ?5)
-                       ON CONFLICT(install_id) DO UPDATE SET node = ?2, held = ?3, given = ?4, is_suspect = max(is_suspect, ?5)";
+                       ON CONFLICT(node, install_id) DO UPDATE SET held = ?3, given = ?4, is_suspect = max(is_suspect, ?5)";
             let is_suspect = verdict == Shown::Former;
             self.connection().prepare_cached(sql)?.execute(params![
                 &install.0[..],
@@ -69,9 +70,10 @@ impl SessionsDb {
     ///
     /// # Errors
     /// SQLite fails.
-    pub fn token_kept(&self, install: InstallId) -> Result<(), SessionsError> {
-        let sql = "UPDATE token SET held = given, given = NULL WHERE install_id = ? AND given IS NOT NULL";
-        let kept = self.connection().prepare_cached(sql).and_then(|mut statement| statement.execute([&install.0[..]]));
+    pub fn token_kept(&self, node: &NodeName, install: InstallId) -> Result<(), SessionsError> {
+        let sql = "UPDATE token SET held = given, given = NULL WHERE node = ? AND install_id = ? AND given IS NOT NULL";
+        let kept =
+            self.connection().prepare_cached(sql).and_then(|mut statement| statement.execute(params![node.as_str(), &install.0[..]]));
         kept.map(drop).map_err(|source| self.error("write token to", source))
     }
 
@@ -111,7 +113,7 @@ mod tests {
                 *held = Some(next);
             }
             if verdict != Shown::Copied && reaches > 1 {
-                self.sessions.token_kept(InstallId([7; 16])).unwrap();
+                self.sessions.token_kept(&"ANNA".parse().unwrap(), InstallId([7; 16])).unwrap();
             }
             verdict
         }

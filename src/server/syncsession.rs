@@ -259,7 +259,7 @@ impl Task {
                 self.call = Some(Box::pin(door.judge()));
             }
             Action::JudgeToken(shown) => self.call = self.judge_token(shown),
-            Action::NoteTokenKept => self.keep(|sessions, mark| sessions.token_kept(mark.install_id)).await,
+            Action::NoteTokenKept => self.keep(|sessions, mark| sessions.token_kept(&mark.node, mark.install_id)).await,
             Action::ListFiles { after, limit } => self.call = self.list_files(after, limit),
             Action::ReadFile { file, offset } => {
                 let path = self.node.as_ref().map(|node| self.shared.root.outbox_file(node, file.file));

@@ -1,4 +1,4 @@
-//! `scripts/bench.sh`: the measures P1-P9 and P14-P19 of docs/performance.md, each beside its baseline in this one process.
+//! `scripts/bench.sh`: the measures P1-P9 and P13-P19 of docs/performance.md, each beside its baseline in this one process.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr, unreachable_pub)]
 
@@ -13,11 +13,14 @@ mod direct;
 mod harness;
 #[path = "measures.rs"]
 mod measures;
+#[path = "../it/ssh.rs"]
+#[allow(dead_code, unused_imports, reason = "an sshd of ours; the integration tests use the rest")]
+mod ssh;
 
 use std::process::ExitCode;
 
 const HELP: &str = "\
-Prints the measures P1-P9 and P14-P19 beside their baselines: docs/performance.md says what each one is.
+Prints the measures P1-P9 and P13-P19 beside their baselines: docs/performance.md says what each one is.
 
 Usage: scripts/bench.sh [--quick] [--rounds N] [ID..]
 

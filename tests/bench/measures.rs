@@ -5,6 +5,8 @@
 
 #[path = "capture.rs"]
 mod capture;
+#[path = "carriers.rs"]
+mod carriers;
 #[path = "extract.rs"]
 mod extract;
 #[path = "files.rs"]
@@ -29,7 +31,7 @@ mod world;
 use meter::{Line, StageLine};
 
 /// Every id that can be asked for.
-pub const IDS: [&str; 15] = ["P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P9", "P14", "P15", "P16", "P17", "P18", "P19"];
+pub const IDS: [&str; 16] = ["P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P9", "P13", "P14", "P15", "P16", "P17", "P18", "P19"];
 
 /// What is measured and how.
 #[derive(Debug, Clone)]
@@ -77,7 +79,7 @@ impl Report {
 /// Measures, one id after another.
 pub fn run(options: &Options) -> Report {
     type Measure = fn(&Options, &mut Report);
-    let measures: [(&[&str], Measure); 13] = [
+    let measures: [(&[&str], Measure); 14] = [
         (&["P1"], path::client_inserts),
         (&["P2"], path::client_changes),
         (&["P3"], path::client_backlog),
@@ -85,6 +87,7 @@ pub fn run(options: &Options) -> Report {
         (&["P5", "P6", "P7"], path::end_to_end),
         (&["P8"], router::registered_nodes),
         (&["P9"], files::durable_files),
+        (&["P13"], carriers::small_files_behind_sftp),
         (&["P14", "P17"], scope::scope),
         (&["P15"], extract::extract),
         (&["P16"], memory::serve),

@@ -29,6 +29,12 @@ fn p1_to_p9_are_measured() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn p13_letters_behind_sftp_are_measured_beside_single_files() {
+    quick(&["P13"]);
+}
+
 #[test]
 fn p14_p15_p17_are_measured() {
     quick(&["P14", "P17"]);

@@ -63,8 +63,19 @@ fn bpm18_who_watches_sees_them_with_no_sync_of_his_own() {
     let watching = ["anna.db", "bert.db"].map(|local| Ended(Some(site.remote_sync_started(&["watch", local]))));
     crm::sql_on(&site.path("anna.db"), &format!("UPDATE opportunity SET name = 'renamed' WHERE id = {named}"));
     let made = [format!("{named} | 4711")];
-    for node in ["ANNA", "BERT"] {
-        until(node, || on(&site, node, MADE) == made);
+    let came = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        for node in ["ANNA", "BERT"] {
+            until(node, || on(&site, node, MADE) == made);
+        }
+    }));
+    if came.is_err() {
+        let said = watching.map(|mut watching| {
+            let mut child = watching.0.take().unwrap();
+            let ended = child.try_wait().unwrap();
+            let _over = child.kill();
+            format!("{ended:?}: {}", String::from_utf8_lossy(&child.wait_with_output().unwrap().stderr))
+        });
+        panic!("it did not come; what the clients say: {said:#?}");
     }
     drop(watching);
 }
