@@ -258,7 +258,7 @@ pub fn token(node: &NodeName, shown: Shown, next: SyncToken) -> Result<(SyncToke
         Shown::Former => Ok((
             next,
             Some(format!(
-                "{node} shows a former token: its database was restored from a copy, or there are two of it; another such call is refused until `dockmaster node clear {node}`"
+                "{node} shows a former token: its database was restored from an older copy, or there are two of it; another such call is refused until `dockmaster node clear {node}`"
             )),
         )),
         Shown::Copied => Err(Turned::alert(
