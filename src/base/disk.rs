@@ -337,6 +337,16 @@ impl Disk {
         if found.is_file() { Ok(file) } else { Err(DiskError::NotAFile { path: path.to_owned() }) }
     }
 
+    /// Reads an ordinary file of text, `max` bytes of it at most.
+    ///
+    /// # Errors
+    /// As [`Disk::open`]; also if it is no UTF-8.
+    pub fn read_text(&self, path: &Path, max: u64) -> Result<String, DiskError> {
+        let mut text = String::new();
+        self.open(path)?.take(max).read_to_string(&mut text).map_err(io_error("read", path))?;
+        Ok(text)
+    }
+
     /// Reads a file of secrets, which nobody but its owner may read.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use crate::base::ids::{Epoch, FileNo, Incarnation, InstallId, NodeName, Revision, ServerId, SyncToken, UnitNo};
 use crate::model::digest::TableOutcome;
-use crate::session::message::AppliedTo;
+use crate::session::message::{AppliedTo, Hello, Mode, Versions, program};
 use crate::session::upload::{UploadFile, UploadState};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -33,6 +33,27 @@ pub struct LocalPosition {
     pub applied: AppliedTo,
     /// Definition in force.
     pub revision: Revision,
+}
+
+impl LocalPosition {
+    /// Returns what a node that is so far says of itself to its server.
+    pub fn hello(&self, received: FileNo, mode: Mode, features: Vec<u16>) -> Hello {
+        Hello {
+            protocol: Some(Versions::PROTOCOL),
+            dx: Versions::DX,
+            program: program(),
+            node: self.node.to_string(),
+            install_id: self.install_id,
+            server_id: Some(self.server_id),
+            epoch: self.epoch,
+            incarnation: self.incarnation,
+            applied: self.applied,
+            received,
+            unsent: self.unsent,
+            mode,
+            features,
+        }
+    }
 }
 
 /// The part that applies the inbox to the local database. Calls block; they are made on threads for that.

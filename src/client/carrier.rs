@@ -13,15 +13,14 @@ use crate::client::inbox::Inbox;
 use crate::client::report::{ExchangeError, Progress, ProgressEvent, SyncReport};
 use crate::session::client::{Action, ClientSession, Closed, Event};
 use crate::session::letter::{Book, Lying, Sent, Way};
-use crate::session::message::{Hello, Message, Mode, Refusal, Versions, feature, program};
+use crate::session::message::{Hello, Message, Mode, Refusal, feature};
 use crate::session::plan::Range;
 use crate::session::upload::UploadMessage;
 use crate::session::upload_client::UploadAction;
-use crate::transport::carrier::{Carrier, Marker, marker_of};
+use crate::transport::carrier::{self, Carrier, Marker, marker_of};
 use crate::transport::letters::{LetterWriter, MailBox, MailError, Opened};
 use crate::transport::peer::DialError;
 use crate::trust::identity::{NodeIdentity, key_of};
-use notify::Watcher;
 use serde::{Deserialize, Serialize};
 use std::io::Read;
 use std::path::PathBuf;
@@ -30,8 +29,6 @@ use std::time::{Duration, Instant};
 
 /// Longest file of what is kept, in bytes.
 const BOOK_BYTES_MAX: u64 = 1 << 20;
-/// A letter ends after the file with which it has this many parts; the next one goes on.
-const LETTER_PARTS_GOAL: u64 = 4;
 /// Bytes of a file that are read at once.
 const PIECE: usize = crate::base::limits::UPLOAD_CHUNK_BYTES;
 /// Safety net while an answer is waited for, where the system tells of no changes.
@@ -173,15 +170,11 @@ impl<'a> CarrierExchange<'a> {
 
     fn watch(&self) -> Option<(notify::RecommendedWatcher, mpsc::Receiver<()>)> {
         let (told, events) = mpsc::channel();
-        let on_event = move |event: notify::Result<notify::Event>| {
-            if event.is_ok_and(|event| !event.kind.is_access()) {
-                // Nobody listens any more: the command ends.
-                let _gone = told.send(());
-            }
+        let on_change = move || {
+            // Nobody listens any more: the command ends.
+            let _gone = told.send(());
         };
-        let mut watcher = notify::recommended_watcher(on_event).ok()?;
-        let folder = self.carrier.watched()?.join(Way::Down.folder());
-        watcher.watch(&folder, notify::RecursiveMode::Recursive).ok()?;
+        let watcher = carrier::watch(self.carrier.watched()?, Way::Down, on_change)?;
         Some((watcher, events))
     }
 
@@ -267,7 +260,8 @@ impl<'a> CarrierExchange<'a> {
     /// Reads one letter of the server.
     fn read(&mut self, letter: &Lying, inbox: &mut Inbox) -> Result<Came, ExchangeError> {
         let mut machine = self.session(inbox);
-        let mut is_kept = false;
+        // Files become durable in groups, so this runs ahead of what the inbox has.
+        let (mut next, mut is_kept) = (inbox.received().next(), false);
         for (at, name) in letter.parts.iter().enumerate() {
             let mut frames = match self.mail()?.open(*name).map_err(MailError::from)? {
                 Opened::Content(frames) => frames,
@@ -299,10 +293,10 @@ impl<'a> CarrierExchange<'a> {
                     return Ok(Came::Read);
                 }
                 if let Message::FileBegin { file, .. } = &message {
-                    if file.file > inbox.received().next() {
+                    if file.file > next {
                         return Ok(Came::Gap);
                     }
-                    is_kept = file.file == inbox.received().next() && self.options.receive;
+                    is_kept = file.file == next && self.options.receive;
                     if machine.state() == "idle" {
                         let range = Range { first: file.file, last: None, offset: 0 };
                         machine.on(Event::Plan(vec![range])).map_err(|illegal| ExchangeError::Violation(illegal.to_string()))?;
@@ -331,8 +325,10 @@ impl<'a> CarrierExchange<'a> {
                             if is_kept {
                                 self.report.sync.files += 1;
                                 self.progress.on(&ProgressEvent::File(file.file));
-                                // What came before counts as received only when it is durable.
-                                inbox.flush()?;
+                                next = next.next();
+                                if inbox.is_group_full() {
+                                    inbox.flush()?;
+                                }
                             }
                             machine.on(Event::Verified).map_err(|illegal| ExchangeError::Violation(illegal.to_string()))?;
                         }
@@ -369,23 +365,9 @@ impl<'a> CarrierExchange<'a> {
     }
 
     fn hello(&self, received: FileNo) -> Hello {
-        let position = &self.position;
-        Hello {
-            protocol: Some(Versions::PROTOCOL),
-            dx: Versions::DX,
-            program: program(),
-            node: position.node.to_string(),
-            install_id: position.install_id,
-            server_id: Some(position.server_id),
-            epoch: position.epoch,
-            incarnation: position.incarnation,
-            applied: position.applied,
-            received,
-            unsent: position.unsent,
-            mode: Mode::Sync,
-            // A token goes to and fro within a session; a letter is half of one.
-            features: feature::OURS.iter().copied().filter(|ours| *ours != feature::TOKEN).collect(),
-        }
+        // A token goes to and fro within a session; a letter is half of one.
+        let features = feature::OURS.iter().copied().filter(|ours| *ours != feature::TOKEN).collect();
+        self.position.hello(received, Mode::Sync, features)
     }
 
     /// Takes what the server has of our files.
@@ -440,11 +422,7 @@ impl<'a> CarrierExchange<'a> {
         let mut files: Vec<Outgoing> = outgoing.into_iter().filter(|outgoing| is_missing(outgoing.file.file)).collect();
         let mut is_due = asks || said != self.kept.book.said;
         while is_due || !files.is_empty() {
-            let room = match self.marker.room_bytes {
-                0 => u64::MAX,
-                room => room.saturating_sub(self.kept.book.bytes_sent()),
-            };
-            let goal = room.min(LETTER_PARTS_GOAL * self.marker.part_bytes);
+            let goal = self.mail()?.goal(&self.kept.book, self.marker.room_bytes);
             if goal == 0 && !is_due {
                 break;
             }
@@ -517,16 +495,10 @@ fn kept_path(folder: &LockedFolder, name: &str) -> PathBuf {
 
 fn read_kept(folder: &LockedFolder, name: &str, install: InstallId) -> Result<Kept, ExchangeError> {
     let path = kept_path(folder, name);
-    let file = match folder.disk().open(&path) {
+    let text = match folder.disk().read_text(&path, BOOK_BYTES_MAX) {
         Err(error) if error.is_not_found() => return Ok(Kept { install, ..Kept::default() }),
-        file => file?,
+        text => text?,
     };
-    let mut text = String::new();
-    file.take(BOOK_BYTES_MAX).read_to_string(&mut text).map_err(|source| DiskError::Io {
-        operation: "read",
-        path: path.clone(),
-        source,
-    })?;
     let wrong = |error: serde_json::Error| FolderError::Config {
         path: path.clone(),
         why: format!("{error}; without the file letters are read and written anew"),

@@ -12,7 +12,7 @@ use crate::client::inbox::Inbox;
 use crate::client::report::{ExchangeError, Progress, ProgressEvent, SyncReport};
 use crate::client::send::Up;
 use crate::session::client::{Action, ClientSession, Closed, Event, Report, plan};
-use crate::session::message::{AppliedTo, Hello, Mode, Refusal, RefusalCode, Versions, Welcome, feature, program};
+use crate::session::message::{AppliedTo, Hello, Mode, Refusal, RefusalCode, Welcome, feature};
 use crate::transport::link::{Link, LinkError, Timing};
 use crate::transport::peer::Dialer;
 use std::sync::{Arc, Mutex};
@@ -265,21 +265,8 @@ impl Exchange<'_> {
     }
 
     fn hello(&self, position: &LocalPosition, received: FileNo, sends: bool) -> Hello {
-        Hello {
-            protocol: Some(Versions::PROTOCOL),
-            dx: Versions::DX,
-            program: program(),
-            node: position.node.to_string(),
-            install_id: position.install_id,
-            server_id: Some(position.server_id),
-            epoch: position.epoch,
-            incarnation: position.incarnation,
-            applied: position.applied,
-            received,
-            unsent: position.unsent,
-            mode: self.mode,
-            features: feature::OURS.iter().copied().filter(|ours| sends || *ours != feature::UPLOAD).collect(),
-        }
+        let features = feature::OURS.iter().copied().filter(|ours| sends || *ours != feature::UPLOAD).collect();
+        position.hello(received, self.mode, features)
     }
 
     async fn drive(&mut self, running: &mut Running, stop: &CancellationToken) -> Result<(), ExchangeError> {

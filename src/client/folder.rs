@@ -9,7 +9,6 @@ use crate::base::ids::{FileNo, IdError, NodeName, ServerId};
 use crate::base::lock::{Hold, Lock, Taken};
 use crate::transport::ssh_settings::SshSettings;
 use std::collections::BTreeSet;
-use std::io::Read;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use toml_edit::{DocumentMut, value};
@@ -141,14 +140,10 @@ impl ClientFolder {
     /// `NoConfig` before init; `Config` names the field.
     pub fn read_config(&self) -> Result<RemoteConfig, FolderError> {
         let path = self.config_path();
-        let file = match Disk::new().open(&path) {
+        let text = match Disk::new().read_text(&path, CONFIG_BYTES_MAX) {
             Err(error) if error.is_not_found() => return Err(FolderError::NoConfig { path }),
-            file => file?,
+            text => text?,
         };
-        let mut text = String::new();
-        if let Err(source) = file.take(CONFIG_BYTES_MAX).read_to_string(&mut text) {
-            return Err(DiskError::Io { operation: "read", path, source }.into());
-        }
         RemoteConfig::parse(&text).map_err(|why| FolderError::Config { path, why })
     }
 }

@@ -5,7 +5,7 @@
 //! into letters (`server::carrier_desk`), as do the answers.
 
 use crate::base::clock::now_seconds;
-use crate::base::ids::NodeName;
+use crate::base::ids::{NodeName, ServerId};
 use crate::rules::definition::CarrierSettings;
 use crate::server::carrier_desk::{self, Desk, Rules};
 use crate::server::syncmgr::{BoxError, Shared};
@@ -23,7 +23,6 @@ use crate::transport::peer::Proof;
 use crate::transport::ssh_settings::SshSettings;
 use crate::transport::tcp;
 use crate::trust::keys::{KeyPair, PublicKey};
-use notify::Watcher;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -50,28 +49,32 @@ pub(super) async fn run(shared: Arc<Shared>, key: Arc<KeyPair>, options: Carrier
     let mut said = BTreeSet::new();
     let mut watcher = None;
     let mut busy: Option<Instant> = None;
-    let mut opened: Option<Arc<Mutex<Box<dyn Carrier>>>> = None;
+    let mut opened: Option<Post> = None;
     loop {
         if watcher.is_none() {
             watcher = watch(&options, &wake);
         }
         routed.borrow_and_update();
         let passed = async {
-            let carrier = match opened.take() {
-                Some(carrier) => carrier,
+            let post = match opened.take() {
+                Some(post) => post,
                 None => {
-                    let (options, timing) = (options.clone(), shared.timing);
-                    Arc::new(Mutex::new(blocking(move || Ok(open(&options, timing)?)).await?))
+                    let (shared, key, options, shutdown) = (shared.clone(), key.clone(), options.clone(), shutdown.clone());
+                    blocking(move || {
+                        let carrier = Arc::new(Mutex::new(open(&options, shared.timing)?));
+                        let server = shared.directory.identity()?.server_id;
+                        Ok(Post { shared, key, carrier, options, server, shutdown })
+                    })
+                    .await?
                 }
             };
-            let post = Post { shared: shared.clone(), key: key.clone(), carrier, options: options.clone(), shutdown: shutdown.clone() };
             let worked = post.pass(&mut said).await?;
-            Ok::<_, BoxError>((post.carrier, worked))
+            Ok::<_, BoxError>((post, worked))
         };
         let passed = passed.await;
         match passed {
-            Ok((carrier, worked)) => {
-                opened = Some(carrier);
+            Ok((post, worked)) => {
+                opened = Some(post);
                 if worked > 0 {
                     busy = Some(Instant::now());
                 }
@@ -110,23 +113,17 @@ pub fn open(settings: &CarrierSettings, timing: Timing) -> Result<Box<dyn Carrie
 /// Has changes of the place wake the pass; `None` where the system cannot tell of them.
 fn watch(options: &CarrierSettings, wake: &Arc<Notify>) -> Option<notify::RecommendedWatcher> {
     let wake = wake.clone();
-    let on_event = move |event: notify::Result<notify::Event>| {
-        if event.is_ok_and(|event| !event.kind.is_access()) {
-            wake.notify_one();
-        }
-    };
-    let mut watcher = notify::recommended_watcher(on_event).ok()?;
-    watcher.watch(&std::path::Path::new(&options.path).join(Way::Up.folder()), notify::RecursiveMode::Recursive).ok()?;
-    Some(watcher)
+    carrier::watch(options.path.as_ref(), Way::Up, move || wake.notify_one())
 }
 
-/// One pass through one carrier.
+/// A carrier that is there, and what passes through it need.
 #[derive(Clone)]
 struct Post {
     shared: Arc<Shared>,
     key: Arc<KeyPair>,
     carrier: Arc<Mutex<Box<dyn Carrier>>>,
     options: CarrierSettings,
+    server: ServerId,
     shutdown: CancellationToken,
 }
 
@@ -147,7 +144,7 @@ impl Post {
         let post = self.clone();
         let (nodes, marker) = blocking(move || {
             let carrier = post.carrier();
-            let marker = marker_of(&**carrier, post.shared.directory.identity()?.server_id)?;
+            let marker = marker_of(&**carrier, post.server)?;
             // Those for whom an extract waits have written no letter yet.
             let nodes: BTreeSet<String> = carrier.folders(Way::Up)?.into_iter().chain(post.awaited()?).collect();
             Ok((nodes, marker))
@@ -197,8 +194,7 @@ impl Post {
     ) -> Result<T, BoxError> {
         let (post, node) = (self.clone(), node.clone());
         blocking(move || {
-            let server = post.shared.directory.identity()?.server_id;
-            let carrier = post.carrier();
+            let (carrier, server) = (post.carrier(), post.server);
             work(&post, &MailBox { carrier: &**carrier, key: &post.key, peer, server, node: &node, writes: Way::Down, part_bytes })
         })
         .await
@@ -208,9 +204,9 @@ impl Post {
     async fn newcomers(&self, said: &mut BTreeSet<String>) -> Result<u64, BoxError> {
         let post = self.clone();
         let newcomers = blocking(move || {
-            let (carrier, server) = (post.carrier(), post.shared.directory.identity()?.server_id);
+            let carrier = post.carrier();
             newcomers::forget(&**carrier)?;
-            Ok(newcomers::waiting(&**carrier, server, &post.key)?)
+            Ok(newcomers::waiting(&**carrier, post.server, &post.key)?)
         });
         let mut answered = 0;
         for Newcomer { key, request } in newcomers.await? {
@@ -231,7 +227,6 @@ impl Post {
 
     fn let_in(&self, key: &PublicKey, request: &Request) -> Result<u64, BoxError> {
         let (shared, name) = (&self.shared, &self.options.name);
-        let server = shared.directory.identity()?.server_id;
         let answer = match shared.directory.enrol(request, None)? {
             Ok((node, certificate)) => {
                 tracing::info!(%node, carrier = name, "was let in by a file");
@@ -252,7 +247,7 @@ impl Post {
                 Answer::Refused { text: NODE_TEXT.to_owned() }
             }
         };
-        newcomers::reply(&**self.carrier(), server, &self.key, key, &answer)?;
+        newcomers::reply(&**self.carrier(), self.server, &self.key, key, &answer)?;
         Ok(1)
     }
 
@@ -261,10 +256,9 @@ impl Post {
         let (post, node) = (self.clone(), name.clone());
         let known = blocking(move || {
             let Some(key) = post.shared.directory.key_of(&node)? else { return Ok(None) };
-            let desk = Desk::read(&post.shared.root, &node, &post.options.name, &key)?;
-            Ok(post.shared.directory.node(&node)?.map(|node| (node, key, desk)))
+            Ok(Some((key, Desk::read(&post.shared.root, &node, &post.options.name, &key)?)))
         });
-        let Some((_, key, mut desk)) = known.await? else {
+        let Some((key, mut desk)) = known.await? else {
             return Err(format!("{name} is no node with a key of its own; its letters are not read").into());
         };
         let part_bytes = marker.part_bytes;

@@ -4,7 +4,7 @@
 //! acknowledged is written again, under new numbers.
 
 use crate::base::clock::{now_micros, now_seconds};
-use crate::base::disk::{Disk, DiskError};
+use crate::base::disk::Disk;
 use crate::base::ids::{FileNo, Incarnation, NodeName};
 use crate::docking::root::DockingRoot;
 use crate::model::node::{Node, NodeState};
@@ -16,13 +16,10 @@ use crate::session::upload::{UploadMessage, UploadState};
 use crate::transport::letters::{LetterWriter, MailBox};
 use crate::trust::keys::PublicKey;
 use serde::{Deserialize, Serialize};
-use std::io::Read;
 use std::path::PathBuf;
 
 /// Longest file of what is kept, in bytes.
 const DESK_BYTES_MAX: u64 = 8 << 20;
-/// A letter ends after the file with which it has this many parts; the next one goes on.
-const LETTER_PARTS_GOAL: u64 = 4;
 /// Files that are looked up at once.
 const FILES_AT_ONCE: usize = 512;
 
@@ -69,16 +66,10 @@ impl Desk {
     /// Reads what is kept of a node that has this key.
     pub(super) fn read(root: &DockingRoot, node: &NodeName, carrier: &str, key: &PublicKey) -> Result<Desk, BoxError> {
         let path = path(root, node, carrier);
-        let file = match Disk::new().open(&path) {
+        let text = match Disk::new().read_text(&path, DESK_BYTES_MAX) {
             Err(error) if error.is_not_found() => return Ok(Desk { key: key.to_string(), ..Desk::default() }),
-            file => file?,
+            text => text?,
         };
-        let mut text = String::new();
-        file.take(DESK_BYTES_MAX).read_to_string(&mut text).map_err(|source| DiskError::Io {
-            operation: "read",
-            path: path.clone(),
-            source,
-        })?;
         let desk: Desk = serde_json::from_str(&text)
             .map_err(|error| format!("{}: {error}; without the file all letters are written anew", path.display()))?;
         if desk.key == key.to_string() {
@@ -94,8 +85,19 @@ impl Desk {
         Ok(Disk::new().replace_with(&root.tmp(node), &path(root, node, carrier), &serde_json::to_vec(self)?)?)
     }
 
-    /// Writes what the node does not have yet, and deletes what it has read. Returns how many letters were written. Blocks.
+    /// Writes what the node does not have yet, deletes what it has read, and keeps what changed. Returns how many letters were written. Blocks.
     pub(super) fn answer(&mut self, shared: &Shared, node: &Node, mail: &MailBox<'_>, rules: &Rules<'_>) -> Result<u64, BoxError> {
+        let before = self.clone();
+        let written = self.write_answer(shared, node, mail, rules)?;
+        // Mostly there is nothing to say, and keeping costs a flush.
+        if *self != before {
+            self.keep(&shared.root, &node.name, rules.name)?;
+        }
+        Ok(written)
+    }
+
+    /// Writes what the node does not have yet, and deletes what it has read. Returns how many letters were written.
+    fn write_answer(&mut self, shared: &Shared, node: &Node, mail: &MailBox<'_>, rules: &Rules<'_>) -> Result<u64, BoxError> {
         let identity = shared.directory.identity()?;
         let mut opening = Vec::new();
         let mut last = FileNo(0);
@@ -141,7 +143,6 @@ impl Desk {
             (None, _) => {
                 self.book.sent.clear();
                 mail.remove(|_| false)?;
-                self.keep(&shared.root, &node.name, rules.name)?;
                 return Ok(0);
             }
         }
@@ -162,14 +163,13 @@ impl Desk {
         let mut range = missing.next();
         let mut written = 0;
         while range.is_some() || self.book.said != said {
-            let has_room = rules.room_bytes == 0 || self.book.bytes_sent() < rules.room_bytes;
+            let goal = mail.goal(&self.book, rules.room_bytes);
+            let has_room = goal > 0;
             if !has_room && self.book.said == said {
                 break;
             }
             let number = self.book.next_number(now_micros().unsigned_abs() / 1_000);
             let mut letter = mail.begin(number, &self.book.receipt)?;
-            let room = if rules.room_bytes == 0 { u64::MAX } else { rules.room_bytes.saturating_sub(self.book.bytes_sent()) };
-            let goal = room.min(LETTER_PARTS_GOAL * mail.part_bytes);
             let files = match write(&mut letter, shared, node, &opening, range.filter(|_| has_room), goal) {
                 Ok(files) => files,
                 Err(error) => {
@@ -191,7 +191,6 @@ impl Desk {
             };
         }
         mail.remove(|number| self.book.sent.iter().any(|sent| sent.number == number))?;
-        self.keep(&shared.root, &node.name, rules.name)?;
         Ok(written)
     }
 }
@@ -249,7 +248,6 @@ impl Desk {
         }
         let bytes = letter.finish()?;
         self.book.wrote(Sent { number, first: FileNo(0), last: FileNo(0), bytes, at: now_seconds(), extract: incarnation });
-        self.keep(&shared.root, &node.name, rules.name)?;
         Ok(1)
     }
 }

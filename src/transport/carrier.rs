@@ -13,6 +13,7 @@ use crate::session::letter::Way;
 use crate::transport::link::Timing;
 use crate::transport::ssh_settings::SshSettings;
 use data_encoding::BASE64;
+use notify::Watcher;
 use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -257,6 +258,30 @@ pub fn marker_of(carrier: &dyn Carrier, server: ServerId) -> Result<Marker, Carr
     }
 }
 
+/// Whether a carrier says just that of itself already.
+///
+/// # Errors
+/// It is another server's, or cannot be read.
+pub(super) fn says(carrier: &dyn Carrier, marker: &Marker) -> Result<bool, CarrierError> {
+    match marker_of(carrier, marker.server) {
+        Ok(found) => Ok(found == *marker),
+        Err(CarrierError::NoMarker { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Has changes of one way of a carrier told; `None` where the system cannot tell of them.
+pub fn watch(place: &Path, way: Way, told: impl Fn() + Send + 'static) -> Option<notify::RecommendedWatcher> {
+    let on_event = move |event: notify::Result<notify::Event>| {
+        if event.is_ok_and(|event| !event.kind.is_access()) {
+            told();
+        }
+    };
+    let mut watcher = notify::recommended_watcher(on_event).ok()?;
+    watcher.watch(&place.join(way.folder()), notify::RecursiveMode::Recursive).ok()?;
+    Some(watcher)
+}
+
 /// Opens the carrier at a place: a folder of this machine, or `sftp://USER@HOST:PORT/PATH`. `keys` are for the latter.
 ///
 /// # Errors
@@ -338,23 +363,16 @@ impl Carrier for FolderCarrier {
 
     fn marker(&self) -> Result<Marker, CarrierError> {
         let path = self.root.join(MARKER);
-        let file = match self.disk.open(&path) {
+        let text = match self.disk.read_text(&path, MARKER_BYTES_MAX) {
             Err(error) if error.is_not_found() => return Err(CarrierError::NoMarker { place: self.place() }),
-            file => file?,
+            text => text?,
         };
-        let mut text = String::new();
-        file.take(MARKER_BYTES_MAX).read_to_string(&mut text).map_err(io("read", &path))?;
         Marker::parse(&text).map_err(|why| CarrierError::Marker { place: self.place(), why })
     }
 
     fn set_marker(&self, marker: &Marker) -> Result<(), CarrierError> {
-        match self.marker() {
-            Ok(found) if found.server != marker.server => {
-                return Err(CarrierError::Foreign { place: self.place(), found: found.server, expected: marker.server });
-            }
-            Ok(found) if found == *marker => return Ok(()),
-            Ok(_) | Err(CarrierError::NoMarker { .. }) => {}
-            Err(error) => return Err(error),
+        if says(self, marker)? {
+            return Ok(());
         }
         self.disk.ensure_folder(&self.root)?;
         for way in [Way::Up, Way::Down] {

@@ -3,7 +3,7 @@
 use crate::base::ids::{NodeName, ServerId};
 use crate::base::limits::LETTER_PART_BYTES_MAX;
 use crate::session::codec::CodecError;
-use crate::session::letter::{Content, Frames, Heading, Lying, PARTS_MAX, PartName, Receipt, Way, gather};
+use crate::session::letter::{Book, Content, Frames, Heading, Lying, PARTS_MAX, PartName, Receipt, Way, gather};
 use crate::session::message::Message;
 use crate::transport::carrier::{Carrier, CarrierError, Listing};
 use crate::trust::keys::{KeyPair, PublicKey, TrustError};
@@ -12,6 +12,9 @@ use std::collections::BTreeSet;
 
 /// Longest file that is read of a carrier: the largest part and what sealing adds.
 const FILE_BYTES_MAX: u64 = LETTER_PART_BYTES_MAX + (2 << 20);
+
+/// A letter ends after the file with which it has this many parts.
+const LETTER_PARTS_GOAL: u64 = 4;
 
 /// What can go wrong with a letter.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +128,12 @@ impl<'a> MailBox<'a> {
             Ok(found) if found == heading => Ok(content),
             _ => Err(LetterFault::Foreign),
         }
+    }
+
+    /// Returns with how many bytes of files a letter ends: as many as have room, and not more than a few parts; the next letter goes on.
+    pub fn goal(&self, book: &Book, room_bytes: u64) -> u64 {
+        let room = if room_bytes == 0 { u64::MAX } else { room_bytes.saturating_sub(book.bytes_sent()) };
+        room.min(LETTER_PARTS_GOAL * self.part_bytes)
     }
 
     /// Begins a letter.

@@ -4,7 +4,7 @@
 //! on that it is there, and is never used again. What lies there by links is let alone, as in a folder of this machine.
 
 use crate::session::letter::Way;
-use crate::transport::carrier::{Carrier, CarrierError, Listing, MARKER, MARKER_BYTES_MAX, Marker};
+use crate::transport::carrier::{self, Carrier, CarrierError, Listing, MARKER, MARKER_BYTES_MAX, Marker};
 use crate::transport::link::Timing;
 use crate::transport::ssh::{self, SshAddress, SshKeys};
 use ssh2::{ErrorCode, File, OpenFlags, OpenType, RenameFlags, Session, Sftp};
@@ -192,13 +192,8 @@ impl Carrier for SftpCarrier {
     }
 
     fn set_marker(&self, marker: &Marker) -> Result<(), CarrierError> {
-        match self.marker() {
-            Ok(found) if found.server != marker.server => {
-                return Err(CarrierError::Foreign { place: self.place(), found: found.server, expected: marker.server });
-            }
-            Ok(found) if found == *marker => return Ok(()),
-            Ok(_) | Err(CarrierError::NoMarker { .. }) => {}
-            Err(error) => return Err(error),
+        if carrier::says(self, marker)? {
+            return Ok(());
         }
         self.ensure(&self.address.path)?;
         for way in [Way::Up, Way::Down] {

@@ -395,9 +395,7 @@ struct Case {
 impl Case {
     fn new(seed: u64) -> Case {
         let site = site_of(IMPATIENT);
-        for place in ["far", "old"] {
-            fs::create_dir(site.path(place)).unwrap();
-        }
+        fs::create_dir(site.path("far")).unwrap();
         fs::copy(site.path("stick/dockmaster-carrier.toml"), site.path("far/dockmaster-carrier.toml")).unwrap();
         Case { site, random: fastrand::Rng::with_seed(seed), log: Vec::new(), former: Vec::new() }
     }
