@@ -15,6 +15,10 @@ test:
 kills COUNT="500":
     DOCKMASTER_KILLS={{COUNT}} cargo test --locked --test it -- kills --nocapture
 
+# The harnesses of docs/reliability.md, and their table.
+proof MODE="--quick":
+    scripts/proof.sh {{MODE}}
+
 # The main job, step by step, in ./playground.
 demo:
     scripts/demo.sh

@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod crash;
+pub mod defect;
 pub mod disk;
 pub mod folder;
 pub mod group;

@@ -8,6 +8,7 @@
 //!   success on a second try. The process has to start again and recover from its database.
 
 use crate::base::crash::{self, CrashPoint};
+use crate::base::defect::{self, Defect};
 use crate::base::folder::{EntryKind, list};
 use crate::base::group::GroupPut;
 use crate::base::handles;
@@ -239,6 +240,9 @@ impl Disk {
     /// A failure poisons the handle.
     pub fn sync_file(&self, file: &File, path: &Path) -> Result<(), DiskError> {
         self.crash_point("flush", path)?;
+        if defect::is_planted(Defect::NoFileFlush) {
+            return Ok(());
+        }
         file.sync_all().map_err(|error| {
             self.poison();
             io_error("flush", path)(error)
@@ -251,7 +255,7 @@ impl Disk {
     /// A failure poisons the handle.
     pub fn sync_folder(&self, folder: &Path) -> Result<(), DiskError> {
         self.crash_point("flush folder", folder)?;
-        if cfg!(unix) {
+        if cfg!(unix) && !defect::is_planted(Defect::NoFolderFlush) {
             File::open(folder).and_then(|file| file.sync_all()).map_err(|error| {
                 self.poison();
                 io_error("flush folder", folder)(error)

@@ -4,6 +4,7 @@
 //! `j{i}` holds the counts of junction `i`. There is no constraint but the primary key (R36).
 
 use super::{Cds, CdsError, CdsState};
+use crate::base::defect;
 use crate::base::ids::{Epoch, FileNo, Nonce, Revision, ServerId, TxnId};
 use crate::model::dock::{Dock, DockTable, TableIndex};
 use crate::model::node::Node;
@@ -85,7 +86,8 @@ pub(super) fn create_indexes(conn: &Connection, dock: &Dock, graph: &ScopeGraph)
 /// Opens the connection with the settings of the one writer: every commit is durable before the Router may see it.
 pub(super) fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let conn = Connection::open(path)?;
-    conn.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -65536; PRAGMA wal_autocheckpoint = 10000; PRAGMA journal_size_limit = 67108864; PRAGMA foreign_keys = OFF;")?;
+    conn.pragma_update(None, "synchronous", defect::synchronous())?;
+    conn.execute_batch("PRAGMA journal_mode = WAL; PRAGMA cache_size = -65536; PRAGMA wal_autocheckpoint = 10000; PRAGMA journal_size_limit = 67108864; PRAGMA foreign_keys = OFF;")?;
     conn.set_prepared_statement_cache_capacity(512);
     Ok(conn)
 }

@@ -1,6 +1,7 @@
 //! The inbox as the apply step sees it: which files are there, what each one is, and where it goes.
 
 use super::apply::{ApplyError, ApplyFolders, ApplyReport, Held, Quarantined, Stopped};
+use crate::base::defect::{self, Defect};
 use crate::base::disk::DiskError;
 use crate::base::folder;
 use crate::base::ids::{ContentHash, FileNo, NodeName};
@@ -137,7 +138,7 @@ impl Inbox {
         let flaw = match self.look(number)? {
             Ok(file) => {
                 let header = file.reader.header();
-                if header.previous != reached.chain_hash {
+                if header.previous != reached.chain_hash && !defect::is_planted(Defect::IgnoredChain) {
                     return Ok(Verdict::Stop(self.fork(number, "it does not follow the file that was applied last")));
                 }
                 // A stream that begins anew brings everything, wherever the former one ended.

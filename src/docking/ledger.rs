@@ -6,6 +6,7 @@
 //!   outbox was never seen by anybody and is deleted.
 //! - The table `outbox_file`, never a folder, says what a node is offered.
 
+use crate::base::defect;
 use crate::base::ids::{ByteHash, ContentHash, Epoch, FileNo, Incarnation, NodeName, Revision, ServerId, TxnId};
 use crate::docking::error::DockingError;
 use crate::dx::codec;
@@ -271,7 +272,7 @@ impl Ledger {
     fn prepare(&mut self) -> rusqlite::Result<()> {
         self.connection.pragma_update(None, "journal_mode", "WAL")?;
         // The next stage acts upon a commit at once, so a power cut must not take it back.
-        self.connection.pragma_update(None, "synchronous", "FULL")?;
+        self.connection.pragma_update(None, "synchronous", defect::synchronous())?;
         self.connection.pragma_update(None, "trusted_schema", false)?;
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let version: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;

@@ -7,6 +7,7 @@
 //! counted, so one that is newer than what is kept here says that this file was restored, and is right. Losing the file loses this memory: every
 //! token is right once then.
 
+use crate::base::defect::{self, Defect};
 use crate::base::ids::{InstallId, NodeName, SyncToken};
 use crate::docking::sessions::{SessionsDb, SessionsError};
 use crate::session::admission::Shown;
@@ -46,6 +47,7 @@ impl SessionsDb {
             next.0[8..].copy_from_slice(&random);
             let verdict = match known {
                 None => Shown::Right,
+                Some(_) if defect::is_planted(Defect::FormerTokens) => Shown::Right,
                 Some((held, given, _)) if shown_bytes == held || (given.is_some() && shown_bytes == given) => Shown::Right,
                 Some(_) if count(&shown_bytes) > last => Shown::Right,
                 Some((.., true)) => return Ok((Shown::Copied, next)),

@@ -8,6 +8,7 @@
 //! - A step is bounded, so it can run between two rounds of any other work; it may stop anywhere and begin anew.
 
 use crate::base::crash::{self, CrashPoint};
+use crate::base::defect::{self, Defect};
 use crate::base::disk::DiskError;
 use crate::base::ids::{FileNo, NodeName, TxnId};
 use crate::base::limits::{PURGE_FILES_PER_STEP, PURGE_NODES_PER_STEP};
@@ -161,6 +162,7 @@ impl Purge {
             None => None,
         };
         let applied = mark.as_ref().map(|mark| mark.applied.file).unwrap_or_default();
+        let applied = if defect::is_planted(Defect::EarlyPurge) { applied.next().next() } else { applied };
         let oldest = cycle.rows.outbox_after(stream, FileNo(0), PURGE_FILES_PER_STEP)?;
         if let Some(upto) = self.retention.outbox_upto(&oldest, applied, cycle.now) {
             let files: Vec<FileNo> = oldest.iter().map(|file| file.file_no).filter(|file| *file <= upto).collect();

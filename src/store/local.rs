@@ -10,6 +10,7 @@
 use super::local_apply::Catalogue;
 use super::local_capture::CaptureError;
 use super::local_upload::renumber_uploads;
+use crate::base::defect::{self, Defect};
 use crate::base::disk::DiskError;
 use crate::base::ids::{ContentHash, Epoch, FileNo, Incarnation, InstallId, NodeName, Revision, ServerId, SyncToken, TxnId, UnitNo};
 use crate::base::limits::{APPLY_WAL_PAGES, UPLOAD_UNIT_BYTES_MAX};
@@ -303,7 +304,7 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     // After WAL is set: DEFENSIVE keeps statements from writing the schema or shadow tables directly (T12).
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
-    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "synchronous", defect::synchronous())?;
     connection.pragma_update(None, "wal_autocheckpoint", APPLY_WAL_PAGES)?;
     connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
@@ -357,6 +358,9 @@ pub struct Watermark {
 
 /// Stores the watermark, within the caller's transaction.
 pub(super) fn store_watermark(connection: &Connection, watermark: &Watermark) -> rusqlite::Result<()> {
+    if defect::is_planted(Defect::SkippedWatermark) {
+        return Ok(());
+    }
     connection
         .prepare_cached(
             "UPDATE dock_state SET applied_file = ?1, chain_hash = ?2, applied_unit = ?3, revision = ?4, stopped = NULL,

@@ -3,6 +3,7 @@
 //! Values are byte-exact in both directions: text is bytes, a real keeps its bits, nothing is converted on the way. Everything of
 //! ours on the server database goes through [`ServerDatabase`], whose connection commits with `synchronous=FULL`: I7 rests on it.
 
+use crate::base::defect;
 use crate::base::ids::{NodeName, Nonce, TxnId};
 use crate::model::schema::Schema;
 use crate::model::value::Value;
@@ -257,7 +258,7 @@ pub fn open_connection(path: &Path, flags: OpenFlags) -> Result<Connection, Stor
     let connection = Connection::open_with_flags(path, flags).map_err(fault("opening the database"))?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(fault("setting the busy timeout"))?;
     connection.set_prepared_statement_cache_capacity(256);
-    connection.pragma_update(None, "synchronous", "FULL").map_err(fault("setting the synchronous mode"))?;
+    connection.pragma_update(None, "synchronous", defect::synchronous()).map_err(fault("setting the synchronous mode"))?;
     let encoding: String = connection.query_row("PRAGMA encoding", [], |row| row.get(0)).map_err(fault("reading the text encoding"))?;
     if encoding != "UTF-8" {
         return Err(StoreError::Encoding { path: path.to_owned(), encoding });

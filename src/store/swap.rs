@@ -4,6 +4,7 @@
 //! extract that were asked for; the old one has no WAL left when it is renamed over, because a stale WAL beside a new file is damage.
 
 use super::local_capture::{CaptureError, ensure_capture};
+use crate::base::defect;
 use crate::base::ids::{Epoch, Incarnation, InstallId, NodeName, ServerId};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -112,7 +113,7 @@ pub fn adopt(path: &Path, expected: &Expected, install_id: InstallId) -> Result<
             }
             Ok(binary)
         })?;
-    connection.pragma_update(None, "synchronous", "FULL").map_err(at("write dock_state of"))?;
+    connection.pragma_update(None, "synchronous", defect::synchronous()).map_err(at("write dock_state of"))?;
     // Ids are kept in one form; the extract's own id shows which.
     let written = if binary {
         connection.execute("UPDATE dock_state SET install_id = ?", [&install_id.0[..]])

@@ -1,5 +1,6 @@
 //! The tail of the log: what was read last and under which mark (R13, R14), and the purge of what nobody reads again.
 
+use crate::base::defect::{self, Defect};
 use crate::base::ids::{Nonce, Revision, TxnId};
 use crate::store::log::ReadOptions;
 use crate::store::sqlite::{ServerDatabase, StoreError};
@@ -144,7 +145,8 @@ impl ServerDatabase {
     pub fn write_tail(&self, position: TxnId, nonce: Nonce, previous: Option<Nonce>) -> Result<(), StoreError> {
         let fault = || self.fault("writing the tail");
         // The connection opens with synchronous=FULL; said again, since everything published rests on it.
-        self.connection.pragma_update(None, "synchronous", "FULL").map_err(fault())?;
+        let synchronous = if defect::is_planted(Defect::NoTailFlush) { "OFF" } else { defect::synchronous() };
+        self.connection.pragma_update(None, "synchronous", synchronous).map_err(fault())?;
         let transaction = self.begin_write("writing the tail")?;
         self.put_tail(position, nonce, previous)?;
         transaction.commit().map_err(fault())

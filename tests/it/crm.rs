@@ -271,13 +271,18 @@ pub fn serve_again(site: &mut Site) -> String {
 /// Like [`serve_again`], by a command of the caller.
 pub fn serve_again_as(site: &mut Site, command: Command) -> String {
     let address = site.serve_as(command);
+    point_all(site, &address);
+    address
+}
+
+/// Tells every node of the site where the service is.
+pub fn point_all(site: &Site, address: &str) {
     for entry in std::fs::read_dir(site.folder.path()).unwrap() {
         let path = entry.unwrap().path().join("remote-sync.toml");
         if path.exists() {
-            point(&path, &address);
+            point(&path, address);
         }
     }
-    address
 }
 
 /// What `dockmaster dx show --json` says of a file.

@@ -3,6 +3,7 @@
 // A test says what it wants by failing; helpers outside of `#[test]` functions do too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr, unreachable_pub)]
 
+mod acknowledged;
 mod apply;
 mod bench;
 mod bounds;
@@ -19,6 +20,7 @@ mod converge;
 mod crash_points;
 mod crm;
 mod cut;
+mod defects;
 mod definition;
 mod definition_messages;
 mod definition_resolved;
@@ -32,6 +34,7 @@ mod end_to_end;
 mod examples;
 mod explain;
 mod extract;
+mod flush_order;
 mod folding;
 mod harness;
 mod kills;
