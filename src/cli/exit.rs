@@ -78,11 +78,14 @@ fn sentence(error: &anyhow::Error) -> String {
     text
 }
 
-/// Arms the crash point that `DOCKMASTER_CRASH` names; tests of debug builds set it.
+/// Arms the crash point that `DOCKMASTER_CRASH` names, and plants the defect of `DOCKMASTER_DEFECT`; tests of debug builds set them.
 #[cfg(debug_assertions)]
 pub(super) fn arm_crash_point() {
     if let Ok(text) = std::env::var("DOCKMASTER_CRASH") {
         crate::base::crash::arm(&text);
+    }
+    if let Ok(name) = std::env::var("DOCKMASTER_DEFECT") {
+        crate::base::defect::plant(&name);
     }
 }
 

@@ -389,6 +389,7 @@ fn chain(kit: &mut Kit, count: i64) -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn f12_a_repeated_file_is_dropped_and_another_one_under_its_number_is_a_fork() {
+    crate::harness::plant_defect();
     let mut kit = simple();
     let other = kit.stream.clone();
     let files = chain(&mut kit, 3);

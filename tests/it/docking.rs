@@ -134,6 +134,7 @@ fn d3_quarantine_keeps_every_file_with_its_reason() {
 
 #[test]
 fn fault29_a_root_in_use_names_its_holder() {
+    crate::harness::plant_defect();
     let (_folder, root) = root();
     for access in [Access::Exclusive, Access::Shared] {
         let error = DockingRoot::open(root.path(), access).unwrap_err();

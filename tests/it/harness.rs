@@ -302,3 +302,10 @@ pub fn literals_of(conn: &rusqlite::Connection, select: &str) -> Vec<String> {
 pub fn literal(row: &[Value]) -> String {
     row.iter().map(Value::to_string).collect::<Vec<_>>().join(" | ")
 }
+
+/// Plants the defect of `DOCKMASTER_DEFECT` into this process: what a harness of `defects` calls first if it uses the library itself.
+pub fn plant_defect() {
+    if let Ok(name) = std::env::var("DOCKMASTER_DEFECT") {
+        dockmaster::base::defect::plant(&name);
+    }
+}

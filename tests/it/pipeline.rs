@@ -37,6 +37,7 @@ fn play(seed: u64, fault: Fault) -> Played<Done> {
 
 #[test]
 fn i1_r7_every_node_is_at_one_unit_of_the_server_whatever_happens_and_no_file_tells_more() {
+    crate::harness::plant_defect();
     if let Some(seed) = number("PIPELINE_SEED") {
         let played = play(seed, Fault::None);
         if let Err((error, log)) = played {

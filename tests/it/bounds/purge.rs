@@ -12,6 +12,7 @@ use rusqlite::Connection;
 
 #[test]
 fn r44_x10_s6_a_file_goes_when_applied_and_past_retention_and_a_txnproc_file_when_nobody_needs_it() {
+    crate::harness::plant_defect();
     let mut yard = Yard::new(&["ANNA", "BERT", "CORA"]);
     for _ in 0..6 {
         yard.write(0, "for all");

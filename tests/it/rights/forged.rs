@@ -192,6 +192,7 @@ fn t2_t12_t13_of_10000_forged_units_none_is_accepted_and_each_is_told_why() {
 
 #[test]
 fn t2_t12_t13_forged_units_do_no_harm_through_the_merger_and_honest_ones_between_them_pass() {
+    crate::harness::plant_defect();
     let place = Place::new();
     let expected = untouchable(&place);
     let mut merger = MergeDatabase::open(place.db.path()).unwrap().unwrap();
