@@ -1,6 +1,6 @@
 //! Errors that are planted on purpose, so that a harness proves that it sees them.
 //!
-//! A debug build that finds `DOCKMASTER_DEFECT=name` in its environment behaves wrongly in that one way, in every process that inherits it.
+//! A debug build of either program that finds `DOCKMASTER_DEFECT=name` in its environment behaves wrongly in that one way, and says so.
 //! `tests/it/defects.rs` goes through [`Defect::ALL`] and demands that a harness fails for each: a harness that cannot fail proves nothing.
 //! Release builds have none of this.
 
@@ -40,10 +40,10 @@ defects! {
     NoFileFlush = "no-file-flush": "Files are renamed and acknowledged without being flushed.",
     NoFolderFlush = "no-folder-flush": "The entries of folders are not flushed.",
     NoDatabaseFlush = "no-database-flush": "Our databases commit with `synchronous = OFF`.",
-    NoTailFlush = "no-tail-flush": "The tail is not committed before what was read is published, so commits of programs may vanish behind it (I7).",
+    NoTailFlush = "no-tail-flush": "The tail is committed without being flushed, so commits of programs may vanish behind what was published of them (I7).",
     SkippedWatermark = "skipped-watermark": "Units are applied and the watermark is not written with them.",
     EarlyAcknowledgement = "early-acknowledgement": "The server says that it has stored a file before the file has its name.",
-    EarlyPurge = "early-purge": "The purge deletes one file more than was applied.",
+    EarlyPurge = "early-purge": "The purge deletes the first file that is not applied.",
     IgnoredChain = "ignored-chain": "A file is applied whatever it follows.",
     StaleNodeKeys = "stale-node-keys": "A node keeps the keys that it had, whatever becomes of the rows they are derived from.",
     FormerTokens = "former-tokens": "Every token that a local database ever had is right.",

@@ -114,9 +114,9 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => error.exit(),
     };
-    #[cfg(debug_assertions)]
-    exit::arm_crash_point();
     logging::start(arguments.common.verbose, matches!(arguments.command, Command::Serve) && !arguments.common.quiet);
+    #[cfg(debug_assertions)]
+    exit::arm_for_tests();
     exit::finish(run(&arguments))
 }
 

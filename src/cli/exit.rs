@@ -80,7 +80,7 @@ fn sentence(error: &anyhow::Error) -> String {
 
 /// Arms the crash point that `DOCKMASTER_CRASH` names, and plants the defect of `DOCKMASTER_DEFECT`; tests of debug builds set them.
 #[cfg(debug_assertions)]
-pub(super) fn arm_crash_point() {
+pub(super) fn arm_for_tests() {
     if let Ok(text) = std::env::var("DOCKMASTER_CRASH") {
         crate::base::crash::arm(&text);
     }

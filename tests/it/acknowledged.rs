@@ -2,9 +2,9 @@
 //! time on what the death before left. Whatever the node was told is stored is there (MI-17), and at the end every row is there once.
 
 use crate::crm::{self, in_step, local, serve_again, sql_on};
-use crate::harness::{Program, Site};
+use crate::harness::{Program, Site, quiet_address};
 use rusqlite::Connection;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -16,16 +16,6 @@ fn number(site: &Site, database: &str, sql: &str) -> i64 {
     let open = Connection::open(site.path(database)).unwrap();
     open.busy_timeout(Duration::from_secs(20)).unwrap();
     open.query_row(sql, [], |row| row.get(0)).unwrap_or_else(|error| panic!("{sql}: {error}"))
-}
-
-/// A port that stays the service's: none that connections are given by chance.
-fn quiet_address() -> String {
-    loop {
-        let address = format!("127.0.0.1:{}", fastrand::u16(20_000..30_000));
-        if TcpListener::bind(&address).is_ok() {
-            return address;
-        }
-    }
 }
 
 /// Files that the node holds for stored and that are neither in its inbox nor registered for the merge.

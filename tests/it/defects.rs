@@ -8,35 +8,32 @@ use std::process::{Command, Output};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// Which test is to fail, with what in its environment, and what it then says.
+/// Which test is to fail, with what in its environment, and what it then says: a test that fails for another reason has seen nothing.
 fn harness(defect: Defect) -> (&'static str, &'static [(&'static str, &'static str)], &'static str) {
     const POWER: &str = "kills::power::f3_f4_f5_power_cuts_on_real_file_systems_lose_and_double_nothing";
     const CUTS: &[(&str, &str)] = &[("DOCKMASTER_CUTS", "50")];
     const PIPELINE: &str = "pipeline::i1_r7_every_node_is_at_one_unit_of_the_server_whatever_happens_and_no_file_tells_more";
     const CASES: &[(&str, &str)] = &[("PIPELINE_CASES", "100")];
+    const ORDER: &str = "flush_order::f3_f4_every_file_is_flushed_before_its_name_and_its_folder_before_anybody_is_told";
+    const SENT: &str = "acknowledged::f1_mi17_what_the_service_acknowledged_is_there_wherever_it_dies_while_a_node_sends";
+    const PURGE: &str = "bounds::purge::r44_x10_s6_a_file_goes_when_applied_and_past_retention_and_a_txnproc_file_when_nobody_needs_it";
+    const FORKS: &str = "apply::f12_a_repeated_file_is_dropped_and_another_one_under_its_number_is_a_fork";
+    const CLONES: &str = "clones::g11_f21_r34_a_copy_that_calls_after_its_original_is_found_at_first_contact_at_20_timings";
+    const LOCK: &str = "docking::fault29_a_root_in_use_names_its_holder";
+    const FORGED: &str = "rights::forged::t2_t12_t13_forged_units_do_no_harm_through_the_merger_and_honest_ones_between_them_pass";
     match defect {
-        // ext4 flushes every name with the next flush of anything, so no cut shows it there.
-        Defect::NoFolderFlush => {
-            ("flush_order::f3_f4_every_file_is_flushed_before_its_name_and_its_folder_before_anybody_is_told", &[], "not flushed in time")
-        }
+        // What a cut takes, and so what is said of it, differs from cut to cut.
         Defect::NoFileFlush | Defect::NoDatabaseFlush | Defect::NoTailFlush => (POWER, CUTS, ""),
-        Defect::SkippedWatermark | Defect::StaleNodeKeys => (PIPELINE, CASES, "PIPELINE_SEED"),
-        Defect::EarlyAcknowledgement => (
-            "acknowledged::f1_mi17_what_the_service_acknowledged_is_there_wherever_it_dies_while_a_node_sends",
-            &[],
-            "acknowledged and not there",
-        ),
-        Defect::EarlyPurge => {
-            ("bounds::purge::r44_x10_s6_a_file_goes_when_applied_and_past_retention_and_a_txnproc_file_when_nobody_needs_it", &[], "")
-        }
-        Defect::IgnoredChain => ("apply::f12_a_repeated_file_is_dropped_and_another_one_under_its_number_is_a_fork", &[], ""),
-        Defect::FormerTokens => {
-            ("clones::g11_f21_r34_a_copy_that_calls_after_its_original_is_found_at_first_contact_at_20_timings", &[], "")
-        }
-        Defect::UnlockedRoot => ("docking::fault29_a_root_in_use_names_its_holder", &[], ""),
-        Defect::BlindRights => {
-            ("rights::forged::t2_t12_t13_forged_units_do_no_harm_through_the_merger_and_honest_ones_between_them_pass", &[], "")
-        }
+        // ext4 flushes every name with the next flush of anything, so no cut shows it there.
+        Defect::NoFolderFlush => (ORDER, &[], "not flushed in time"),
+        Defect::SkippedWatermark => (PIPELINE, CASES, "PIPELINE_SEED"),
+        Defect::StaleNodeKeys => (PIPELINE, CASES, ": leak to "),
+        Defect::EarlyAcknowledgement => (SENT, &[], "acknowledged and not there"),
+        Defect::EarlyPurge => (PURGE, &[], "left == right"),
+        Defect::IgnoredChain => (FORKS, &[], "did not stop"),
+        Defect::FormerTokens => (CLONES, &[], "N00: {"),
+        Defect::UnlockedRoot => (LOCK, &[], "on an `Ok` value: DockingRoot"),
+        Defect::BlindRights => (FORGED, &[], "was accepted"),
     }
 }
 

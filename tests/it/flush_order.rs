@@ -6,36 +6,19 @@
 
 use crate::crm::{self, in_step, local, serve_again, server_sql};
 use crate::harness::{Program, Site};
-use std::collections::BTreeSet;
+use crate::traced::{obstacle, traced};
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
-use std::process::{Command, Stdio};
 
-/// Why nothing can be traced here, if so.
-fn obstacle() -> Option<String> {
-    match Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).output() {
-        Ok(output) if output.status.success() => None,
-        Ok(output) => Some(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
-        Err(error) => Some(error.to_string()),
-    }
-}
+/// The calls that are judged.
+const CALLS: &str = "write,writev,pwrite64,fsync,fdatasync,rename,renameat,renameat2,ftruncate";
 
 /// Runs a program and returns its calls, each in one line, in their order.
-fn traced(site: &Site, program: Program, arguments: &[&str]) -> Vec<String> {
-    let plain = site.command(program, arguments);
-    let log = site.path("order.log");
-    let output = Command::new("strace")
-        .args(["-f", "-y", "-s", "512", "-o", log.to_str().unwrap(), "-e", "signal=none"])
-        .args(["-e", "trace=write,writev,pwrite64,fsync,fdatasync,rename,renameat,renameat2,ftruncate"])
-        .arg(plain.get_program())
-        .args(plain.get_args())
-        .current_dir(site.folder.path())
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+fn calls(site: &Site, program: Program, arguments: &[&str]) -> Vec<String> {
+    let (output, text) = traced(site, program, arguments, CALLS, &["-s", "512"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     // A call that another one interrupts counts from where it returned.
-    let text = std::fs::read_to_string(log).unwrap();
-    let mut begun = std::collections::HashMap::new();
+    let mut begun = HashMap::new();
     let mut calls = Vec::new();
     for line in text.lines() {
         let Some((process, rest)) = line.split_once(' ') else { continue };
@@ -118,13 +101,13 @@ fn f3_f4_every_file_is_flushed_before_its_name_and_its_folder_before_anybody_is_
         server_sql(&site, &format!("UPDATE opportunity SET name = 'turn {turn}'; UPDATE product SET name = 'turn {turn}' WHERE id = 1"));
     };
     change(1);
-    let stages = judge(&site, &traced(&site, Program::Dockmaster, &["run"]), &["cds.db", "ledger.db"]);
+    let stages = judge(&site, &calls(&site, Program::Dockmaster, &["run"]), &["cds.db", "ledger.db"]);
     change(2);
-    let extract = judge(&site, &traced(&site, Program::Dockmaster, &["extract", "BERT", "--yes"]), &["cds.db", "ledger.db"]);
+    let extract = judge(&site, &calls(&site, Program::Dockmaster, &["extract", "BERT", "--yes"]), &["cds.db", "ledger.db"]);
     let address = serve_again(&mut site);
-    let sync = judge(&site, &traced(&site, Program::RemoteSync, &["sync", &local("ANNA")]), &["anna.db"]);
+    let sync = judge(&site, &calls(&site, Program::RemoteSync, &["sync", &local("ANNA")]), &["anna.db"]);
     let token = site.token("BERT");
-    let init = judge(&site, &traced(&site, Program::RemoteSync, &["init", &address, "--token", &token, "--replace", &local("BERT")]), &[]);
+    let init = judge(&site, &calls(&site, Program::RemoteSync, &["init", &address, "--token", &token, "--replace", &local("BERT")]), &[]);
     let whole = [("run", stages), ("extract", extract), ("sync", sync), ("init", init)];
     let breaches: Vec<String> =
         whole.iter().flat_map(|(what, judged)| judged.breaches.iter().map(move |breach| format!("{what}: {breach}"))).collect();

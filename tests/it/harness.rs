@@ -304,8 +304,26 @@ pub fn literal(row: &[Value]) -> String {
 }
 
 /// Plants the defect of `DOCKMASTER_DEFECT` into this process: what a harness of `defects` calls first if it uses the library itself.
+#[cfg(debug_assertions)]
 pub fn plant_defect() {
     if let Ok(name) = std::env::var("DOCKMASTER_DEFECT") {
         dockmaster::base::defect::plant(&name);
+    }
+}
+
+/// Release builds have no defects; asked for one they say so.
+#[cfg(not(debug_assertions))]
+pub fn plant_defect() {
+    assert!(std::env::var_os("DOCKMASTER_DEFECT").is_none(), "only debug builds have defects");
+}
+
+/// An address that stays the service's: its port is none that connections are given by chance, and not by any seed, so that two runs at
+/// once do not meet.
+pub fn quiet_address() -> String {
+    loop {
+        let address = format!("127.0.0.1:{}", fastrand::u16(20_000..30_000));
+        if std::net::TcpListener::bind(&address).is_ok() {
+            return address;
+        }
     }
 }

@@ -74,6 +74,7 @@ mod session;
 mod ssh;
 mod ten_steps;
 mod tidy;
+mod traced;
 mod trust;
 mod upload_reshape;
 mod verify;

@@ -2,9 +2,8 @@
 
 use super::history::{Entry, Snapshot, judge, stream};
 use crate::crm;
-use crate::harness::{Program, Site};
+use crate::harness::{Program, Site, quiet_address};
 use rusqlite::Connection;
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -26,22 +25,11 @@ pub struct Town {
     renewing: bool,
 }
 
-/// Finds a port that stays the service's: none that connections are given by chance.
-fn quiet_port(random: &mut fastrand::Rng) -> u16 {
-    loop {
-        let port = random.u16(20_000..30_000);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-}
-
 impl Town {
     /// Makes the site in a folder, with three nodes in step whose databases lie below `clients`, relative to it.
     pub fn new(folder: tempfile::TempDir, clients: &'static str) -> Town {
         let site = Site::new_in(folder, crm::database, crm::DEFINITION);
-        // Not by the seed: two runs at once must not meet.
-        let address = format!("127.0.0.1:{}", quiet_port(&mut fastrand::Rng::new()));
+        let address = quiet_address();
         let path = site.path("dockmaster.toml");
         let text = std::fs::read_to_string(&path).unwrap();
         // Few files are kept, so that the purge is at work as well.

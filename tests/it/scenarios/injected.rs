@@ -5,34 +5,15 @@
 
 use crate::crm::{self, in_step, serve_again, server_sql};
 use crate::harness::{Program, Site};
+use crate::traced::{obstacle, traced};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Stdio};
 
 const ALL: [&str; 3] = ["ANNA", "BERT", "CORA"];
 
-/// Why no errors can be injected here, if so.
-fn obstacle() -> Option<String> {
-    match Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).output() {
-        Ok(output) if output.status.success() => None,
-        Ok(output) => Some(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
-        Err(error) => Some(error.to_string()),
-    }
-}
-
 /// Runs a program whose n-th call fails. Returns its exit code, or nothing if it made fewer calls.
 fn injected(site: &Site, program: Program, arguments: &[&str], calls: &str, errno: &str, n: u32) -> Option<i32> {
-    let plain = site.command(program, arguments);
-    let log = site.path("strace.log");
-    let output = Command::new("strace")
-        .args(["-f", "-y", "-o", log.to_str().unwrap(), "-e", &format!("trace={calls}"), "-e", "signal=none"])
-        .args(["-e", &format!("inject={calls}:error={errno}:when={n}")])
-        .arg(plain.get_program())
-        .args(plain.get_args())
-        .current_dir(site.folder.path())
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let log = std::fs::read_to_string(&log).unwrap();
+    let inject = format!("inject={calls}:error={errno}:when={n}");
+    let (output, log) = traced(site, program, arguments, calls, &["-e", &inject]);
     let met = log.lines().find(|line| line.contains("(INJECTED)"));
     let (code, signal) = (output.status.code(), output.status.signal());
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
